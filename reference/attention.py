@@ -1,0 +1,35 @@
+"""Grouped-query attention without any position encoding (spec 2.3)."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from longllava_trt.config import DecoderConfig
+from reference.cache import AttentionState
+from reference.operators import Operators
+
+__all__ = ["CausalSelfAttention"]
+
+
+class CausalSelfAttention(nn.Module):
+    """Causal self-attention; order comes from the Mamba layers alone."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        kv_size = config.num_key_value_heads * config.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
+        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(
+        self, x: Tensor, state: AttentionState, ops: Operators
+    ) -> tuple[Tensor, AttentionState]:
+        """Attend from x [batch, seq_len, hidden_size] to itself and the cache."""
+        q, k, v = (
+            proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            for proj in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        y, state = ops.causal_attention(q, k, v, state)
+        return self.o_proj(y.transpose(1, 2).flatten(2)), state

@@ -1,0 +1,69 @@
+"""The hybrid cache: what a decoder carries from one call to the next.
+
+A cache is one state per layer. Calls do not change it; they return the next one, so a caller can keep any
+moment of a sequence and go on from there. Unlike the original and transformers, a call of several tokens
+continues the Mamba state instead of starting it anew (spec 8.1).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from longllava_trt.config import DecoderConfig
+
+__all__ = ["AttentionState", "HybridCache", "LayerState", "MambaState", "empty_cache"]
+
+
+class AttentionState(NamedTuple):
+    """Keys and values seen so far, not repeated over query groups."""
+
+    key: Tensor
+    """[batch, num_key_value_heads, past_len, head_dim], T."""
+    value: Tensor
+    """[batch, num_key_value_heads, past_len, head_dim], T."""
+
+
+class MambaState(NamedTuple):
+    """State of a Mamba mixer, of constant size."""
+
+    conv_state: Tensor
+    """Last d_conv - 1 columns before bias and SiLU, oldest first. [batch, d_inner, d_conv - 1], T."""
+    recurrent_state: Tensor
+    """[batch, d_inner, d_state], float32, or T to follow the original bit by bit."""
+
+
+LayerState = AttentionState | MambaState
+HybridCache = tuple[LayerState, ...]
+
+
+def empty_cache(
+    config: DecoderConfig,
+    *,
+    batch: int = 1,
+    dtype: torch.dtype = torch.float32,
+    ssm_state_dtype: torch.dtype = torch.float32,
+) -> HybridCache:
+    """Return the cache of a sequence that has not begun.
+
+    Args:
+        config: The decoder.
+        batch: Number of sequences.
+        dtype: The model's dtype, of keys, values and conv states.
+        ssm_state_dtype: Dtype in which recurrent states are kept between calls. float32 is exact; the
+            original keeps them in the model's dtype (spec 2.6).
+    """
+    states: list[LayerState] = []
+    for kind in config.layer_kinds:
+        if kind == "attention":
+            empty = torch.zeros(batch, config.num_key_value_heads, 0, config.head_dim, dtype=dtype)
+            states.append(AttentionState(empty, empty))
+        else:
+            conv = torch.zeros(batch, config.d_inner, config.conv_state_width, dtype=dtype)
+            recurrent = torch.zeros(
+                batch, config.d_inner, config.mamba_d_state, dtype=ssm_state_dtype
+            )
+            states.append(MambaState(conv, recurrent))
+    return tuple(states)

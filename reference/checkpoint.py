@@ -1,0 +1,42 @@
+"""Load a checkpoint into the reference model, strictly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from longllava_trt.config import load_config
+from longllava_trt.safetensors_index import index_checkpoint, read_tensor
+from reference.model import LongLLaVA
+
+__all__ = ["load_model"]
+
+
+def load_model(
+    checkpoint: Path, *, dtype: torch.dtype = torch.float32, vision_tower: Path | None = None
+) -> LongLLaVA:
+    """Load the whole model on the CPU, ready for inference.
+
+    Args:
+        checkpoint: Folder with config.json and safetensors, under the original's names or transformers'.
+        dtype: Dtype to compute in; tensors are cast one at a time.
+        vision_tower: Folder of a CLIP checkpoint to take the vision tower from, in place of the copy in the
+            checkpoint (spec 3.3).
+
+    Raises:
+        ConfigError: If config.json is not one we can honour.
+        CheckpointError: Lists every tensor that is missing, extra or misshapen.
+    """
+    config = load_config(checkpoint, vision_tower=vision_tower)
+    sources = index_checkpoint(checkpoint, config, vision_tower=vision_tower)
+    model = LongLLaVA.on_meta(config)
+    state = {}
+    for name, source in sources.items():
+        # torch takes no bfloat16 from NumPy, so bytes travel as integers of the same width
+        array = read_tensor(source, checkpoint)
+        carrier = array.view(f"i{array.dtype.itemsize}").copy()
+        stored = getattr(torch, source.dtype)
+        state[name] = torch.from_numpy(carrier).view(stored).to(dtype)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval().requires_grad_(False)

@@ -1,0 +1,74 @@
+"""Embedding assembly and greedy decoding, as the original does them for one prompt (spec 5.7, 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from reference.cache import HybridCache, empty_cache
+from reference.model import LongLLaVA
+
+__all__ = ["IMAGE_TOKEN_INDEX", "assemble_embeds", "greedy_tokens", "prefill"]
+
+IMAGE_TOKEN_INDEX = -200
+
+
+def assemble_embeds(model: LongLLaVA, input_ids: Sequence[int], image_embeds: Tensor) -> Tensor:
+    """Embed a prompt, with the k-th image's tokens in the place of its k-th image index.
+
+    Args:
+        model: The model.
+        input_ids: Token ids, with `IMAGE_TOKEN_INDEX` where an image goes.
+        image_embeds: [num_images, num_image_tokens, hidden_size].
+
+    Returns:
+        [1, length, hidden_size]
+    """
+    pieces, text, images = [], [], iter(image_embeds)
+    for token in [*input_ids, None]:
+        if token is not None and token != IMAGE_TOKEN_INDEX:
+            text.append(token)
+            continue
+        if text:
+            pieces.append(model.embed(torch.tensor(text)))
+            text = []
+        if token == IMAGE_TOKEN_INDEX:
+            pieces.append(next(images))
+    return torch.cat(pieces)[None]
+
+
+def prefill(
+    model: LongLLaVA, inputs_embeds: Tensor, *, chunk: int | None = None
+) -> tuple[Tensor, HybridCache]:
+    """Feed a prompt, whole or in chunks; returns the logits of its last position and the cache."""
+    cache = empty_cache(
+        model.config.decoder, batch=inputs_embeds.shape[0], dtype=inputs_embeds.dtype
+    )
+    for piece in inputs_embeds.split(chunk or inputs_embeds.shape[1], dim=1):
+        output = model.decode(piece, cache)
+        cache = output.cache
+    return output.logits, cache
+
+
+@torch.no_grad()
+def greedy_tokens(
+    model: LongLLaVA, inputs_embeds: Tensor, *, max_new_tokens: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield each next token of the first row with the logits [vocab_size] it was chosen from.
+
+    The end-of-sequence token is forbidden as the first token and otherwise ends the stream unyielded.
+    """
+    eos = model.config.eos_token_id
+    logits, cache = prefill(model, inputs_embeds)
+    for step in range(max_new_tokens):
+        scores = logits[0, -1].clone()
+        if step == 0:
+            scores[eos] = float("-inf")
+        token = int(scores.argmax())
+        if token == eos:
+            return
+        yield token, logits[0, -1]
+        output = model.decode(model.embed(torch.tensor([[token]])), cache)
+        logits, cache = output.logits, output.cache

@@ -1,0 +1,61 @@
+"""The Mamba-1 mixer as Jamba has it, with RMSNorm on dt, B and C (spec 2.4)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
+
+from longllava_trt.config import DecoderConfig
+from reference.cache import MambaState
+from reference.norms import RMSNorm
+from reference.operators import Operators, ScanInputs
+
+__all__ = ["MambaMixer"]
+
+
+class MambaMixer(nn.Module):
+    """Gated selective state-space mixer. Parameter names are the original's."""
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        hidden, inner = config.hidden_size, config.d_inner
+        self.sizes = (config.mamba_dt_rank, config.mamba_d_state, config.mamba_d_state)
+        self.in_proj = nn.Linear(hidden, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, config.mamba_d_conv, groups=inner)
+        self.x_proj = nn.Linear(inner, sum(self.sizes), bias=False)
+        self.dt_proj = nn.Linear(config.mamba_dt_rank, inner)
+        self.A_log = nn.Parameter(torch.zeros(inner, config.mamba_d_state))
+        self.D = nn.Parameter(torch.ones(inner))
+        self.out_proj = nn.Linear(inner, hidden, bias=False)
+        self.dt_layernorm = RMSNorm(self.sizes[0], eps=config.rms_norm_eps)
+        self.B_layernorm = RMSNorm(self.sizes[1], eps=config.rms_norm_eps)
+        self.C_layernorm = RMSNorm(self.sizes[2], eps=config.rms_norm_eps)
+
+    def forward(self, x: Tensor, state: MambaState, ops: Operators) -> tuple[Tensor, MambaState]:
+        """Mix x [batch, seq_len, hidden_size] over time, continuing from ``state``."""
+        u, z = self.in_proj(x).chunk(2, dim=-1)
+        conv_bias = self.conv1d.bias
+        assert conv_bias is not None, "Bug: the convolution is built with a bias"
+        u, conv_state = ops.causal_conv(
+            u.transpose(1, 2), self.conv1d.weight, conv_bias, state.conv_state
+        )
+        u = u.transpose(1, 2)
+        dt, B, C = self.x_proj(u).split(self.sizes, dim=-1)
+        # the bias of dt_proj belongs to the scan, which adds it in float32
+        dt = F.linear(self.dt_layernorm(dt, ops), self.dt_proj.weight)
+        y, recurrent_state = ops.selective_scan(
+            ScanInputs(
+                u=u,
+                dt=dt,
+                A_log=self.A_log,
+                B=self.B_layernorm(B, ops),
+                C=self.C_layernorm(C, ops),
+                D=self.D,
+                z=z,
+                dt_bias=self.dt_proj.bias,
+                state=state.recurrent_state,
+            )
+        )
+        kept = recurrent_state.to(state.recurrent_state.dtype)
+        return self.out_proj(y), MambaState(conv_state, kept)

@@ -1,0 +1,159 @@
+"""The reference against code nobody here wrote: transformers' Jamba and CLIP, on random weights."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812
+
+from longllava_trt.config import DecoderConfig
+from reference.cache import empty_cache
+from reference.model import LongLLaVA
+from reference.operators import TorchOperators
+from reference.projector import pool_patches
+
+transformers = pytest.importorskip("transformers")
+
+LIMIT = 1e-4
+
+
+def relative_error(actual: Tensor, expected: Tensor) -> float:
+    """Largest absolute difference over the largest magnitude expected."""
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+def jamba_name(name: str, decoder: DecoderConfig) -> str:
+    """Rename a parameter of ours to transformers' name for it (spec 3.1)."""
+    for ours, theirs in (
+        ("pre_moe_layernorm", "pre_ff_layernorm"),
+        (".moe.", ".feed_forward."),
+        ("B_layernorm", "b_layernorm"),
+        ("C_layernorm", "c_layernorm"),
+    ):
+        name = name.replace(ours, theirs)
+    layer = re.match(r"model\.layers\.(\d+)\.", name)
+    is_dense = layer is not None and not decoder.is_moe_layer(int(layer[1]))
+    return name.replace("experts.0.", "") if is_dense else name
+
+
+def jamba_from_reference(model: LongLLaVA) -> torch.nn.Module:
+    """Build transformers' Jamba with the reference decoder's weights."""
+    decoder: DecoderConfig = model.config.decoder
+    fields = {name: getattr(decoder, name) for name in DecoderConfig.__dataclass_fields__}
+    config = transformers.JambaConfig(
+        **fields, tie_word_embeddings=False, use_mamba_kernels=False, attn_implementation="eager"
+    )
+    jamba = transformers.JambaForCausalLM(config).eval()
+    state = {
+        jamba_name(name, decoder): value
+        for name, value in model.state_dict().items()
+        if "vision_tower" not in name and "mm_projector" not in name
+    }
+    for layer in range(decoder.num_hidden_layers):
+        if decoder.is_moe_layer(layer):
+            prefix = f"model.layers.{layer}.feed_forward.experts."
+            gate, up, down = (
+                torch.stack(
+                    [state.pop(f"{prefix}{e}.{n}.weight") for e in range(decoder.num_experts)]
+                )
+                for n in ("gate_proj", "up_proj", "down_proj")
+            )
+            state[prefix + "gate_up_proj"] = torch.cat([gate, up], dim=1)
+            state[prefix + "down_proj"] = down
+    jamba.load_state_dict(state, strict=True)
+    return jamba
+
+
+@pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 3), (3, 65)])
+@torch.no_grad()
+def test_decoder_equals_transformers_jamba(model: LongLLaVA, batch: int, length: int) -> None:
+    jamba = jamba_from_reference(model)
+    ids = torch.randint(0, 97, (batch, length), generator=torch.Generator().manual_seed(1))
+    expected = jamba(ids, use_cache=False, output_hidden_states=True)
+    output = model.decode(
+        model.embed(ids), empty_cache(model.config.decoder, batch=batch), all_logits=True
+    )
+    assert relative_error(output.logits, expected.logits) <= LIMIT
+    # transformers' last hidden state is taken after the final norm
+    for layer, hidden in enumerate(output.hidden_states[:-1]):
+        assert relative_error(hidden, expected.hidden_states[layer + 1]) <= LIMIT, layer
+
+
+class RenormalisedRouter(TorchOperators):
+    """What mlx-lm and mobius do: routing weights that sum to one."""
+
+    def sparse_moe(self, x, router_logits, experts, *, top_k):  # type: ignore[no-untyped-def]
+        kept = router_logits.softmax(-1).topk(top_k, -1).values.sum(-1, keepdim=True)
+        return super().sparse_moe(x, router_logits, experts, top_k=top_k) / kept
+
+
+class ShiftedConv(TorchOperators):
+    """A convolution that sees one step less."""
+
+    def causal_conv(self, u, weight, bias, conv_state):  # type: ignore[no-untyped-def]
+        y, state = super().causal_conv(u, weight, bias, conv_state)
+        return torch.nn.functional.pad(y, (1, 0))[..., :-1], state
+
+
+class NoSkip(TorchOperators):
+    """A scan without the D skip."""
+
+    def selective_scan(self, inputs):  # type: ignore[no-untyped-def]
+        return super().selective_scan(inputs._replace(D=torch.zeros_like(inputs.D)))
+
+
+class WithRotaryPositions(TorchOperators):
+    """Rotary positions, which Jamba has not."""
+
+    def causal_attention(self, q, k, v, state):  # type: ignore[no-untyped-def]
+        angle = torch.arange(q.shape[2])[:, None] / 100 ** (torch.arange(q.shape[3] // 2) / 8)
+        turn = torch.polar(torch.ones_like(angle), angle)
+
+        def rotate(x: Tensor) -> Tensor:
+            pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+            return torch.view_as_real(pairs * turn).flatten(-2)
+
+        return super().causal_attention(rotate(q), rotate(k), v, state)
+
+
+@pytest.mark.parametrize("model", [(4, 2)], ids=["moe4"], indirect=True)
+@pytest.mark.parametrize("wrong", [RenormalisedRouter, ShiftedConv, NoSkip, WithRotaryPositions])
+@torch.no_grad()
+def test_comparison_fails_when_the_model_is_wrong(model: LongLLaVA, wrong: type) -> None:
+    jamba = jamba_from_reference(model)
+    ids = torch.randint(0, 97, (1, 33), generator=torch.Generator().manual_seed(1))
+    expected = jamba(ids, use_cache=False).logits
+    model.ops = wrong()
+    cache = empty_cache(model.config.decoder)
+    output = model.decode(model.embed(ids), cache, all_logits=True)
+    assert relative_error(output.logits, expected) > 100 * LIMIT
+
+
+@torch.no_grad()
+def test_vision_tower_equals_transformers_clip(model: LongLLaVA) -> None:
+    vision = model.config.vision
+    fields = {name: getattr(vision, name) for name in type(vision).__dataclass_fields__}
+    clip = transformers.CLIPVisionModel(transformers.CLIPVisionConfig(**fields)).eval()
+    own = model.vision_model.state_dict()
+    prefix = next(iter(clip.state_dict())).split("embeddings.")[0]
+    clip.load_state_dict({prefix + key: value for key, value in own.items()}, strict=True)
+    pixels = torch.randn(2, 3, 56, 56, generator=torch.Generator().manual_seed(2))
+    expected = clip(pixels, output_hidden_states=True).hidden_states
+    features = model.encode_images(pixels)
+    assert relative_error(features, expected[-2][:, 1:]) <= LIMIT
+    assert relative_error(features, expected[-1][:, 1:]) > 100 * LIMIT
+
+
+@pytest.mark.parametrize("side", [4, 6, 24])
+def test_pooling_equals_bilinear_interpolation_and_average_pooling(side: int) -> None:
+    features = torch.randn(2, side * side, 32, generator=torch.Generator().manual_seed(3))
+    grid = features.transpose(1, 2).unflatten(2, (side, side))
+    pooled = pool_patches(features, patches_per_side=side)
+    for expected in (
+        F.interpolate(grid, size=(side // 2, side // 2), mode="bilinear", align_corners=False),
+        F.avg_pool2d(grid, 2),
+    ):
+        torch.testing.assert_close(pooled, expected.flatten(2).transpose(1, 2), rtol=0, atol=1e-6)
