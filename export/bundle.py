@@ -1,0 +1,205 @@
+"""All stages of a checkpoint into a bundle, which appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+import onnx_ir as ir
+
+from export.check import check_stage
+from export.trace import trace_stage
+from export.weights import WeightsMode, bind_weights, place_weight_files
+from longllava_trt import __version__
+from longllava_trt.config import LongLLaVAConfig, load_config
+from longllava_trt.contracts import STAGES, stage_specs
+from longllava_trt.errors import CheckpointError, InputError
+from longllava_trt.logs import Progress, ProgressEvent
+from longllava_trt.manifest import (
+    MANIFEST_FILE,
+    FileRecord,
+    Manifest,
+    StageRecord,
+    WeightRecord,
+    record_files,
+)
+from longllava_trt.publish import published
+from longllava_trt.safetensors_index import TensorSource, index_checkpoint
+from plugins_trt.bodies import function_bodies
+
+__all__ = ["ExportReport", "export_bundle"]
+
+logger = logging.getLogger(__name__)
+
+_DTYPES = ("auto", "float32", "float16", "bfloat16")
+_CLIP_PREPROCESSOR = {
+    "crop_size": 336,
+    "do_center_crop": True,
+    "do_convert_rgb": True,
+    "do_normalize": True,
+    "do_resize": True,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "resample": 3,
+    "size": 336,
+}
+"""What openai/clip-vit-large-patch14-336 ships; LongLLaVA's own checkpoints leave it to the vision tower."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportReport:
+    """What an export made."""
+
+    bundle: Path
+    dtype: str
+    stages: tuple[str, ...]
+    new_bytes: int
+    """Bytes written; linked weights do not count."""
+    linked_bytes: int
+    """Bytes of the checkpoint's files that the bundle points into."""
+
+
+def export_bundle(
+    checkpoint: Path,
+    bundle: Path,
+    *,
+    dtype: str = "auto",
+    stages: Sequence[str] = STAGES,
+    weights: WeightsMode = "auto",
+    vision_tower: Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """Export a checkpoint.
+
+    Args:
+        checkpoint: Folder with config.json, safetensors and tokenizer.json.
+        bundle: Folder to make.
+        dtype: Arithmetic dtype of the graphs; `auto` is that of the checkpoint's decoder.
+        stages: Which stages to export.
+        weights: How the checkpoint's files get into the bundle; see `place_weight_files`.
+        vision_tower: Folder of a CLIP checkpoint to use in place of the copy in the checkpoint.
+        overwrite: Replace a bundle that is there.
+        progress: Called before and after each stage.
+
+    Raises:
+        InputError: If an option or the target is not usable.
+        ConfigError: If config.json is not one we can honour.
+        CheckpointError: If tensors or files are missing or damaged.
+        ExportError: If a stage cannot be traced or does not pass its checks.
+    """
+    _check_options(dtype, stages)
+    config = load_config(checkpoint, vision_tower=vision_tower)
+    sources = index_checkpoint(checkpoint, config, vision_tower=vision_tower)
+    if dtype == "auto":
+        dtype = sources["lm_head.weight"].dtype
+    specs = stage_specs(config, dtype)
+    with published(bundle, overwrite=overwrite, marker=MANIFEST_FILE) as staging:
+        _copy_side_files(checkpoint, config, staging)
+        records: dict[str, WeightRecord] = {}
+        for done, name in enumerate(stages):
+            _tell(progress, done, len(stages), name)
+            records |= _export_stage(config, name, dtype, sources, staging)
+        _tell(progress, len(stages), len(stages), "hashing")
+        used = [sources[name] for name in records]
+        copied = place_weight_files(checkpoint, used, staging, mode=weights)
+        files = record_files(staging)
+        Manifest(
+            dtype=dtype,
+            stages={n: StageRecord(file=_graph_file(n), spec=specs[n]) for n in stages},
+            weights=records,
+            files=files,
+            produced_by=_versions(),
+        ).save(staging)
+        own = sum(p.stat().st_size for p in staging.iterdir() if p.is_file())
+    linked = _weight_bytes(files) - copied
+    return ExportReport(
+        bundle=bundle,
+        dtype=dtype,
+        stages=tuple(stages),
+        new_bytes=own + copied,
+        linked_bytes=linked,
+    )
+
+
+def _check_options(dtype: str, stages: Sequence[str]) -> None:
+    if dtype not in _DTYPES:
+        raise InputError(f"export: dtype must be one of {', '.join(_DTYPES)}, got '{dtype}'")
+    unknown = sorted(set(stages) - set(STAGES))
+    if unknown or not stages:
+        raise InputError(
+            f"export: stages must be among {', '.join(STAGES)}, got {', '.join(unknown) or 'none'}"
+        )
+
+
+def _export_stage(
+    config: LongLLaVAConfig,
+    name: str,
+    dtype: str,
+    sources: dict[str, TensorSource],
+    staging: Path,
+) -> dict[str, WeightRecord]:
+    """Trace, bind, check and write one stage; returns its weight map."""
+    spec = stage_specs(config, dtype)[name]
+    model = trace_stage(config, spec, dtype=dtype)
+    records = bind_weights(model, sources, keep_inputs=len(spec.inputs), dtype=dtype)
+    proto = _with_bodies(ir.to_proto(model))
+    check_stage(proto, spec)
+    (staging / _graph_file(name)).write_bytes(proto.SerializeToString(deterministic=True))
+    logger.info("export %s: %d nodes, %d weights", name, len(proto.graph.node), len(records))
+    return records
+
+
+def _with_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Give every custom node its function body, so that any ONNX runtime can run the file."""
+    used = {(node.domain, node.op_type) for node in model.graph.node}
+    model.functions.extend(f for f in function_bodies() if (f.domain, f.name) in used)
+    model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
+    model.producer_name, model.producer_version = "longllava-trt", __version__
+    return model
+
+
+def _copy_side_files(checkpoint: Path, config: LongLLaVAConfig, staging: Path) -> None:
+    """Copy tokenizer and configs; fill in the two that a published checkpoint may lack."""
+    if not (checkpoint / "tokenizer.json").is_file():
+        raise CheckpointError(
+            f"{checkpoint / 'tokenizer.json'}: not found; it must lie beside config.json "
+            "(a checkpoint with tokenizer.model alone has to be converted first)"
+        )
+    defaults = {
+        "generation_config.json": {
+            "bos_token_id": config.bos_token_id,
+            "eos_token_id": config.eos_token_id,
+            "pad_token_id": config.pad_token_id,
+        },
+        "preprocessor_config.json": _CLIP_PREPROCESSOR,
+    }
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", *defaults):
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, staging / name)
+        elif name in defaults:
+            (staging / name).write_text(json.dumps(defaults[name], indent=2) + "\n")
+
+
+def _graph_file(stage: str) -> str:
+    return f"{stage}.onnx"
+
+
+def _weight_bytes(files: dict[str, FileRecord]) -> int:
+    return sum(r.nbytes for name, r in files.items() if name.endswith(".safetensors"))
+
+
+def _versions() -> dict[str, str]:
+    packages = ("torch", "onnx", "onnx-ir", "onnxscript")
+    return {"longllava-trt": __version__} | {name: version(name) for name in packages}
+
+
+def _tell(progress: Progress | None, done: int, total: int, note: str) -> None:
+    if progress is not None:
+        progress(ProgressEvent("export", done, total, "stage", note))

@@ -1,0 +1,102 @@
+"""The reference's operators as ONNX nodes.
+
+Each call emits the one node that stands for it in the graph; nothing here computes. Nodes of domain
+`longllava` take name and version from `plugins_trt.spec`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plugins_trt.spec import CAUSAL_CONV, SELECTIVE_SCAN, SPARSE_MOE, OperatorSpec
+from reference.cache import AttentionState
+from reference.operators import ExpertWeights, ScanInputs
+
+__all__ = ["OnnxOperators"]
+
+
+class OnnxOperators:
+    """Operators that leave ONNX nodes in a traced graph.
+
+    Args:
+        past_len: Tokens already in the KV cache. [batch], int64. Not needed without causal attention.
+    """
+
+    def __init__(self, past_len: Tensor | None = None) -> None:
+        self._past_len = past_len
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """`RMSNormalization`: mean square in float32, scale in the input's dtype, as spec 2.1 has it."""
+        attributes = {"epsilon": eps, "stash_type": 1}
+        return _standard("RMSNormalization", [x, weight], like=x, version=23, **attributes)
+
+    def full_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`Attention` without a mask."""
+        return _standard("Attention", [q, k, v], like=q, version=24, softmax_precision=1)
+
+    def causal_attention(
+        self, q: Tensor, k: Tensor, v: Tensor, state: AttentionState
+    ) -> tuple[Tensor, AttentionState]:
+        """`TensorScatter` into the cache at past_len, then `Attention` over what is valid.
+
+        The cache has room for `capacity` positions; the causal mask is aligned to the last valid one.
+        """
+        assert self._past_len is not None, "Bug: the decoder stage gives past_len"
+        key, value = (
+            _standard("TensorScatter", [cache, new, self._past_len], like=cache, version=24, axis=2)
+            for cache, new in ((state.key, k), (state.value, v))
+        )
+        total_len = self._past_len + q.shape[2]
+        inputs = [q, key, value, None, None, None, total_len]
+        y = _standard("Attention", inputs, like=q, version=24, is_causal=1, softmax_precision=1)
+        return y, AttentionState(key, value)
+
+    def causal_conv(
+        self, u: Tensor, weight: Tensor, bias: Tensor, conv_state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """`CausalConvWithState` with SiLU."""
+        return _ours(
+            CAUSAL_CONV, [u, weight, bias, conv_state], like=(u, conv_state), activation="silu"
+        )
+
+    def selective_scan(self, inputs: ScanInputs) -> tuple[Tensor, Tensor]:
+        """`longllava::SelectiveScan`."""
+        return _ours(SELECTIVE_SCAN, list(inputs), like=(inputs.u, inputs.state))
+
+    def sparse_moe(
+        self, x: Tensor, router_logits: Tensor, experts: Sequence[ExpertWeights], *, top_k: int
+    ) -> Tensor:
+        """`longllava::SparseMoE`; the stacking of experts stays in the graph, to be folded at load."""
+        gate_up = torch.stack([torch.cat([e.gate, e.up]) for e in experts])
+        down = torch.stack([e.down for e in experts])
+        (y,) = _ours(SPARSE_MOE, [x, router_logits, gate_up, down], like=(x,), top_k=top_k)
+        return y
+
+
+def _standard(
+    op_type: str, inputs: list[Tensor | None], *, like: Tensor, version: int, **attributes: Any
+) -> Tensor:
+    """Emit a node of ONNX's own domain whose one output has the shape and dtype of ``like``."""
+    y: Tensor = torch.onnx.ops.symbolic(
+        op_type, inputs, attributes, dtype=like.dtype, shape=like.shape, version=version
+    )
+    return y
+
+
+def _ours(
+    spec: OperatorSpec, inputs: list[Tensor], *, like: tuple[Tensor, ...], **attributes: Any
+) -> Any:
+    """Emit a node of a spec; output k has the shape and dtype of ``like[k]``."""
+    name = f"{spec.domain}::{spec.op_type}" if spec.domain else spec.op_type
+    return torch.onnx.ops.symbolic_multi_out(
+        name,
+        inputs,
+        attributes,
+        dtypes=[t.dtype for t in like],
+        shapes=[t.shape for t in like],
+        version=spec.version,
+    )

@@ -1,0 +1,78 @@
+"""What is traced for each stage: the reference's own methods between the contract's inputs and outputs.
+
+Besides its outputs a stage returns the residual stream after each layer, so that these values get stable
+names in the graph; `trace` takes them off the list of outputs again.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from export.operators import OnnxOperators
+from reference.cache import AttentionState, HybridCache, MambaState
+from reference.model import LongLLaVA
+
+__all__ = ["STAGE_MODULES"]
+
+Outputs = tuple[Tensor, ...]
+
+
+class _Stage(nn.Module):
+    def __init__(self, model: LongLLaVA) -> None:
+        super().__init__()
+        # the only child, so that parameter names are the checkpoint's behind one fixed prefix
+        self.model = model
+
+
+class VisionStage(_Stage):
+    """`pixel_values` to `image_features`."""
+
+    def forward(self, pixel_values: Tensor) -> Outputs:
+        """Trace the vision tower in its own dtype."""
+        pixels = pixel_values.to(self.model.lm_head.weight.dtype)
+        features, hidden_states = self.model.vision_model(pixels, OnnxOperators())
+        return (features, *hidden_states)
+
+
+class ProjectorStage(_Stage):
+    """`image_features` to `image_embeds`."""
+
+    def forward(self, image_features: Tensor) -> Outputs:
+        """Trace pooling and MLP."""
+        return (self.model.project(image_features),)
+
+
+class EmbedStage(_Stage):
+    """`input_ids` to `inputs_embeds`."""
+
+    def forward(self, input_ids: Tensor) -> Outputs:
+        """Trace the lookup."""
+        return (self.model.embed(input_ids),)
+
+
+class DecoderStage(_Stage):
+    """`inputs_embeds`, `past_len` and carried state to `logits` and carried state."""
+
+    def forward(self, inputs_embeds: Tensor, past_len: Tensor, *past: Tensor) -> Outputs:
+        """Trace one call of the decoder; `past` holds two tensors a layer, in the contract's order."""
+        self.model.ops = OnnxOperators(past_len)
+        output = self.model.decode(inputs_embeds, self._cache(past))
+        present = [tensor for state in output.cache for tensor in state]
+        return (output.logits, *present, *output.hidden_states)
+
+    def _cache(self, past: tuple[Tensor, ...]) -> HybridCache:
+        kinds = self.model.config.decoder.layer_kinds
+        pairs = zip(past[::2], past[1::2], strict=True)
+        return tuple(
+            (AttentionState if kind == "attention" else MambaState)(*pair)
+            for kind, pair in zip(kinds, pairs, strict=True)
+        )
+
+
+STAGE_MODULES: dict[str, type[_Stage]] = {
+    "vision": VisionStage,
+    "projector": ProjectorStage,
+    "embed": EmbedStage,
+    "decoder": DecoderStage,
+}
+"""By stage name."""

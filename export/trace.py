@@ -1,0 +1,193 @@
+"""One stage from PyTorch to ONNX, with no weight in memory.
+
+The model exists as fake tensors only, and its weights become inputs of the graph, so that no pass can fold
+one away. `export.weights` turns them into initializers afterwards.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnxscript import optimizer
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from export.stages import STAGE_MODULES
+from longllava_trt.config import LongLLaVAConfig
+from longllava_trt.contracts import StageSpec, TensorSpec, layer_output_names
+from longllava_trt.errors import ExportError
+from reference.model import LongLLaVA
+
+__all__ = ["OPSET", "trace_stage"]
+
+OPSET = 27
+"""ONNX opset of every exported graph; `CausalConvWithState` entered in it."""
+
+_TRACED_OPSET = 18
+_PREFIX = "model."
+_EXAMPLE_SIZES = {"batch": 2, "seq_len": 5, "capacity": 11, "num_images": 3}
+"""Sizes of the traced example: all different from one another and from 1, so that no dim is specialised."""
+
+_SAME_IN_BOTH = frozenset(
+    """
+    Add Cast Concat Constant Div Erf Expand Flatten Gather Identity LayerNormalization MatMul Mul Reshape
+    Shape Sigmoid Slice Split Squeeze Sub Transpose Unsqueeze ReduceMean Conv Gemm
+    """.split()
+)
+"""Standard operators whose meaning did not change from the opset that torch emits to ours.
+
+Later versions of these added dtypes, or attributes whose default is the old behaviour. Any other node that is
+traced stops the export, so that a change of meaning cannot slip in.
+"""
+
+
+def trace_stage(config: LongLLaVAConfig, spec: StageSpec, *, dtype: str) -> ir.Model:
+    """Trace a stage.
+
+    Args:
+        config: The model.
+        spec: The stage's contract.
+        dtype: Arithmetic dtype: float32, float16 or bfloat16.
+
+    Returns:
+        The graph. Its inputs are the contract's, followed by the weights it uses under their checkpoint names.
+
+    Raises:
+        ExportError: If torch cannot trace the stage, or traces what the opset does not guarantee.
+    """
+    layers = layer_output_names(spec.name, config)
+    output_names = [t.name for t in spec.outputs] + list(layers)
+    try:
+        with _quiet(), FakeTensorMode():
+            stage = _build(config, spec.name, dtype)
+            inputs = [_example(t) for t in spec.inputs]
+            program = torch.export.export(
+                stage, tuple(inputs), dynamic_shapes=_dynamic_shapes(spec), strict=False
+            )
+            traced = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=_TRACED_OPSET,
+                input_names=[t.name for t in spec.inputs],
+                output_names=output_names,
+                optimize=False,
+                verbose=False,
+            )
+    except Exception as err:
+        raise ExportError(f"{spec.name}: torch could not trace the stage: {err}") from err
+    assert traced is not None, "Bug: torch.onnx.export with dynamo returns a program"
+    model = traced.model
+    _lift_weights(model.graph)
+    optimizer.optimize_ir(model, input_size_limit=4096, output_size_limit=4096)
+    _drop_unused_weights(model.graph, keep=len(spec.inputs))
+    del model.graph.outputs[len(spec.outputs) :]
+    _name_dims(model.graph, spec)
+    _set_opset(model, spec.name)
+    _forget_origins(model)
+    model.graph.name = spec.name
+    return model
+
+
+def _build(config: LongLLaVAConfig, stage: str, dtype: str) -> torch.nn.Module:
+    """Build the stage around a model of fake tensors."""
+    default = torch.get_default_dtype()
+    # a fake module cannot change its dtype afterwards
+    torch.set_default_dtype(getattr(torch, dtype))
+    try:
+        return STAGE_MODULES[stage](LongLLaVA(config)).eval().requires_grad_(False)
+    finally:
+        torch.set_default_dtype(default)
+
+
+def _example(spec: TensorSpec) -> torch.Tensor:
+    shape = [_EXAMPLE_SIZES[d] if isinstance(d, str) else d for d in spec.shape]
+    return torch.empty(shape, dtype=getattr(torch, spec.dtype))
+
+
+def _dynamic_shapes(spec: StageSpec) -> tuple[object, ...]:
+    """Mark the named dims as dynamic; a variadic parameter takes its shapes as one tuple."""
+    marks = [
+        {i: torch.export.Dim.DYNAMIC for i, d in enumerate(t.shape) if isinstance(d, str)}
+        for t in spec.inputs
+    ]
+    return (*marks[:2], tuple(marks[2:])) if spec.name == "decoder" else tuple(marks)
+
+
+def _lift_weights(graph: ir.Graph) -> None:
+    """Make inputs of the initializers that are parameters; they hold fake tensors, not data."""
+    for name in [n for n in graph.initializers if n.startswith(_PREFIX)]:
+        value = graph.initializers.pop(name)
+        value.const_value = None
+        value.name = name.removeprefix(_PREFIX)
+        graph.inputs.append(value)
+
+
+def _drop_unused_weights(graph: ir.Graph, *, keep: int) -> None:
+    for value in list(graph.inputs[keep:]):
+        if not value.uses():
+            graph.inputs.remove(value)
+
+
+def _name_dims(graph: ir.Graph, spec: StageSpec) -> None:
+    """Give symbolic dims the contract's names, everywhere in the graph."""
+    names: dict[str, str] = {}
+    for value, want in zip(graph.inputs, spec.inputs, strict=False):
+        for got, name in zip(value.shape or (), want.shape, strict=True):
+            if isinstance(got, ir.SymbolicDim) and isinstance(name, str):
+                names[str(got.value)] = name
+    values = [*graph.inputs, *graph.initializers.values()]
+    for value in [*values, *(o for node in graph for o in node.outputs)]:
+        if value.shape is not None and not value.shape.frozen:
+            for i, dim in enumerate(value.shape):
+                if isinstance(dim, ir.SymbolicDim) and str(dim.value) in names:
+                    value.shape[i] = names[str(dim.value)]
+
+
+def _set_opset(model: ir.Model, stage: str) -> None:
+    """Declare our opset, after making sure that every traced node means the same in it."""
+    doubtful = set()
+    for node in model.graph:
+        if node.domain == "" and node.op_type not in _SAME_IN_BOTH:
+            # nodes that we emit ourselves were written for our opset; older ones must be unchanged
+            since = onnx.defs.get_schema(node.op_type, OPSET).since_version
+            if node.version is None and since > _TRACED_OPSET:
+                doubtful.add(node.op_type)
+    if doubtful:
+        raise ExportError(
+            f"{stage}: traced {', '.join(sorted(doubtful))}, whose meaning between opsets {_TRACED_OPSET} and "
+            f"{OPSET} has not been reviewed; review it and add it to export/trace.py"
+        )
+    for node in model.graph:
+        node.version = None
+        model.opset_imports.setdefault(node.domain, 1)
+    model.opset_imports[""] = OPSET
+
+
+def _forget_origins(model: ir.Model) -> None:
+    """Drop torch's notes: they hold paths and source lines of the machine that exported."""
+    values = [*model.graph.inputs, *model.graph.initializers.values()]
+    for part in [model, model.graph, *model.graph, *values]:
+        part.metadata_props.clear()
+    for node in model.graph:
+        node.doc_string = None
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence what torch's exporter says about packages that we do not use."""
+    exporter = logging.getLogger("torch.onnx")
+    level = exporter.level
+    exporter.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        exporter.setLevel(level)
