@@ -1,0 +1,151 @@
+"""The chat protocol: from a question and a number of still images to the ids the decoder is fed.
+
+Strings and ids only; it opens no image and embeds nothing. The markers `<img>` and `</img>` are
+plain text to the tokenizer; only `<image>` is more than text: it is cut out, and its place is
+filled with an image's embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from longllava_trt.errors import InputError
+from runtime.tokenizer import BOS_TOKEN, ChatTokenizer
+
+__all__ = [
+    "ASSISTANT_ROLE",
+    "IMAGE_PLACEHOLDER",
+    "IMAGE_TOKEN_INDEX",
+    "USER_ROLE",
+    "ImageSlot",
+    "PromptSegments",
+    "TextRun",
+    "build_prompt",
+    "prompt_length",
+    "split_segments",
+    "tokenize_prompt",
+    "wrap_images",
+]
+
+IMAGE_PLACEHOLDER = "<image>"
+"""Where an image stands in a text."""
+
+IMAGE_TOKEN_INDEX = -200
+"""Where an image stands among ids; never an id of the vocabulary."""
+
+USER_ROLE = f"{BOS_TOKEN}<|User|>\n"
+ASSISTANT_ROLE = f"{BOS_TOKEN}<|Assistant|>\n"
+_SEPARATOR = "\n"
+_OPEN, _CLOSE = "<img>", "</img>"
+
+
+@dataclass(frozen=True, slots=True)
+class TextRun:
+    """Ids between two images, embedded in one call."""
+
+    ids: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSlot:
+    """The place of one image."""
+
+    index: int
+    """Which image, counted from 0 in the order of the placeholders."""
+
+
+PromptSegments = tuple[TextRun | ImageSlot, ...]
+"""A prompt in order, as its embeddings are put together."""
+
+
+def wrap_images(query: str, *, num_images: int) -> str:
+    """Return the user's text with one wrapped placeholder for each image.
+
+    A query without any placeholder gets `<image>` and a newline for each image in front (the
+    original encodes such images and never shows them to the model). Then, unless the text already
+    holds a `</img>`, each `<image>` becomes `<img><image></img>`.
+
+    Special tokens written out in the query keep their meaning, as in the original: a query can open
+    a turn of its own. There is no privileged role to forge, since system prompts do not exist here,
+    so this endangers only the asker's own answer. A service that pastes strangers' text into its
+    prompts must clean that text itself.
+
+    Raises:
+        InputError: If the query is blank, or has placeholders but not one for each image.
+    """
+    if not query.strip():
+        raise InputError("prompt: the text is empty; type a question or an instruction")
+    num_placeholders = query.count(IMAGE_PLACEHOLDER)
+    if num_placeholders == 0:
+        query = f"{IMAGE_PLACEHOLDER}\n" * num_images + query
+    elif num_placeholders != num_images:
+        raise InputError(
+            f"prompt: the text must hold as many '{IMAGE_PLACEHOLDER}' as there are images, got "
+            f"{num_placeholders} for {num_images} images; write one for each image, or none at all "
+            "to put the images before the text"
+        )
+    if _CLOSE not in query:
+        query = query.replace(IMAGE_PLACEHOLDER, f"{_OPEN}{IMAGE_PLACEHOLDER}{_CLOSE}")
+    return query
+
+
+def build_prompt(user_text: str, history: Sequence[tuple[str, str]] = ()) -> str:
+    """Return the prompt that asks for the assistant's next turn.
+
+    Args:
+        user_text: The new message, as `wrap_images` returns it.
+        history: Earlier turns, oldest first: the user's text, wrapped too, and the assistant's
+            answer.
+
+    Raises:
+        InputError: If an earlier answer holds `<image>`, which would claim an image of the user's.
+    """
+    prompt = ""
+    for turn, (question, answer) in enumerate(history, start=1):
+        if IMAGE_PLACEHOLDER in answer:
+            raise InputError(
+                f"history: the answer of turn {turn} holds '{IMAGE_PLACEHOLDER}', and only the "
+                "user shows images; remove it from the answer"
+            )
+        prompt += USER_ROLE + question + _SEPARATOR + ASSISTANT_ROLE + answer + _SEPARATOR
+    return prompt + USER_ROLE + user_text + _SEPARATOR + ASSISTANT_ROLE
+
+
+def tokenize_prompt(prompt: str, tokenizer: ChatTokenizer) -> list[int]:
+    """Return the prompt's ids, with `IMAGE_TOKEN_INDEX` for each image.
+
+    The texts between placeholders are tokenised independently: joined, the `>` before an image and
+    the `</` after it would become one piece.
+    """
+    first, *rest = prompt.split(IMAGE_PLACEHOLDER)
+    ids = tokenizer.encode(first)
+    for chunk in rest:
+        ids.append(IMAGE_TOKEN_INDEX)
+        ids += tokenizer.encode(chunk)
+    return ids
+
+
+def split_segments(ids: Sequence[int]) -> PromptSegments:
+    """Return the runs of text and the images between them, in order; no run is empty."""
+    segments: list[TextRun | ImageSlot] = []
+    run: list[int] = []
+    num_images = 0
+    for token_id in ids:
+        if token_id != IMAGE_TOKEN_INDEX:
+            run.append(token_id)
+            continue
+        if run:
+            segments.append(TextRun(tuple(run)))
+            run = []
+        segments.append(ImageSlot(num_images))
+        num_images += 1
+    if run:
+        segments.append(TextRun(tuple(run)))
+    return tuple(segments)
+
+
+def prompt_length(ids: Sequence[int], num_image_tokens: int) -> int:
+    """Return the positions a prompt takes in the decoder, each image taking `num_image_tokens`."""
+    num_images = sum(token_id == IMAGE_TOKEN_INDEX for token_id in ids)
+    return len(ids) + num_images * (num_image_tokens - 1)
