@@ -82,7 +82,8 @@ def _draw(display: bars.Progress, ids: dict[str, bars.TaskID], event: ProgressEv
 
 
 def _print_finished(started: dict[str, float], event: ProgressEvent) -> None:
-    seconds = time.monotonic() - started.setdefault(event.task, time.monotonic())
+    now = time.monotonic()
+    seconds = now - started.setdefault(event.task, now)
     if event.done == event.total:
         del started[event.task]
         note = f", {event.note}" if event.note else ""

@@ -1,0 +1,43 @@
+"""Settings that must stand before the first heavy import, and the bundle that several rooms test with."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+_ENVIRONMENT = {
+    "NVIDIA_TF32_OVERRIDE": "0",  # float32 means float32
+    "NUMBA_CACHE_DIR": str(Path(__file__).parents[1] / ".cache" / "numba"),
+    "HF_HUB_OFFLINE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+for name, value in _ENVIRONMENT.items():
+    os.environ.setdefault(name, value)
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # the workers share the cores: torch reads this when it is imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# the same examples in every run; a loaded machine is not a failure
+settings.register_profile("project", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("project")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A synthetic checkpoint of a few megabytes; not to be written to."""
+    from reference.synthetic import write_checkpoint
+
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    write_checkpoint(folder, preset="tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path) -> Path:
+    """That checkpoint's float32 bundle; not to be written to."""
+    from export.bundle import export_bundle
+
+    bundle = tiny_checkpoint.with_name("bundle")
+    export_bundle(tiny_checkpoint, bundle)
+    return bundle
