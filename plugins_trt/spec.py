@@ -1,0 +1,138 @@
+"""The custom operators: names, shapes, dtypes and attributes, once.
+
+The torch op, the ONNX node, the function body, the Numba kernel, the Triton kernel and the TensorRT
+plugin read this. The mathematics is written at each constant; arithmetic is float32 unless it says
+otherwise.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = [
+    "CAUSAL_CONV",
+    "OPERATORS",
+    "SELECTIVE_SCAN",
+    "SPARSE_MOE",
+    "OperatorAttribute",
+    "OperatorSpec",
+    "OperatorValue",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorValue:
+    """One input or output of an operator."""
+
+    name: str
+    axes: tuple[str | int, ...]
+    """Dim names, equal within one call; a number is a fixed size; `2*x` is twice `x`."""
+    dtype: Literal["T", "float32", "int64"] = "T"
+    """`T` is the model's dtype: float32, float16 or bfloat16, the same throughout one node."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorAttribute:
+    """One attribute of an operator; none is optional."""
+
+    name: str
+    type: Literal["int", "float", "string"]
+    meaning: str
+    value: int | float | str | None = None
+    """The only value this project uses, or None where the model decides."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OperatorSpec:
+    """One operator, as a node of an ONNX graph."""
+
+    domain: str
+    op_type: str
+    version: int
+    """Version of the domain's opset; raised whenever numbers or layouts change."""
+    inputs: tuple[OperatorValue, ...]
+    outputs: tuple[OperatorValue, ...]
+    attributes: tuple[OperatorAttribute, ...] = ()
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in node order."""
+        return tuple(value.name for value in self.inputs)
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, in node order."""
+        return tuple(value.name for value in self.outputs)
+
+
+_DOMAIN = "longllava"
+
+SELECTIVE_SCAN = OperatorSpec(
+    domain=_DOMAIN,
+    op_type="SelectiveScan",
+    version=1,
+    inputs=(
+        OperatorValue("u", ("batch", "seq_len", "d_inner")),
+        OperatorValue("dt", ("batch", "seq_len", "d_inner")),
+        OperatorValue("A_log", ("d_inner", "d_state")),
+        OperatorValue("B", ("batch", "seq_len", "d_state")),
+        OperatorValue("C", ("batch", "seq_len", "d_state")),
+        OperatorValue("D", ("d_inner",)),
+        OperatorValue("z", ("batch", "seq_len", "d_inner")),
+        OperatorValue("dt_bias", ("d_inner",)),
+        OperatorValue("state", ("batch", "d_inner", "d_state"), "float32"),
+    ),
+    outputs=(
+        OperatorValue("y", ("batch", "seq_len", "d_inner")),
+        OperatorValue("state_out", ("batch", "d_inner", "d_state"), "float32"),
+    ),
+)
+"""Mamba's recurrence from a carried state, with skip and gate.
+
+delta = softplus(dt + dt_bias); A = -exp(A_log); h = exp(delta A) h + (delta u) B; y = (sum over
+d_state of h C + D u) silu(z). All of it in float32; y is cast to T at the very end; `state_out` is
+h after the last token.
+"""
+
+SPARSE_MOE = OperatorSpec(
+    domain=_DOMAIN,
+    op_type="SparseMoE",
+    version=1,
+    inputs=(
+        OperatorValue("x", ("num_tokens", "hidden")),
+        OperatorValue("router_logits", ("num_tokens", "num_experts")),
+        OperatorValue("gate_up", ("num_experts", "2*intermediate", "hidden")),
+        OperatorValue("down", ("num_experts", "hidden", "intermediate")),
+    ),
+    outputs=(OperatorValue("y", ("num_tokens", "hidden")),),
+    attributes=(OperatorAttribute("top_k", "int", "Experts that each token visits."),),
+)
+"""Jamba's mixture of SwiGLU experts.
+
+routing_weights = the `top_k` largest of softmax(router_logits), the softmax in float32 over all
+experts and not renormalised, then cast to T; y = the weighted experts' outputs, product and running
+sum in T, in ascending order of expert. An expert is down(silu(gate x) * up x); its `gate_up` rows
+are gate's first, then up's.
+"""
+
+CAUSAL_CONV = OperatorSpec(
+    domain="",
+    op_type="CausalConvWithState",
+    version=27,
+    inputs=(
+        OperatorValue("input", ("batch", "d_inner", "seq_len")),
+        OperatorValue("weight", ("d_inner", 1, "d_conv")),
+        OperatorValue("bias", ("d_inner",)),
+        OperatorValue("past_state", ("batch", "d_inner", "d_conv-1")),
+    ),
+    outputs=(
+        OperatorValue("output", ("batch", "d_inner", "seq_len")),
+        OperatorValue("present_state", ("batch", "d_inner", "d_conv-1")),
+    ),
+    attributes=(OperatorAttribute("activation", "string", "Applied to the biased sum.", "silu"),),
+)
+"""Depthwise causal convolution with carried columns: standard ONNX, ours for TensorRT only."""
+
+OPERATORS = (SELECTIVE_SCAN, SPARSE_MOE, CAUSAL_CONV)
+"""Every operator that some back end needs from us."""
