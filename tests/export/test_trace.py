@@ -1,0 +1,121 @@
+"""Every stage traces to valid ONNX with exactly its contract's names, shapes and dtypes."""
+
+from __future__ import annotations
+
+import onnx
+import onnx_ir as ir
+import pytest
+
+from export import trace
+from export.bundle import _with_bodies
+from export.check import check_stage
+from export.trace import trace_stage
+from longllava_trt.config import LongLLaVAConfig
+from longllava_trt.contracts import STAGES, layer_output_names, stage_specs
+from longllava_trt.errors import ExportError
+from longllava_trt.tensor_names import VISION_PREFIX
+from reference.synthetic import PRESETS
+
+TINY = PRESETS["tiny"]
+
+
+def traced(stage: str, *, dtype: str = "float32", config: LongLLaVAConfig = TINY) -> ir.Model:
+    return trace_stage(config, stage_specs(config, dtype)[stage], dtype=dtype)
+
+
+@pytest.fixture(scope="module")
+def decoder() -> onnx.ModelProto:
+    """The traced decoder with its function bodies; its weights are inputs still."""
+    return _with_bodies(ir.to_proto(traced("decoder")))
+
+
+def bound(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a copy whose weights are external initializers, as in a bundle."""
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    keep = len(stage_specs(TINY, "float32")["decoder"].inputs)
+    for value in list(copy.graph.input)[keep:]:
+        init = copy.graph.initializer.add(name=value.name, data_type=onnx.TensorProto.FLOAT)
+        init.dims.extend(d.dim_value for d in value.type.tensor_type.shape.dim)
+        init.data_location = onnx.TensorProto.EXTERNAL
+        init.external_data.add(key="location", value="weights/none.safetensors")
+        copy.graph.input.remove(value)
+    return copy
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("stage", STAGES)
+def test_stage_has_the_contracts_inputs_and_outputs(stage: str, dtype: str) -> None:
+    spec = stage_specs(TINY, dtype)[stage]
+    graph = traced(stage, dtype=dtype).graph
+    names = [value.name for value in graph.inputs]
+    assert names[: len(spec.inputs)] == [t.name for t in spec.inputs]
+    assert [value.name for value in graph.outputs] == [t.name for t in spec.outputs]
+    for value, want in zip(graph.outputs, spec.outputs, strict=True):
+        assert value.shape is not None
+        shape = tuple(d if isinstance(d, int) else d.value for d in value.shape)
+        assert shape == want.shape
+    assert all(str(name).startswith(("model.", "lm_head.")) for name in names[len(spec.inputs) :])
+
+
+def test_layer_outputs_are_named_values_of_the_graph(decoder: onnx.ModelProto) -> None:
+    produced = {name for node in decoder.graph.node for name in node.output}
+    assert set(layer_output_names("decoder", TINY)) <= produced
+
+
+def test_vision_leaves_out_what_follows_the_penultimate_layer() -> None:
+    names = {value.name for value in traced("vision").graph.inputs}
+    last = TINY.vision.num_hidden_layers - 1
+    assert not any(f"{VISION_PREFIX}encoder.layers.{last}." in str(name) for name in names)
+    assert not any("post_layernorm" in str(name) for name in names)
+    assert any(f"{VISION_PREFIX}encoder.layers.{last - 1}." in str(name) for name in names)
+
+
+def test_custom_nodes_carry_function_bodies(decoder: onnx.ModelProto) -> None:
+    custom = {n.op_type for n in decoder.graph.node if n.domain == "longllava"}
+    assert custom == {"SelectiveScan", "SparseMoE"}
+    assert custom == {f.name for f in decoder.functions}
+
+
+def test_graph_says_nothing_about_the_machine(decoder: onnx.ModelProto) -> None:
+    data = decoder.SerializeToString()
+    assert not any(word in data for word in (b".py", b"site-packages", b"/home", b"File "))
+
+
+def test_a_dense_model_has_no_mixture() -> None:
+    model = traced("decoder", config=PRESETS["tiny-dense"])
+    assert "SparseMoE" not in {node.op_type for node in model.graph}
+
+
+def test_an_operator_nobody_reviewed_stops_the_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace, "_SAME_IN_BOTH", trace._SAME_IN_BOTH - {"Reshape"})
+    with pytest.raises(ExportError, match=r"decoder: traced .*Reshape.*has not been reviewed"):
+        traced("decoder")
+
+
+def test_checker_accepts_the_stage(decoder: onnx.ModelProto) -> None:
+    check_stage(bound(decoder), stage_specs(TINY, "float32")["decoder"])
+
+
+def test_checker_refuses_another_name_dtype_or_count(decoder: onnx.ModelProto) -> None:
+    spec = stage_specs(TINY, "float32")["decoder"]
+    renamed = bound(decoder)
+    renamed.graph.output[0].name = "scores"
+    with pytest.raises(ExportError, match=r"output must be logits .* got scores"):
+        check_stage(renamed, spec)
+    retyped = bound(decoder)
+    retyped.graph.input[1].type.tensor_type.elem_type = onnx.TensorProto.INT32
+    with pytest.raises(ExportError, match=r"must be past_len \[batch\] int64, got .* int32"):
+        check_stage(retyped, spec)
+    shortened = bound(decoder)
+    del shortened.graph.output[-1]
+    with pytest.raises(ExportError, match="must have 17 outputs, got 16"):
+        check_stage(shortened, spec)
+
+
+def test_checker_refuses_a_node_without_a_body(decoder: onnx.ModelProto) -> None:
+    bodiless = bound(decoder)
+    del bodiless.functions[:]
+    bodiless.opset_import.remove(next(o for o in bodiless.opset_import if o.domain == "longllava"))
+    with pytest.raises(ExportError, match="checker refuses"):
+        check_stage(bodiless, stage_specs(TINY, "float32")["decoder"])

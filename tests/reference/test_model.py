@@ -1,0 +1,109 @@
+"""The published models, counted on the meta device; and checkpoints loaded strictly."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from longllava_trt.config import DecoderConfig, LongLLaVAConfig, VisionConfig, load_config
+from longllava_trt.errors import CheckpointError
+from longllava_trt.tensor_names import expected_tensors
+from reference.checkpoint import load_model
+from reference.model import LongLLaVA
+
+A13B = LongLLaVAConfig(
+    vision=VisionConfig(),
+    decoder=DecoderConfig(
+        vocab_size=65536,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        attn_layer_period=8,
+        attn_layer_offset=4,
+        expert_layer_period=2,
+        expert_layer_offset=1,
+        num_experts=16,
+        num_experts_per_tok=2,
+        mamba_d_state=16,
+        mamba_d_conv=4,
+        mamba_expand=2,
+        mamba_dt_rank=256,
+        rms_norm_eps=1e-6,
+    ),
+)
+B9 = replace(A13B, decoder=replace(A13B.decoder, num_experts=1, num_experts_per_tok=1))
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("config", "total", "llm", "tensors"),
+    [(B9, 9_615_177_600, 9_290_690_432, 910), (A13B, 51_894_810_496, 51_570_323_328, 1646)],
+    ids=["9b", "53b"],
+)
+def test_published_parameter_counts(
+    config: LongLLaVAConfig, total: int, llm: int, tensors: int
+) -> None:
+    model = LongLLaVA.on_meta(config)
+    assert count(model) == total
+    assert len(list(model.parameters())) == tensors
+    assert count(model.vision_model) == 303_507_456
+    assert count(model.model.mm_projector) == 20_979_712
+    assert total - 303_507_456 - 20_979_712 == llm
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == expected_tensors(
+        config
+    )
+
+
+def test_published_parts_have_the_specified_sizes() -> None:
+    model = LongLLaVA.on_meta(A13B)
+    for name, size in {
+        "0.mamba": 105_308_448,
+        "4.self_attn": 41_943_040,
+        "0.moe": 176_160_768,
+        "1.moe.router": 65_536,
+    }.items():
+        assert count(model.get_submodule(f"model.layers.{name}")) == size
+    active = 51_570_323_328 - 16 * 14 * 176_160_768
+    assert active == 12_110_311_296
+
+
+def test_loaded_weights_are_the_files(tiny_checkpoint: Path) -> None:
+    state = load_model(tiny_checkpoint).state_dict()
+    stored: dict[str, torch.Tensor] = {}
+    for shard in tiny_checkpoint.glob("*.safetensors"):
+        stored |= load_file(shard)
+    assert state.keys() == stored.keys()
+    assert all(torch.equal(state[name], stored[name]) for name in stored)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_loading_casts_once(tiny_checkpoint: Path, dtype: torch.dtype) -> None:
+    exact = load_model(tiny_checkpoint).state_dict()
+    cast = load_model(tiny_checkpoint, dtype=dtype).state_dict()
+    assert all(torch.equal(cast[name], value.to(dtype)) for name, value in exact.items())
+
+
+def test_every_difference_is_listed(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    tensors: dict[str, torch.Tensor] = {}
+    for shard in tiny_checkpoint.glob("*.safetensors"):
+        tensors |= load_file(shard)
+    tensors["model.layers.9.extra"] = torch.zeros(1)
+    tensors["model.layers.0.mamba.D"] = torch.zeros(3)
+    del tensors["lm_head.weight"], tensors["model.layers.1.moe.router.weight"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_bytes((tiny_checkpoint / "config.json").read_bytes())
+    (tmp_path / "vision_tower").symlink_to(tiny_checkpoint / "vision_tower")
+    assert load_config(tmp_path) == load_config(tiny_checkpoint)
+    with pytest.raises(CheckpointError) as caught:
+        load_model(tmp_path)
+    for name in ("extra", "mamba.D", "lm_head.weight", "layers.1.moe.router.weight"):
+        assert name in str(caught.value)

@@ -1,0 +1,75 @@
+"""Greedy decoding: what is forbidden, what ends it, and what is fed back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from runtime.decoder import Decoder, DecoderState
+from runtime.generate import greedy_tokens
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+EOS = 2
+
+
+class ScriptedDecoder:
+    """Scores that make each next token of a script the most likely."""
+
+    def __init__(self, script: list[int]) -> None:
+        self.script = script
+        self.fed: list[int] = []
+
+    def scores(self) -> NDArray[np.float32]:
+        scores = np.zeros(9, dtype=np.float32)
+        scores[self.script[len(self.fed)]] = 1
+        return scores
+
+    def step(self, inputs_embeds: NDArray[np.float32], state: DecoderState) -> NDArray[np.float32]:
+        self.fed.append(int(inputs_embeds[0, 0, 0]))
+        return self.scores()
+
+
+def run(script: list[int], *, max_new_tokens: int = 10) -> tuple[list[int], list[int]]:
+    decoder = ScriptedDecoder(script)
+    tokens = greedy_tokens(
+        cast("Decoder", decoder),
+        cast("DecoderState", None),
+        decoder.scores(),
+        embed=lambda token: np.full((1, 1, 1), token, np.float32),
+        eos_token_id=EOS,
+        max_new_tokens=max_new_tokens,
+    )
+    return list(tokens), decoder.fed
+
+
+def test_end_of_sequence_ends_without_being_yielded() -> None:
+    assert run([5, 6, EOS, 7]) == ([5, 6], [5, 6])
+
+
+def test_end_of_sequence_is_forbidden_as_first_token() -> None:
+    tokens, _ = run([EOS, EOS])
+    assert tokens == [0]
+
+
+def test_limit_is_kept_and_the_last_token_is_not_fed() -> None:
+    assert run([5, 6, 7, 8], max_new_tokens=3) == ([5, 6, 7], [5, 6])
+
+
+def test_logits_given_are_not_changed() -> None:
+    decoder = ScriptedDecoder([EOS, 3])
+    logits = decoder.scores()
+    before = logits.copy()
+    next(
+        greedy_tokens(
+            cast("Decoder", decoder),
+            cast("DecoderState", None),
+            logits,
+            embed=lambda _: np.zeros((1, 1, 1), np.float32),
+            eos_token_id=EOS,
+            max_new_tokens=1,
+        )
+    )
+    np.testing.assert_array_equal(logits, before)

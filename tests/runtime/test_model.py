@@ -1,0 +1,136 @@
+"""Questions in, answers out; the answer depends on what is shown and not on how it is fed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from longllava_trt.errors import InputError, ManifestError
+from longllava_trt.logs import ProgressEvent
+from runtime.model import LongLLaVA, RunOptions
+
+
+def picture(seed: int) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (31 + seed, 47, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_bundle: Path) -> LongLLaVA:
+    return LongLLaVA.from_bundle(tiny_bundle, RunOptions(num_threads=1))
+
+
+PICTURES = [picture(i) for i in range(3)]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"chunk_size": 1},
+        {"chunk_size": 37, "vision_batch": 1},
+        {"chunk_size": 4096, "vision_batch": 2},
+        {"kernels": "bodies"},
+    ],
+    ids=str,
+)
+def test_answer_does_not_depend_on_how_it_is_computed(
+    model: LongLLaVA, tiny_bundle: Path, options: dict[str, object]
+) -> None:
+    expected = model.generate("What is this?", PICTURES, max_new_tokens=12)
+    other = LongLLaVA.from_bundle(tiny_bundle, RunOptions(num_threads=1, **options))  # type: ignore[arg-type]
+    assert (
+        other.generate("What is this?", PICTURES, max_new_tokens=12).token_ids == expected.token_ids
+    )
+
+
+def test_answer_depends_on_images_their_order_and_the_question(model: LongLLaVA) -> None:
+    def ask(query: str, images: list[Image.Image]) -> tuple[int, ...]:
+        return model.generate(query, images, max_new_tokens=12).token_ids
+
+    answers = {
+        ask("What is this?", PICTURES),
+        ask("What is this?", PICTURES[::-1]),
+        ask("What is this?", PICTURES[:1]),
+        ask("What is that?", PICTURES),
+        ask("What is this?", []),
+    }
+    assert len(answers) == 5
+
+
+def test_placeholders_put_images_where_they_stand(model: LongLLaVA) -> None:
+    before = model.generate("<image>\nWhat?", PICTURES[:1], max_new_tokens=12)
+    implied = model.generate("What?", PICTURES[:1], max_new_tokens=12)
+    after = model.generate("What? <image>", PICTURES[:1], max_new_tokens=12)
+    assert before.token_ids == implied.token_ids != after.token_ids
+
+
+def test_streamed_text_is_the_answer(model: LongLLaVA) -> None:
+    pieces: list[str] = []
+    answer = model.generate("Hello", max_new_tokens=20, on_text=pieces.append)
+    assert "".join(pieces).strip() == answer.text == model.chat("Hello", max_new_tokens=20)
+    assert len(pieces) > 5
+    assert len(answer.token_ids) == 20
+    assert answer.decode_tokens_per_s
+
+
+def test_prompt_tokens_count_144_for_an_image(model: LongLLaVA) -> None:
+    def count(images: list[Image.Image]) -> int:
+        return model.generate("Hi", images, max_new_tokens=1).prompt_tokens
+
+    one, two = count(PICTURES[:1]), count(PICTURES[:2])
+    markers = len(model.tokenizer.encode("<img>")) + len(model.tokenizer.encode("</img>\n"))
+    # the texts on both sides of an image are tokenised apart, so only the joint may differ
+    assert abs((two - one) - (144 + markers)) <= 1
+
+
+def test_progress_reaches_the_prompts_length(tiny_bundle: Path) -> None:
+    model = LongLLaVA.from_bundle(tiny_bundle, RunOptions(chunk_size=50))
+    events: list[ProgressEvent] = []
+    answer = model.generate("Hi", PICTURES[:1], max_new_tokens=1, progress=events.append)
+    assert [e.done for e in events] == [0, 50, 100, 150, answer.prompt_tokens]
+    assert events[-1].done == events[-1].total
+
+
+@pytest.mark.parametrize(
+    ("query", "images", "tokens", "message"),
+    [
+        (" \n", 0, 4, "the text is empty"),
+        ("<image> <image>", 1, 4, "got 2 for 1 images"),
+        ("<image>", 2, 4, "got 1 for 2 images"),
+        ("Hi", 0, 0, "max_new_tokens must be at least 1, got 0"),
+    ],
+    ids=["blank", "more-placeholders", "fewer-placeholders", "no-tokens"],
+)
+def test_bad_requests_are_explained(
+    model: LongLLaVA, query: str, images: int, tokens: int, message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        model.generate(query, PICTURES[:images], max_new_tokens=tokens)
+
+
+def test_a_prompt_longer_than_the_cache_is_refused_before_any_work(tiny_bundle: Path) -> None:
+    model = LongLLaVA.from_bundle(tiny_bundle, RunOptions(max_context=100))
+    with pytest.raises(InputError, match=r"the cache has 100; show fewer images"):
+        model.generate("Hi", PICTURES[:1])
+    assert "decoder" not in vars(model)
+
+
+@pytest.mark.parametrize("file", ["decoder.onnx", "tokenizer.json", "weights"])
+def test_a_bundle_that_was_changed_is_refused(tiny_bundle: Path, tmp_path: Path, file: str) -> None:
+    copy = tmp_path / "bundle"
+    shutil.copytree(tiny_bundle, copy)
+    path = next((copy / file).iterdir()) if file == "weights" else copy / file
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ManifestError, match=rf"{path.name}: must have sha256"):
+        LongLLaVA.from_bundle(copy)
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(InputError, match="chunk_size must be at least 1, got 0"):
+        RunOptions(chunk_size=0)
