@@ -104,9 +104,9 @@ def export_bundle(
         _copy_side_files(checkpoint, config, staging)
         records: dict[str, WeightRecord] = {}
         for done, name in enumerate(stages):
-            _tell(progress, done, len(stages), name)
+            _tell(progress, done, len(stages) + 1, name)
             records |= _export_stage(config, name, dtype, sources, staging)
-        _tell(progress, len(stages), len(stages), "hashing")
+        _tell(progress, len(stages), len(stages) + 1, "hashing")
         used = [sources[name] for name in records]
         copied = place_weight_files(checkpoint, used, staging, mode=weights)
         files = record_files(staging)
@@ -117,6 +117,7 @@ def export_bundle(
             files=files,
             produced_by=_versions(),
         ).save(staging)
+        _tell(progress, len(stages) + 1, len(stages) + 1, f"{len(files)} files")
         own = sum(p.stat().st_size for p in staging.iterdir() if p.is_file())
     linked = _weight_bytes(files) - copied
     return ExportReport(
@@ -202,4 +203,4 @@ def _versions() -> dict[str, str]:
 
 def _tell(progress: Progress | None, done: int, total: int, note: str) -> None:
     if progress is not None:
-        progress(ProgressEvent("export", done, total, "stage", note))
+        progress(ProgressEvent("export", done, total, "steps", note))

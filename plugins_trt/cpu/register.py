@@ -6,6 +6,7 @@ import threading
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from longllava_trt.errors import MissingDependencyError
 from plugins_trt.cpu.lower import SCAN_OP_TYPE
 from plugins_trt.spec import SELECTIVE_SCAN
 
@@ -29,8 +30,6 @@ def register_kernels(options: onnxruntime.SessionOptions) -> None:
         MissingDependencyError: If onnxruntime-extensions or Numba is not installed.
     """
     global _registered  # noqa: PLW0603 - the registry it mirrors is the process's too
-    from longllava_trt.errors import MissingDependencyError
-
     try:
         from onnxruntime_extensions import get_library_path
 

@@ -1,0 +1,71 @@
+"""LongLLaVA on ONNX and TensorRT: from a checkpoint to answers about many images.
+
+Four rooms stand beside this package, and imports point downwards only:
+
+    longllava_trt/cli/       the roof: one module a verb, `longllava-trt VERB`
+    export/                  checkpoint to bundle, by way of torch.export
+    runtime/                 runs bundles; knows no PyTorch and no oracle
+    plugins_trt/             the custom operators and all their implementations
+    reference/               the oracle in plain PyTorch, and synthetic checkpoints
+    longllava_trt/*.py       the floor: config, contracts, manifest, errors, logs; imports no room
+
+`export` and `runtime` meet only in the bundle on disk. In Python:
+
+    from longllava_trt import LongLLaVA
+    answer = LongLLaVA.from_bundle("bundle").chat("What do these have in common?", ["a.jpg", "b.jpg"])
+
+The names below load on first use, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from export.bundle import export_bundle
+    from longllava_trt.errors import (
+        CheckpointError,
+        ConfigError,
+        ContractError,
+        ExportError,
+        InputError,
+        LongLLaVAError,
+        ManifestError,
+        MissingDependencyError,
+        ParityError,
+    )
+    from runtime.model import LongLLaVA, RunOptions
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "ContractError",
+    "ExportError",
+    "InputError",
+    "LongLLaVA",
+    "LongLLaVAError",
+    "ManifestError",
+    "MissingDependencyError",
+    "ParityError",
+    "RunOptions",
+    "export_bundle",
+]
+
+__version__ = "0.1.0"
+
+_ELSEWHERE = {
+    "LongLLaVA": "runtime.model",
+    "RunOptions": "runtime.model",
+    "export_bundle": "export.bundle",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+    return getattr(import_module(_ELSEWHERE.get(name, "longllava_trt.errors")), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

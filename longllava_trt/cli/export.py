@@ -1,0 +1,115 @@
+"""`longllava-trt export`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from longllava_trt.cli.options import (
+    Subparsers,
+    add_verb,
+    comma_list,
+    format_bytes,
+    print_json,
+    requires_extra,
+    shown_progress,
+)
+from longllava_trt.contracts import STAGES
+
+__all__ = ["add_parser", "run"]
+
+_DTYPES = ("auto", "float32", "float16", "bfloat16")
+_WEIGHTS = ("auto", "hardlink", "symlink", "copy")
+_EXAMPLES = """\
+  longllava-trt export LongLLaVA-9B bundle --dtype float32      to run on a CPU
+  longllava-trt export LongLLaVA-9B bundle --weights copy       a bundle that stands alone
+  longllava-trt export LongLLaVA-9B bundle --stages vision,projector
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "export",
+        help_text="turn a checkpoint into a bundle of ONNX graphs",
+        description="Export the stages of a checkpoint to ONNX, check them, and publish the bundle whole or not at "
+        "all. Weights stay where they are: the graphs point into the checkpoint's own safetensors files.",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CKPT",
+        help="folder with config.json, safetensors and tokenizer.json",
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder to make")
+    parser.add_argument(
+        "--dtype",
+        choices=_DTYPES,
+        default="auto",
+        help="arithmetic of the graphs; auto is the checkpoint's own. A CPU needs float32, which casts the weights "
+        "at load and changes no file (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stages",
+        type=comma_list,
+        default=list(STAGES),
+        metavar="A,B",
+        help=f"which stages, with commas (default: {','.join(STAGES)})",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=_WEIGHTS,
+        default="auto",
+        help="how the checkpoint's files get into the bundle; auto: a hard link, or where the file system forbids "
+        "it a symbolic link, which plain ONNX Runtime refuses to follow (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--vision-tower",
+        type=Path,
+        metavar="DIR",
+        help="CLIP checkpoint to take the vision tower from (default: the checkpoint's own copy)",
+    )
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace a bundle that is already there"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, then name what was written and what was linked."""
+    with requires_extra("export"):
+        from export.bundle import export_bundle
+
+    with shown_progress(args) as progress:
+        report = export_bundle(
+            args.checkpoint,
+            args.bundle,
+            dtype=args.dtype,
+            stages=args.stages,
+            weights=args.weights,
+            vision_tower=args.vision_tower,
+            overwrite=args.overwrite,
+            progress=progress,
+        )
+    files = sorted(p for p in args.bundle.rglob("*") if p.is_file())
+    sizes = {p.relative_to(args.bundle).as_posix(): p.stat().st_size for p in files}
+    if args.json:
+        print_json(
+            {
+                "bundle": str(args.bundle),
+                "dtype": report.dtype,
+                "stages": list(report.stages),
+                "new_bytes": report.new_bytes,
+                "linked_bytes": report.linked_bytes,
+                "files": sizes,
+            }
+        )
+        return 0
+    print(f"bundle  {args.bundle}  ({report.dtype})")
+    for name, nbytes in sizes.items():
+        print(f"  {name:44} {format_bytes(nbytes):>10}")
+    new, linked = format_bytes(report.new_bytes), format_bytes(report.linked_bytes)
+    print(f"{new} written, {linked} of the checkpoint's weights linked")
+    return 0

@@ -1,0 +1,183 @@
+"""`longllava-trt run`: one question, one streamed answer."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longllava_trt.cli.options import Subparsers, add_verb, chosen_images, count, print_json
+from longllava_trt.cli.options import shown_progress as shown
+from longllava_trt.errors import InputError
+
+if TYPE_CHECKING:
+    from runtime.model import Answer
+
+__all__ = ["KERNELS", "add_parser", "run"]
+
+KERNELS = ("fast", "bodies")
+_EXAMPLES = """\
+  longllava-trt run bundle --image cat.jpg -p "What is this?"
+  longllava-trt run bundle --image a.jpg --image b.jpg -p "<image> was before, <image> after. What changed?"
+  longllava-trt run bundle --images-dir frames -p "What happens here?" --max-new-tokens 200
+  cat question.txt | longllava-trt run bundle -p -
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "run",
+        help_text="ask a bundle about images",
+        description="Answer one question about any number of images, on this machine's CPU. The answer streams to "
+        "stdout, progress and timings go to stderr; with --json nothing is streamed, the document holds the text.",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder made by 'export'")
+    parser.add_argument(
+        "-p",
+        "--prompt",
+        required=True,
+        metavar="TEXT",
+        help="the question; '-' reads it from stdin. <image> marks where each image goes; without any, the images "
+        "come first",
+    )
+    parser.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an image; repeat it for more, in the order of the placeholders (default: none)",
+    )
+    parser.add_argument(
+        "--images-dir",
+        type=Path,
+        metavar="DIR",
+        help="every image of a folder, frame2 before frame10, after those of --image (default: none)",
+    )
+    parser.add_argument(
+        "--max-new-tokens",
+        type=count,
+        default=768,
+        metavar="N",
+        help="longest answer, in tokens (default: %(default)s)",
+    )
+    _add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_engine_options(parser: argparse.ArgumentParser) -> None:
+    engine = parser.add_argument_group("how it runs")
+    engine.add_argument(
+        "--kernels",
+        choices=KERNELS,
+        default="fast",
+        help="fast: this project's CPU kernels; bodies: plain ONNX Runtime, slower, with nothing of ours registered "
+        "(default: %(default)s)",
+    )
+    engine.add_argument(
+        "--chunk",
+        type=count,
+        default=512,
+        metavar="N",
+        help="prompt positions fed at a time; memory grows with it (default: %(default)s)",
+    )
+    engine.add_argument(
+        "--vision-batch",
+        type=count,
+        default=4,
+        metavar="N",
+        help="images encoded at a time (default: %(default)s)",
+    )
+    engine.add_argument(
+        "--max-context",
+        type=count,
+        default=176_000,
+        metavar="N",
+        help="most positions of prompt and answer together, an image taking 144 and its markers 6 "
+        "(default: %(default)s)",
+    )
+    engine.add_argument(
+        "--threads",
+        type=count,
+        metavar="N",
+        help="threads of one ONNX Runtime operator (default: one a core)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Answer, streaming."""
+    from runtime.model import LongLLaVA, RunOptions
+
+    images = chosen_images(args)
+    options = RunOptions(
+        kernels=args.kernels,
+        num_threads=args.threads,
+        chunk_size=args.chunk,
+        vision_batch=args.vision_batch,
+        max_context=args.max_context,
+    )
+    begin = time.perf_counter()
+    model = LongLLaVA.from_bundle(args.bundle, options)
+    with ExitStack() as bars:
+        progress = bars.enter_context(shown(args))
+
+        def stream(text: str) -> None:
+            # a bar that is still drawn would be torn by the answer
+            bars.close()
+            if not args.json:
+                print(text, end="", flush=True)
+
+        answer = model.generate(
+            _prompt(args.prompt),
+            images,
+            max_new_tokens=args.max_new_tokens,
+            on_text=stream,
+            progress=progress,
+        )
+    _finish(args, answer, num_images=len(images), total_s=time.perf_counter() - begin)
+    return 0
+
+
+def _prompt(text: str) -> str:
+    if text != "-":
+        return text
+    try:
+        return sys.stdin.read()
+    except UnicodeDecodeError as err:
+        raise InputError(f"stdin: not valid UTF-8 ({err}); convert the question first") from err
+
+
+def _finish(args: argparse.Namespace, answer: Answer, *, num_images: int, total_s: float) -> None:
+    """End the answer's line, and say what it cost."""
+    rate = answer.decode_tokens_per_s
+    if args.json:
+        timings = {
+            "total_s": total_s,
+            "prefill_s": answer.prefill_s,
+            "decode_s": answer.decode_s,
+            "decode_tokens_per_s": rate,
+        }
+        print_json(
+            {
+                "text": answer.text,
+                "token_ids": list(answer.token_ids),
+                "prompt_tokens": answer.prompt_tokens,
+                "num_images": num_images,
+                "timings": timings,
+            }
+        )
+    else:
+        print(flush=True)
+    if not args.quiet:
+        speed = f", {rate:.1f} tokens/s after it" if rate is not None else ""
+        print(
+            f"{answer.prompt_tokens} prompt tokens ({num_images} images), first token after "
+            f"{answer.prefill_s:.2f} s, {len(answer.token_ids)} tokens{speed}",
+            file=sys.stderr,
+        )

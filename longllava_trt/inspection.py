@@ -1,0 +1,264 @@
+"""What a checkpoint or a bundle holds, from headers, graphs and JSON alone; no weight is read.
+
+Every class here becomes JSON through `dataclasses.asdict`; the command line makes it readable.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from longllava_trt.config import DecoderConfig, LongLLaVAConfig, load_config
+from longllava_trt.contracts import TensorSpec
+from longllava_trt.errors import ManifestError
+from longllava_trt.manifest import MANIFEST_FILE, Manifest
+from longllava_trt.safetensors_index import INDEX_FILE, index_checkpoint
+from longllava_trt.tensor_names import VISION_PREFIX, expected_tensors
+
+__all__ = [
+    "BundleSummary",
+    "CheckpointSummary",
+    "ParameterCounts",
+    "StageSummary",
+    "count_parameters",
+    "inspect_bundle",
+    "inspect_checkpoint",
+    "is_bundle",
+    "layer_pattern",
+    "moe_layers",
+]
+
+_PROJECTOR_PREFIX = "model.mm_projector."
+_EXPERT = re.compile(r"model\.layers\.(\d+)\.moe\.experts\.(\d+)\.")
+_WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterCounts:
+    """How many numbers a model is made of."""
+
+    vision: int
+    projector: int
+    decoder: int
+    decoder_active: int
+    """Parameters of the decoder that take part in one token: of each routed layer, `top_k` experts."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.vision + self.projector + self.decoder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointSummary:
+    """A checkpoint, or the config.json of one."""
+
+    config: LongLLaVAConfig
+    parameters: ParameterCounts
+    num_tensors: int
+    has_weights: bool
+    """Whether the weights are there and are what config.json describes; if not, counts come from config.json."""
+    dtypes: Mapping[str, int]
+    """Tensors of each stored dtype."""
+    nbytes: int
+    num_files: int
+    """Weight files."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSummary:
+    """One graph of a bundle."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    opsets: Mapping[str, int]
+    """By domain; ONNX's own is `ai.onnx`."""
+    num_nodes: int
+    custom_nodes: Mapping[str, int]
+    """Nodes of each operator outside ONNX's own domain, as `domain::op_type`."""
+    function_bodies: tuple[str, ...]
+    """Operators that the file itself defines, so that any ONNX runtime can run them."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BundleSummary:
+    """A bundle."""
+
+    format_version: int
+    dtype: str
+    layer_pattern: str
+    parameters: ParameterCounts
+    """Of the exported stages alone; the vision tower's last layer is not among them."""
+    stages: Mapping[str, StageSummary]
+    num_weights: int
+    weight_bytes: int
+    stored_dtypes: Mapping[str, int]
+    transforms: Mapping[str, int]
+    weight_files: Mapping[str, str]
+    """How each file is there: hard link, symbolic link, or own copy."""
+    nbytes: int
+    """Of every file, linked ones included."""
+    produced_by: Mapping[str, str]
+
+
+def is_bundle(folder: Path) -> bool:
+    """Tell a bundle from a checkpoint."""
+    return (folder / MANIFEST_FILE).is_file()
+
+
+def layer_pattern(kinds: Iterable[str], moe_layers: Iterable[int]) -> str:
+    """Write the decoder's layers as one letter each: A attention, M Mamba, with * where experts are routed."""
+    routed = set(moe_layers)
+    return " ".join(kind[0].upper() + "*" * (i in routed) for i, kind in enumerate(kinds))
+
+
+def count_parameters(
+    shapes: Mapping[str, tuple[int, ...]], *, experts_per_token: int
+) -> ParameterCounts:
+    """Count by part of the model.
+
+    Args:
+        shapes: Of every tensor, by canonical name.
+        experts_per_token: How many experts of a routed layer a token visits.
+    """
+    parts = dict.fromkeys(("vision", "projector", "decoder"), 0)
+    experts: dict[str, list[int]] = {}
+    for name, shape in shapes.items():
+        size = math.prod(shape)
+        if name.startswith(VISION_PREFIX):
+            parts["vision"] += size
+        elif name.startswith(_PROJECTOR_PREFIX):
+            parts["projector"] += size
+        else:
+            parts["decoder"] += size
+            if match := _EXPERT.match(name):
+                layer = experts.setdefault(match[1], [])
+                layer += [0] * (int(match[2]) + 1 - len(layer))
+                layer[int(match[2])] += size
+    # the experts of a layer are all of one size
+    idle = sum(sum(sizes[experts_per_token:]) for sizes in experts.values())
+    return ParameterCounts(**parts, decoder_active=parts["decoder"] - idle)
+
+
+def inspect_checkpoint(folder: Path, *, vision_tower: Path | None = None) -> CheckpointSummary:
+    """Summarise a checkpoint; a folder with config.json alone is enough for the counts.
+
+    Raises:
+        ConfigError: If config.json is not one we can honour.
+        CheckpointError: If there are weights and they are damaged, or not what config.json describes.
+    """
+    config = load_config(folder, vision_tower=vision_tower)
+    shapes = expected_tensors(config)
+    parameters = count_parameters(shapes, experts_per_token=config.decoder.num_experts_per_tok)
+    has_weights = any(
+        p.suffix in _WEIGHT_SUFFIXES or p.name == INDEX_FILE for p in folder.iterdir()
+    )
+    sources = list(
+        index_checkpoint(folder, config, vision_tower=vision_tower).values() if has_weights else ()
+    )
+    return CheckpointSummary(
+        config=config,
+        parameters=parameters,
+        num_tensors=len(shapes),
+        has_weights=has_weights,
+        dtypes=dict(Counter(s.dtype for s in sources)),
+        nbytes=sum(s.nbytes for s in sources),
+        num_files=len({s.file for s in sources}),
+    )
+
+
+def moe_layers(config: DecoderConfig) -> tuple[int, ...]:
+    """Return the layers whose feed-forward is routed."""
+    return tuple(i for i in range(config.num_hidden_layers) if config.is_moe_layer(i))
+
+
+def inspect_bundle(bundle: Path) -> BundleSummary:
+    """Summarise a bundle.
+
+    Raises:
+        ManifestError: If it is none, or a graph or config.json in it cannot be read.
+    """
+    manifest = Manifest.load(bundle)
+    weights = manifest.weights.values()
+    return BundleSummary(
+        format_version=manifest.format_version,
+        dtype=manifest.dtype,
+        layer_pattern=_bundle_pattern(manifest),
+        parameters=count_parameters(
+            {name: w.shape for name, w in manifest.weights.items()},
+            experts_per_token=_experts_per_token(bundle),
+        ),
+        stages={name: _inspect_stage(bundle, manifest, name) for name in manifest.stages},
+        num_weights=len(weights),
+        weight_bytes=sum(w.nbytes for w in weights),
+        stored_dtypes=dict(Counter(w.dtype for w in weights)),
+        transforms=dict(Counter(w.transform for w in weights)),
+        weight_files={
+            name: _link_kind(bundle / name) for name in sorted({w.file for w in weights})
+        },
+        nbytes=sum(record.nbytes for record in manifest.files.values()),
+        produced_by=manifest.produced_by,
+    )
+
+
+def _inspect_stage(bundle: Path, manifest: Manifest, name: str) -> StageSummary:
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    record = manifest.stages[name]
+    try:
+        model = onnx.load(bundle / record.file, load_external_data=False)
+    except (OSError, DecodeError) as err:
+        raise ManifestError(
+            f"{bundle / record.file}: not an ONNX graph ({err}); export the bundle again"
+        ) from err
+    return StageSummary(
+        file=record.file,
+        inputs=record.spec.inputs,
+        outputs=record.spec.outputs,
+        opsets={o.domain or "ai.onnx": o.version for o in model.opset_import},
+        num_nodes=len(model.graph.node),
+        custom_nodes=dict(
+            Counter(f"{n.domain}::{n.op_type}" for n in model.graph.node if n.domain)
+        ),
+        function_bodies=tuple(f"{f.domain}::{f.name}" for f in model.functions),
+    )
+
+
+def _bundle_pattern(manifest: Manifest) -> str:
+    """Read the layers off the decoder's carried state and weights; empty without that stage."""
+    decoder = manifest.stages.get("decoder")
+    if decoder is None:
+        return ""
+    slots = [t.name.split(".")[1:] for t in decoder.spec.inputs if "." in t.name]
+    kinds = {
+        int(layer): "attention" if slot in {"key", "value"} else "mamba" for layer, slot in slots
+    }
+    routed = (re.match(r"model\.layers\.(\d+)\.moe\.router\.", name) for name in manifest.weights)
+    return layer_pattern(
+        [kinds[i] for i in sorted(kinds)], (int(match[1]) for match in routed if match)
+    )
+
+
+def _experts_per_token(bundle: Path) -> int:
+    path = bundle / "config.json"
+    try:
+        return int(json.loads(path.read_text(encoding="utf-8"))["num_experts_per_tok"])
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise ManifestError(
+            f"{path}: must be JSON with 'num_experts_per_tok' ({err}); export the bundle again"
+        ) from err
+
+
+def _link_kind(path: Path) -> str:
+    if not path.exists():
+        return "missing"
+    if path.is_symlink():
+        return "symbolic link"
+    return "hard link" if path.stat().st_nlink > 1 else "own copy"

@@ -1,0 +1,123 @@
+"""Level generation: a prompt with images, from the images to the last token.
+
+Greedy tokens must be identical. The logits behind them are compared on the reference's tokens, so that the rows after
+a first difference would still mean something.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+
+from longllava_trt.parity import FLOAT32_MODEL, ParityRow, compare_logits, compare_tokens
+from longllava_trt.validation.subject import Subject, array_of
+from reference.generate import assemble_embeds, greedy_tokens
+from runtime.images import load_image, load_processor_config, preprocess_batch
+from runtime.ingest import ImageSource, embed_segments, encode_images, in_chunks
+from runtime.model import LongLLaVA as RuntimeLongLLaVA
+from runtime.prompt import (
+    build_prompt,
+    prompt_length,
+    split_segments,
+    tokenize_prompt,
+    wrap_images,
+)
+from runtime.tokenizer import ChatTokenizer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["CHUNK_SIZE", "GenerationCase", "generation_rows"]
+
+CHUNK_SIZE = 97
+"""Prompt positions fed at a time: odd, and fewer than an image takes, so that images are cut."""
+
+_QUERY = "Compare these images. What do they show?"
+_SYNTHETIC_SIZES = ((337, 211), (97, 401))
+_SYNTHETIC_GRID = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationCase:
+    """A prompt, and the reference's answer."""
+
+    query: str
+    images: tuple[ImageSource, ...]
+    input_ids: tuple[int, ...]
+    """With an image's index where an image goes."""
+    tokens: tuple[int, ...]
+    logits: NDArray[np.float32]
+    """From which each token was chosen. [tokens, vocab_size]."""
+    max_new_tokens: int
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls, subject: Subject, *, images: Sequence[Path], seed: int, max_new_tokens: int
+    ) -> GenerationCase:
+        """Let the reference answer, from images given or synthetic."""
+        model = subject.reference
+        shown: tuple[ImageSource, ...] = tuple(images) or tuple(_synthetic_images(seed))
+        pixels = preprocess_batch(
+            [load_image(image, position=i) for i, image in enumerate(shown, start=1)],
+            load_processor_config(subject.bundle),
+        )
+        prompt = build_prompt(wrap_images(_QUERY, num_images=len(shown)))
+        ids = tokenize_prompt(prompt, ChatTokenizer(subject.bundle))
+        image_embeds = model.project(model.encode_images(torch.from_numpy(pixels)))
+        embeds = assemble_embeds(model, ids, image_embeds)
+        answer = list(greedy_tokens(model, embeds, max_new_tokens=max_new_tokens))
+        return cls(
+            query=_QUERY,
+            images=shown,
+            input_ids=tuple(ids),
+            tokens=tuple(token for token, _ in answer),
+            logits=np.stack([array_of(logits) for _, logits in answer]),
+            max_new_tokens=max_new_tokens,
+        )
+
+
+def generation_rows(case: GenerationCase, runtime: RuntimeLongLLaVA) -> Iterator[ParityRow]:
+    """Compare the answer's tokens, then the logits along the reference's tokens."""
+    place = f"generation.{runtime.options.kernels}"
+    answer = runtime.generate(case.query, case.images, max_new_tokens=case.max_new_tokens)
+    yield compare_tokens(f"{place}.tokens", answer.token_ids, case.tokens, logits=case.logits)
+    logits = _teacher_forced(case, runtime)
+    yield compare_logits(f"{place}.logits", logits, case.logits, FLOAT32_MODEL)
+
+
+def _teacher_forced(case: GenerationCase, runtime: RuntimeLongLLaVA) -> NDArray[np.float32]:
+    """Return the logits after the reference's prompt and after each of its tokens but the last."""
+    length = prompt_length(case.input_ids, runtime.num_image_tokens)
+    state = runtime.decoder.new_state(capacity=length + len(case.tokens))
+    image_embeds = encode_images(
+        case.images,
+        processor=load_processor_config(runtime.bundle),
+        vision=runtime.vision,
+        projector=runtime.projector,
+        batch_size=runtime.options.vision_batch,
+    )
+    pieces = embed_segments(
+        split_segments(case.input_ids), embed=runtime.embed, image_embeds=image_embeds
+    )
+    *_, logits = (runtime.decoder.step(chunk, state) for chunk in in_chunks(pieces, CHUNK_SIZE))
+    rows = [logits]
+    for token in case.tokens[:-1]:
+        ids = np.array([[token]], dtype=np.int64)
+        embeds = runtime.embed.run({"input_ids": ids})["inputs_embeds"]
+        rows.append(runtime.decoder.step(embeds, state))
+    return np.stack(rows)
+
+
+def _synthetic_images(seed: int) -> Iterator[Image.Image]:
+    """Yield smooth random images of odd sizes, one wide and one tall."""
+    rng = np.random.default_rng(seed)
+    for size in _SYNTHETIC_SIZES:
+        coarse = rng.integers(256, size=(_SYNTHETIC_GRID, _SYNTHETIC_GRID, 3), dtype=np.uint8)
+        yield Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC)

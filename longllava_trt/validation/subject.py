@@ -1,0 +1,114 @@
+"""What is validated: a bundle, and the reference model of the checkpoint it was exported from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.weights import bundled_name
+from longllava_trt.config import DecoderConfig
+from longllava_trt.contracts import carried_state
+from longllava_trt.errors import InputError
+from longllava_trt.manifest import Manifest
+from longllava_trt.safetensors_index import TensorSource, index_checkpoint
+from reference.cache import HybridCache
+from reference.checkpoint import load_model
+from reference.model import LongLLaVA
+from runtime.model import LongLLaVA as RuntimeLongLLaVA
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+__all__ = ["Subject", "array_of", "state_arrays"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """A bundle and what it must equal."""
+
+    bundle: Path
+    manifest: Manifest
+    reference: LongLLaVA
+    """Float32. A test may put a wrong one here."""
+
+    @classmethod
+    def open(cls, bundle: Path, checkpoint: Path, *, vision_tower: Path | None = None) -> Subject:
+        """Open both, after making sure that they belong together.
+
+        Args:
+            bundle: Folder, exported with float32 arithmetic.
+            checkpoint: Folder that it was exported from.
+            vision_tower: Folder whose vision tower it was exported with, if not the checkpoint's own.
+
+        Raises:
+            InputError: If the bundle's dtype is another, or it was exported from another checkpoint.
+            ManifestError: If the bundle is incomplete or damaged.
+        """
+        manifest = RuntimeLongLLaVA.from_bundle(bundle).manifest
+        if manifest.dtype != "float32":
+            raise InputError(
+                f"{bundle}: graphs must be float32 to be validated on a CPU, got {manifest.dtype}; export again with "
+                "--dtype float32 (weights stay as they are on disk)"
+            )
+        reference = load_model(checkpoint, vision_tower=vision_tower)
+        sources = index_checkpoint(checkpoint, reference.config, vision_tower=vision_tower)
+        problem = next(_config_differences(bundle, checkpoint), None) or next(
+            _weight_differences(bundle, checkpoint, manifest, sources), None
+        )
+        if problem:
+            raise InputError(
+                f"{bundle}: was not exported from {checkpoint}: {problem}; name the checkpoint it was exported from"
+            )
+        return cls(bundle=bundle, manifest=manifest, reference=reference)
+
+
+def array_of(tensor: Tensor) -> NDArray[Any]:
+    """Return a tensor's values as a contiguous array."""
+    array: NDArray[Any] = tensor.detach().contiguous().numpy()
+    return array
+
+
+def state_arrays(cache: HybridCache, config: DecoderConfig) -> dict[str, NDArray[Any]]:
+    """Return a reference cache by the decoder's input names; keys and values as long as what was fed."""
+    tensors = (tensor for state in cache for tensor in state)
+    specs = carried_state(config, "float32")
+    return {spec.name: array_of(t) for spec, t in zip(specs, tensors, strict=True)}
+
+
+def _config_differences(bundle: Path, checkpoint: Path) -> Iterator[str]:
+    """Yield the decoder's fields that differ; most would show in no shape."""
+    ours, theirs = (
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        for folder in (bundle, checkpoint)
+    )
+    for name in DecoderConfig.__dataclass_fields__:
+        if ours.get(name) != theirs.get(name):
+            yield f"'{name}' of config.json is {theirs.get(name)!r}, in the bundle {ours.get(name)!r}"
+
+
+def _weight_differences(
+    bundle: Path, checkpoint: Path, manifest: Manifest, sources: Mapping[str, TensorSource]
+) -> Iterator[str]:
+    """Yield weights that lie elsewhere, then files whose bytes differ."""
+    files: dict[str, Path] = {}
+    for name, record in manifest.weights.items():
+        source = sources.get(name)
+        if source is None:
+            yield f"it has no tensor '{name}'"
+            continue
+        want = (bundled_name(source), source.offset, source.nbytes, source.shape, source.dtype)
+        if want != (record.file, record.offset, record.nbytes, record.shape, record.dtype):
+            yield f"tensor '{name}' is stored at another place or in another shape"
+        files[record.file] = checkpoint / source.file
+    for name, original in files.items():
+        if original.samefile(bundle / name):
+            continue
+        with original.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if digest != manifest.files[name].sha256:
+            yield f"the bytes of {original.name} differ"
