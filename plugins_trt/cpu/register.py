@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from longllava_trt.errors import MissingDependencyError
 from plugins_trt.cpu.lower import SCAN_OP_TYPE
+from plugins_trt.cpu.native_op import NativeOperator
 from plugins_trt.spec import SELECTIVE_SCAN
 
 if TYPE_CHECKING:
@@ -16,44 +17,39 @@ if TYPE_CHECKING:
 __all__ = ["register_kernels"]
 
 _lock = threading.Lock()
-_registered = False
+_scan: NativeOperator | None = None
 _prepared: weakref.WeakSet[onnxruntime.SessionOptions] = weakref.WeakSet()
 
 
 def register_kernels(options: onnxruntime.SessionOptions) -> None:
     """Let sessions made with these options run a graph that `lower_for_cpu` changed.
 
-    The Python operator is registered once per process, the library once per options object; both
+    The operator is registered once per process, the library once per options object; both
     may be asked for from any thread and any number of times.
 
     Raises:
         MissingDependencyError: If onnxruntime-extensions or Numba is not installed.
     """
-    global _registered  # noqa: PLW0603 - the registry it mirrors is the process's too
+    global _scan  # noqa: PLW0603 - the registry that keeps its address is the process's too
     try:
         from onnxruntime_extensions import get_library_path
 
-        from plugins_trt.cpu.selective_scan import selective_scan
+        from plugins_trt.cpu.selective_scan import selective_scan_into
     except ImportError as err:
         raise MissingDependencyError(
             f"register_kernels: '{err.name}' is not installed; "
             "install longllava-trt with its core dependencies"
         ) from err
     with _lock:
-        if not _registered:
-            _register_scan(selective_scan)
-            _registered = True
+        if _scan is None:
+            _scan = NativeOperator(
+                SCAN_OP_TYPE,
+                selective_scan_into,
+                num_inputs=len(SELECTIVE_SCAN.inputs),
+                outputs_like=tuple(map(SELECTIVE_SCAN.input_names.index, ("u", "state"))),
+            )
+            _scan.register(get_library_path())
         if options not in _prepared:
             # ONNX Runtime refuses, at session creation, options that name one library twice
             options.register_custom_ops_library(get_library_path())
             _prepared.add(options)
-
-
-def _register_scan(kernel: Any) -> None:
-    from onnxruntime_extensions import PyCustomOpDef, onnx_op
-
-    onnx_op(
-        op_type=SCAN_OP_TYPE,
-        inputs=[PyCustomOpDef.dt_float] * len(SELECTIVE_SCAN.inputs),
-        outputs=[PyCustomOpDef.dt_float] * len(SELECTIVE_SCAN.outputs),
-    )(kernel)

@@ -17,7 +17,7 @@ from plugins_trt.spec import SELECTIVE_SCAN
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["selective_scan"]
+__all__ = ["selective_scan", "selective_scan_into"]
 
 # state updates; below, waking threads costs more than it saves, far more where cores are taken
 _PARALLEL_FROM = 500_000
@@ -58,12 +58,25 @@ def selective_scan(
         The kernel holds the GIL, which keeps concurrent callers out of Numba's thread pool.
     """
     inputs = (u, dt, A_log, B, C, D, z, dt_bias, state)
-    _check(inputs)
     y, state_out = np.empty_like(u, order="C"), np.empty_like(state, order="C")
-    u, dt, A_log, B, C, D, z, dt_bias, state = map(np.ascontiguousarray, inputs)
-    kernel = scan_parallel if u.size * state.shape[2] >= _PARALLEL_FROM else scan
-    kernel(u, dt, A_log, B, C, D, z, dt_bias, state, y, state_out)
+    selective_scan_into(*map(np.ascontiguousarray, inputs), y, state_out)
     return y, state_out
+
+
+def selective_scan_into(*arrays: NDArray[np.float32]) -> None:
+    """Run `selective_scan` on contiguous inputs, filling outputs that the caller provides.
+
+    Args:
+        arrays: The nine inputs of `selective_scan`, then ``y`` and ``state_out``, shaped like ``u`` and ``state``.
+
+    Raises:
+        ContractError: If shapes or dtypes disagree; lists all inputs that do.
+    """
+    inputs = arrays[:-2]
+    _check(inputs)
+    u, state = inputs[0], inputs[-1]
+    kernel = scan_parallel if u.size * state.shape[2] >= _PARALLEL_FROM else scan
+    kernel(*arrays)
 
 
 def _check(arrays: tuple[NDArray[np.float32], ...]) -> None:
