@@ -32,7 +32,7 @@ _CPU_FEATURES = (
     *("sse4_2", "avx", "avx2", "fma", "f16c", "avx512f", "avx512_bf16", "amx_bf16"),
     *("asimd", "sve", "bf16"),
 )
-_DEVELOPMENT_EXTRAS = {"dev"}
+_DEVELOPMENT_EXTRAS = {"demo", "dev"}
 _SIZES = {"batch": 1, "seq_len": 7, "d_inner": 40, "d_state": 16}
 _TOLERANCE = 1e-5
 """Relative, float32: the kernel and the function body sum in different orders."""

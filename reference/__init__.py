@@ -13,4 +13,5 @@ G key/value heads, E experts. `T` is the model's dtype.
     checkpoint.py      strict loading
     generate.py        embedding assembly and greedy decoding
     synthetic.py       seeded synthetic checkpoints
+    transformers_jamba.py  the same weights in code nobody here wrote
 """

@@ -175,9 +175,10 @@ def _finish(args: argparse.Namespace, answer: Answer, *, num_images: int, total_
     else:
         print(flush=True)
     if not args.quiet:
+        shown = "1 image" if num_images == 1 else f"{num_images} images"
         speed = f", {rate:.1f} tokens/s after it" if rate is not None else ""
         print(
-            f"{answer.prompt_tokens} prompt tokens ({num_images} images), first token after "
+            f"{answer.prompt_tokens} prompt tokens ({shown}), first token after "
             f"{answer.prefill_s:.2f} s, {len(answer.token_ids)} tokens{speed}",
             file=sys.stderr,
         )

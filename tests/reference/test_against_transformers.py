@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from longllava_trt.config import DecoderConfig
 from reference.cache import empty_cache
 from reference.model import LongLLaVA
 from reference.operators import TorchOperators
 from reference.projector import pool_patches
+from reference.transformers_jamba import jamba_from_reference
 
 transformers = pytest.importorskip("transformers")
 
@@ -23,48 +21,6 @@ LIMIT = 1e-4
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Largest absolute difference over the largest magnitude expected."""
     return float((actual - expected).abs().max() / expected.abs().max())
-
-
-def jamba_name(name: str, decoder: DecoderConfig) -> str:
-    """Rename a parameter of ours to transformers' name for it (spec 3.1)."""
-    for ours, theirs in (
-        ("pre_moe_layernorm", "pre_ff_layernorm"),
-        (".moe.", ".feed_forward."),
-        ("B_layernorm", "b_layernorm"),
-        ("C_layernorm", "c_layernorm"),
-    ):
-        name = name.replace(ours, theirs)
-    layer = re.match(r"model\.layers\.(\d+)\.", name)
-    is_dense = layer is not None and not decoder.is_moe_layer(int(layer[1]))
-    return name.replace("experts.0.", "") if is_dense else name
-
-
-def jamba_from_reference(model: LongLLaVA) -> torch.nn.Module:
-    """Build transformers' Jamba with the reference decoder's weights."""
-    decoder: DecoderConfig = model.config.decoder
-    fields = {name: getattr(decoder, name) for name in DecoderConfig.__dataclass_fields__}
-    config = transformers.JambaConfig(
-        **fields, tie_word_embeddings=False, use_mamba_kernels=False, attn_implementation="eager"
-    )
-    jamba = transformers.JambaForCausalLM(config).eval()
-    state = {
-        jamba_name(name, decoder): value
-        for name, value in model.state_dict().items()
-        if "vision_tower" not in name and "mm_projector" not in name
-    }
-    for layer in range(decoder.num_hidden_layers):
-        if decoder.is_moe_layer(layer):
-            prefix = f"model.layers.{layer}.feed_forward.experts."
-            gate, up, down = (
-                torch.stack(
-                    [state.pop(f"{prefix}{e}.{n}.weight") for e in range(decoder.num_experts)]
-                )
-                for n in ("gate_proj", "up_proj", "down_proj")
-            )
-            state[prefix + "gate_up_proj"] = torch.cat([gate, up], dim=1)
-            state[prefix + "down_proj"] = down
-    jamba.load_state_dict(state, strict=True)
-    return jamba
 
 
 @pytest.mark.parametrize(("batch", "length"), [(1, 1), (1, 3), (3, 65)])
