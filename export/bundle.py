@@ -16,7 +16,6 @@ import onnx_ir as ir
 from export.check import check_stage
 from export.trace import trace_stage
 from export.weights import WeightsMode, bind_weights, place_weight_files
-from longllava_trt import __version__
 from longllava_trt.config import LongLLaVAConfig, load_config
 from longllava_trt.contracts import STAGES, stage_specs
 from longllava_trt.errors import CheckpointError, InputError
@@ -31,6 +30,7 @@ from longllava_trt.manifest import (
 )
 from longllava_trt.publish import published
 from longllava_trt.safetensors_index import TensorSource, index_checkpoint
+from longllava_trt.version import __version__
 from plugins_trt.bodies import function_bodies
 
 __all__ = ["ExportReport", "export_bundle"]

@@ -22,6 +22,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from longllava_trt.version import __version__
+
 if TYPE_CHECKING:
     from export.bundle import export_bundle
     from longllava_trt.errors import (
@@ -49,10 +51,10 @@ __all__ = [
     "MissingDependencyError",
     "ParityError",
     "RunOptions",
+    "__version__",
     "export_bundle",
 ]
 
-__version__ = "0.1.0"
 
 _ELSEWHERE = {
     "LongLLaVA": "runtime.model",

@@ -7,7 +7,6 @@ from a path, except the one name the original itself uses for its vision tower.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from longllava_trt.errors import ConfigError
+from longllava_trt.json_file import read_json_object
 
 __all__ = ["DecoderConfig", "LongLLaVAConfig", "VisionConfig", "load_config"]
 
@@ -189,6 +189,7 @@ _TOP_FIELDS = frozenset(
     }
     | {"mm_hidden_size"}
 )
+_WHOSE = "the folder of a checkpoint holds config.json beside its weights"
 _CLIP_L_336 = ("clip-vit-large-patch14-336", "clip_vit_large_patch14_336")
 
 
@@ -203,7 +204,7 @@ def load_config(checkpoint: Path, *, vision_tower: Path | None = None) -> LongLL
         ConfigError: Lists every key that is missing, unknown, or has a value that is not supported.
     """
     path = checkpoint / "config.json"
-    raw = _read_json(path)
+    raw = read_json_object(path, whose=_WHOSE)
     problems = _check_keys(raw)
     if problems:
         raise ConfigError(f"{path}: " + "; ".join(problems))
@@ -278,7 +279,7 @@ def _load_vision_config(checkpoint: Path, tower: str, *, override: Path | None) 
 
 
 def _vision_config_from_json(path: Path) -> VisionConfig:
-    raw = _read_json(path)
+    raw = read_json_object(path, whose=_WHOSE)
     raw = raw.get("vision_config", raw)
     if raw.get("hidden_act", "quick_gelu") != "quick_gelu":
         raise ConfigError(f"{path}: 'hidden_act' must be 'quick_gelu', got {raw['hidden_act']!r}")
@@ -287,20 +288,6 @@ def _vision_config_from_json(path: Path) -> VisionConfig:
     if missing:
         raise ConfigError(f"{path}: missing " + ", ".join(f"'{name}'" for name in missing))
     return VisionConfig(**{name: raw[name] for name in names if name in raw})
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as err:
-        raise ConfigError(
-            f"{path}: not found; the folder of a checkpoint holds config.json beside its weights"
-        ) from err
-    except (OSError, ValueError) as err:
-        raise ConfigError(f"{path}: cannot be read as JSON ({err})") from err
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: must hold a JSON object, got {type(value).__name__}")
-    return value
 
 
 def _require_positive(

@@ -7,7 +7,6 @@ between its two passes are kept. Knows nothing of video, of tiles, or of the pro
 
 from __future__ import annotations
 
-import json
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from longllava_trt.errors import ConfigError, InputError
+from longllava_trt.json_file import read_json_object
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -100,7 +100,7 @@ def load_processor_config(bundle: Path) -> ImageProcessorConfig:
         ConfigError: Lists every key that is missing, unknown, or has a value that is not supported.
     """
     path = bundle / "preprocessor_config.json"
-    raw = _read_json_object(path)
+    raw = read_json_object(path, whose="a bundle carries its image processor's settings")
     problems = [f"missing key '{key}'" for key in _REQUIRED if key not in raw]
     unknown = raw.keys() - _FIXED.keys() - set(_REQUIRED) - _IGNORED - {"crop_size"}
     problems += [f"unknown key '{key}'" for key in sorted(unknown)]
@@ -283,17 +283,3 @@ def _is_rgb(value: Any) -> bool:
             isinstance(number, int | float) and not isinstance(number, bool) for number in value
         )
     )
-
-
-def _read_json_object(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as err:
-        raise ConfigError(
-            f"{path}: not found; a bundle carries its image processor's settings"
-        ) from err
-    except (OSError, ValueError) as err:
-        raise ConfigError(f"{path}: cannot be read as JSON ({err})") from err
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: must hold a JSON object, got {type(value).__name__}")
-    return value

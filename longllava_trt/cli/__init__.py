@@ -14,9 +14,9 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from longllava_trt import __version__
 from longllava_trt.cli import doctor, export, inspect, run, synth, validate, verify
 from longllava_trt.errors import LongLLaVAError
+from longllava_trt.version import __version__
 
 __all__ = ["VERBS", "build_parser", "main"]
 

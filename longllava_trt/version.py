@@ -1,0 +1,5 @@
+"""The version of this project, once."""
+
+__all__ = ["__version__"]
+
+__version__ = "0.1.0"
