@@ -102,7 +102,7 @@ def _load(
             from plugins_trt.cpu.register import register_kernels
 
             model = lower_for_cpu(model)
-            register_kernels(options)
+            register_kernels(options, num_threads=num_threads)
         for name in extra_outputs:
             model.graph.output.add().name = name
         files = _weight_files(bundle, options)

@@ -106,7 +106,7 @@ def _add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--threads",
         type=count,
         metavar="N",
-        help="threads of one ONNX Runtime operator (default: one a core)",
+        help="threads of one operator (default: one a core)",
     )
 
 

@@ -21,17 +21,24 @@ _scan: NativeOperator | None = None
 _prepared: weakref.WeakSet[onnxruntime.SessionOptions] = weakref.WeakSet()
 
 
-def register_kernels(options: onnxruntime.SessionOptions) -> None:
+def register_kernels(
+    options: onnxruntime.SessionOptions, *, num_threads: int | None = None
+) -> None:
     """Let sessions made with these options run a graph that `lower_for_cpu` changed.
 
     The operator is registered once per process, the library once per options object; both
     may be asked for from any thread and any number of times.
+
+    Args:
+        options: Of the sessions; changed in place.
+        num_threads: Threads of the kernels, for every session that the calling thread runs; by default one a core.
 
     Raises:
         MissingDependencyError: If onnxruntime-extensions or Numba is not installed.
     """
     global _scan  # noqa: PLW0603 - the registry that keeps its address is the process's too
     try:
+        import numba
         from onnxruntime_extensions import get_library_path
 
         from plugins_trt.cpu.selective_scan import selective_scan_into
@@ -40,6 +47,10 @@ def register_kernels(options: onnxruntime.SessionOptions) -> None:
             f"register_kernels: '{err.name}' is not installed; "
             "install longllava-trt with its core dependencies"
         ) from err
+    if num_threads is not None:
+        # Numba sets its names of settings when it is imported, and refuses more threads than it launches
+        most: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+        numba.set_num_threads(min(num_threads, most))
     with _lock:
         if _scan is None:
             _scan = NativeOperator(
