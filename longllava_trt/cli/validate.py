@@ -43,6 +43,12 @@ def add_parser(subparsers: Subparsers) -> None:
         help="checkpoint the bundle was exported from",
     )
     parser.add_argument(
+        "--vision-tower",
+        type=Path,
+        metavar="DIR",
+        help="CLIP checkpoint the bundle was exported with (default: the checkpoint's own copy)",
+    )
+    parser.add_argument(
         "--level",
         type=comma_list,
         action="extend",
@@ -84,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
             images=args.image,
             seed=args.seed,
             kernels=args.kernels,
+            vision_tower=args.vision_tower,
             progress=progress,
         )
     if args.json:

@@ -34,7 +34,7 @@ KERNELS: tuple[Kernels, ...] = ("fast", "bodies")
 """Ways to run a bundle on a CPU."""
 
 
-def validate(
+def validate(  # noqa: PLR0913 - the options of the command line, one to one
     bundle: Path,
     checkpoint: Path,
     *,
@@ -43,6 +43,7 @@ def validate(
     seed: int = 0,
     images: Sequence[Path] = (),
     max_new_tokens: int = 64,
+    vision_tower: Path | None = None,
     progress: Progress | None = None,
 ) -> ParityReport:
     """Compare a bundle with the reference.
@@ -55,6 +56,7 @@ def validate(
         seed: Of everything random. Not negative.
         images: Shown in the generated prompt; synthetic ones if there are none.
         max_new_tokens: Tokens to generate.
+        vision_tower: Folder whose vision tower the bundle was exported with, if not the checkpoint's own.
         progress: Called before and after each part.
 
     Returns:
@@ -79,7 +81,7 @@ def validate(
             f"validate: the reference needs '{err.name}', which is not installed; install longllava-trt[export]"
         ) from err
     return run_levels(
-        Subject.open(bundle, checkpoint),
+        Subject.open(bundle, checkpoint, vision_tower=vision_tower),
         levels,
         kernels=kernels,
         seed=seed,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from export.bundle import export_bundle
 from longllava_trt.errors import InputError
 from longllava_trt.validation import validate
 from longllava_trt.validation.subject import Subject
@@ -87,3 +88,22 @@ def test_without_torch_the_extra_is_named(made: Made) -> None:
         check=True,
     )
     assert "'torch', which is not installed; install longllava-trt[export]" in result.stdout
+
+
+def test_a_bundle_with_another_vision_tower_is_validated_with_it(
+    made: Made, tmp_path: Path
+) -> None:
+    _, checkpoint = made
+    donor = tmp_path / "donor"
+    write_checkpoint(donor, preset="tiny", seed=5)
+    tower = tmp_path / "clip"
+    tower.mkdir()
+    shutil.copy(donor / "vision_tower/config.json", tower)
+    for file in donor.glob("model*"):
+        shutil.copy(file, tower)
+    bundle = tmp_path / "bundle"
+    export_bundle(checkpoint, bundle, vision_tower=tower)
+    report = validate(bundle, checkpoint, levels=["stage"], kernels=["fast"], vision_tower=tower)
+    assert report.passed, report.failures
+    with pytest.raises(InputError, match="was not exported from"):
+        validate(bundle, checkpoint, levels=["stage"])
