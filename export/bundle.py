@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,10 +15,12 @@ import onnx
 import onnx_ir as ir
 
 from export.check import check_stage
+from export.memory import check_memory, peak_rss_bytes
 from export.trace import trace_stage
 from export.weights import WeightsMode, bind_weights, place_weight_files
 from longllava_trt.config import LongLLaVAConfig, load_config
 from longllava_trt.contracts import STAGES, stage_specs
+from longllava_trt.digests import FileHasher
 from longllava_trt.errors import CheckpointError, InputError
 from longllava_trt.logs import Progress, ProgressEvent
 from longllava_trt.manifest import (
@@ -63,9 +66,12 @@ class ExportReport:
     """Bytes written; linked weights do not count."""
     linked_bytes: int
     """Bytes of the checkpoint's files that the bundle points into."""
+    seconds: float
+    peak_rss_bytes: int
+    """Largest resident set of this process since its start."""
 
 
-def export_bundle(
+def export_bundle(  # noqa: PLR0913 - the options of a command
     checkpoint: Path,
     bundle: Path,
     *,
@@ -74,6 +80,7 @@ def export_bundle(
     weights: WeightsMode = "auto",
     vision_tower: Path | None = None,
     overwrite: bool = False,
+    max_ram_gib: float | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Export a checkpoint.
@@ -86,30 +93,40 @@ def export_bundle(
         weights: How the checkpoint's files get into the bundle; see `place_weight_files`.
         vision_tower: Folder of a CLIP checkpoint to use in place of the copy in the checkpoint.
         overwrite: Replace a bundle that is there.
+        max_ram_gib: Fail if this process has taken more memory than that.
         progress: Called before and after each stage.
 
     Raises:
         InputError: If an option or the target is not usable.
         ConfigError: If config.json is not one we can honour.
         CheckpointError: If tensors or files are missing or damaged.
-        ExportError: If a stage cannot be traced or does not pass its checks.
+        ExportError: If a stage cannot be traced, does not pass its checks, or takes more memory than allowed.
     """
+    begin = time.monotonic()
     _check_options(dtype, stages)
     config = load_config(checkpoint, vision_tower=vision_tower)
     sources = index_checkpoint(checkpoint, config, vision_tower=vision_tower)
     if dtype == "auto":
         dtype = sources["lm_head.weight"].dtype
     specs = stage_specs(config, dtype)
-    with published(bundle, overwrite=overwrite, marker=MANIFEST_FILE) as staging:
+    with (
+        published(bundle, overwrite=overwrite, marker=MANIFEST_FILE) as staging,
+        FileHasher() as hasher,
+    ):
+        if "decoder" in stages and weights != "copy":
+            # its weights are nearly all there are; most of the hashing is done while the stages are traced
+            for file in sorted({checkpoint / source.file for source in sources.values()}):
+                hasher.start(file)
         _copy_side_files(checkpoint, config, staging)
         records: dict[str, WeightRecord] = {}
         for done, name in enumerate(stages):
             _tell(progress, done, len(stages) + 1, name)
             records |= _export_stage(config, name, dtype, sources, staging)
+            check_memory(max_ram_gib, place=name)
         _tell(progress, len(stages), len(stages) + 1, "hashing")
         used = [sources[name] for name in records]
         copied = place_weight_files(checkpoint, used, staging, mode=weights)
-        files = record_files(staging)
+        files = record_files(staging, hasher)
         Manifest(
             dtype=dtype,
             stages={n: StageRecord(file=_graph_file(n), spec=specs[n]) for n in stages},
@@ -117,6 +134,7 @@ def export_bundle(
             files=files,
             produced_by=_versions(),
         ).save(staging)
+        check_memory(max_ram_gib, place="hashing")
         _tell(progress, len(stages) + 1, len(stages) + 1, f"{len(files)} files")
         own = sum(p.stat().st_size for p in staging.iterdir() if p.is_file())
     linked = _weight_bytes(files) - copied
@@ -126,6 +144,8 @@ def export_bundle(
         stages=tuple(stages),
         new_bytes=own + copied,
         linked_bytes=linked,
+        seconds=time.monotonic() - begin,
+        peak_rss_bytes=peak_rss_bytes(),
     )
 
 

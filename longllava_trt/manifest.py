@@ -12,15 +12,14 @@ Graphs lie beside `weights/`, because ONNX Runtime opens external data only belo
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from longllava_trt.contracts import STAGES, StageSpec, TensorSpec
+from longllava_trt.digests import FileHasher
 from longllava_trt.errors import ManifestError
 
 __all__ = [
@@ -152,15 +151,20 @@ class Manifest:
                 problems.append(f"{name}: must have {record.nbytes} bytes, {got}")
             elif hash_up_to_bytes is None or size <= hash_up_to_bytes:
                 hashed.append(name)
-        for name, digest in _digests(bundle, hashed):
-            if digest != self.files[name].sha256:
-                want = self.files[name].sha256
+        for name, digest in _digests(bundle, hashed).items():
+            want = self.files[name].sha256
+            if digest != want:
                 problems.append(f"{name}: must have sha256 {want[:16]}..., got {digest[:16]}...")
         return problems
 
 
-def record_files(bundle: Path) -> dict[str, FileRecord]:
-    """Record length and hash of every file below a bundle's folder."""
+def record_files(bundle: Path, hasher: FileHasher | None = None) -> dict[str, FileRecord]:
+    """Record length and hash of every file below a bundle's folder.
+
+    Args:
+        bundle: Folder.
+        hasher: Knows, or is about to know, the hashes of some of the files.
+    """
     names = sorted(
         p.relative_to(bundle).as_posix()
         for p in bundle.rglob("*")
@@ -168,19 +172,17 @@ def record_files(bundle: Path) -> dict[str, FileRecord]:
     )
     return {
         name: FileRecord(nbytes=(bundle / name).stat().st_size, sha256=digest)
-        for name, digest in _digests(bundle, names)
+        for name, digest in _digests(bundle, names, hasher).items()
     }
 
 
-def _digests(bundle: Path, names: list[str]) -> Iterator[tuple[str, str]]:
-    """Hash files side by side; hashing releases the interpreter lock."""
-    with ThreadPoolExecutor() as pool:
-        yield from zip(names, pool.map(_digest, [bundle / n for n in names]), strict=True)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digests(bundle: Path, names: list[str], hasher: FileHasher | None = None) -> dict[str, str]:
+    if hasher is None:
+        with FileHasher() as own:
+            return _digests(bundle, names, own)
+    for name in names:
+        hasher.start(bundle / name)
+    return {name: hasher.digest(bundle / name) for name in names}
 
 
 def _stage_from_json(raw: Mapping[str, Any]) -> StageRecord:

@@ -14,7 +14,13 @@ from tokenizers import Tokenizer, models, trainers
 
 from longllava_trt.errors import InputError
 
-__all__ = ["BYTE_IDS", "SPECIAL_TOKENS", "tokenizer_files", "train_tokenizer"]
+__all__ = [
+    "BYTE_IDS",
+    "SPECIAL_TOKENS",
+    "TEXT_VOCABULARY",
+    "tokenizer_files",
+    "train_tokenizer",
+]
 
 SPECIAL_TOKENS = ("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|unk|>")
 """Special tokens; the place is the id."""
@@ -22,6 +28,9 @@ SPECIAL_TOKENS = ("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|unk|>")
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 BYTE_IDS = range(len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + len(_BYTES))
 """Ids of the pieces that spell what the vocabulary lacks, one byte each."""
+
+TEXT_VOCABULARY = 512
+"""Ids that the text below can fill; a model with more of them has ids that no text gives."""
 
 # each is one piece of the published vocabulary; `<` and `>` stay apart from the words between them
 _MARKERS = ("<", "|", "User", "Assistant", "|>", "img", "vid", ">", "</", "t", "><", "></")

@@ -13,7 +13,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from reference.synthetic_tokenizer import BYTE_IDS, SPECIAL_TOKENS
+from reference.synthetic_tokenizer import BYTE_IDS, SPECIAL_TOKENS, TEXT_VOCABULARY
 
 __all__ = ["draw_tensor"]
 
@@ -69,11 +69,12 @@ def _step_size_bias(uniform: npt.NDArray[np.float64]) -> Array:
 
 
 def _quieten(lm_head: Array) -> Array:
-    """Keep special tokens and bare bytes from being generated.
+    """Keep special tokens, bare bytes and ids without a text from being generated.
 
     A zero row has logit 0, which the best of hundreds of others always exceeds, so decoding never stops by itself;
     faint rows make a byte without its neighbours, which is no character, rare.
     """
     lm_head[: len(SPECIAL_TOKENS)] = 0
+    lm_head[TEXT_VOCABULARY:] = 0
     lm_head[BYTE_IDS.start : BYTE_IDS.stop] *= np.float32(_BYTE_SHARE)
     return lm_head

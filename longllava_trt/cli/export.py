@@ -10,6 +10,7 @@ from longllava_trt.cli.options import (
     add_verb,
     comma_list,
     format_bytes,
+    gibibytes,
     print_json,
     requires_extra,
     shown_progress,
@@ -74,6 +75,12 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a bundle that is already there"
     )
+    parser.add_argument(
+        "--max-ram",
+        type=gibibytes,
+        metavar="GIB",
+        help="fail, and publish nothing, if the process has taken more memory than that (default: no limit)",
+    )
     parser.set_defaults(run=run)
 
 
@@ -91,6 +98,7 @@ def run(args: argparse.Namespace) -> int:
             weights=args.weights,
             vision_tower=args.vision_tower,
             overwrite=args.overwrite,
+            max_ram_gib=args.max_ram,
             progress=progress,
         )
     files = sorted(p for p in args.bundle.rglob("*") if p.is_file())
@@ -103,6 +111,8 @@ def run(args: argparse.Namespace) -> int:
                 "stages": list(report.stages),
                 "new_bytes": report.new_bytes,
                 "linked_bytes": report.linked_bytes,
+                "seconds": report.seconds,
+                "peak_rss_bytes": report.peak_rss_bytes,
                 "files": sizes,
             }
         )
@@ -112,4 +122,5 @@ def run(args: argparse.Namespace) -> int:
         print(f"  {name:44} {format_bytes(nbytes):>10}")
     new, linked = format_bytes(report.new_bytes), format_bytes(report.linked_bytes)
     print(f"{new} written, {linked} of the checkpoint's weights linked")
+    print(f"{report.seconds:.1f} s, peak memory {report.peak_rss_bytes / 2**30:.2f} GiB")
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import textwrap
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ __all__ = [
     "count",
     "format_bytes",
     "from_zero",
+    "gibibytes",
     "print_json",
     "requires_extra",
     "shown_progress",
@@ -80,6 +82,17 @@ def _whole_number(text: str, *, least: int) -> int:
         value = least - 1
     if value < least:
         raise argparse.ArgumentTypeError(f"must be a whole number from {least}, got '{text}'")
+    return value
+
+
+def gibibytes(text: str) -> float:
+    """Read an amount of memory."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be a number of GiB above 0, got '{text}'")
     return value
 
 

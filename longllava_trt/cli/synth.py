@@ -1,21 +1,30 @@
-"""`longllava-trt synth`: a small checkpoint with random weights."""
+"""`longllava-trt synth`: a checkpoint with random weights, or of full size without any."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from longllava_trt.cli.options import Subparsers, add_verb, format_bytes, from_zero, print_json
+from longllava_trt.cli.options import (
+    Subparsers,
+    add_verb,
+    count,
+    format_bytes,
+    from_zero,
+    print_json,
+)
 
 __all__ = ["PRESETS", "add_parser", "run"]
 
 # the library's own table would cost the help an import of NumPy
-PRESETS = ("tiny", "tiny-dense", "mini")
+PRESETS = ("tiny", "tiny-dense", "mini", "9b", "53b")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 _EXAMPLES = """\
   longllava-trt synth /tmp/tiny
   longllava-trt synth /tmp/mini --preset mini --seed 7 --dtype bfloat16
+  longllava-trt synth /tmp/53b --preset 53b --sparse            104 GB in 22 files that take no disk
+  longllava-trt synth /tmp/9b-2 --preset 9b --layers 2          real shapes, random weights, 3 GB
 """
 
 
@@ -24,9 +33,10 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_verb(
         subparsers,
         "synth",
-        help_text="make a small checkpoint with random weights",
+        help_text="make a checkpoint with random weights, or of full size without any",
         description="Write a synthetic checkpoint in the original's file format and key names. Its answers mean "
-        "nothing; it is there to try the tools and to test them. The same seed gives the same bytes.",
+        "nothing; it is there to try the tools and to test them. The same seed gives the same bytes. The tokenizer has "
+        "512 ids, whatever vocabulary the model has.",
         examples=_EXAMPLES,
     )
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
@@ -35,16 +45,26 @@ def add_parser(subparsers: Subparsers) -> None:
         choices=PRESETS,
         default="tiny",
         help="tiny: 4 experts, 5 MB; tiny-dense: no router, as the 9B; mini: 16 experts, hidden 512, for measuring "
-        "speed (default: %(default)s)",
+        "speed; 9b and 53b: the published sizes and shards, for --sparse or --layers (default: %(default)s)",
     )
     parser.add_argument(
-        "--seed", type=from_zero, default=0, help="seed of the weights (default: %(default)s)"
+        "--sparse",
+        action="store_true",
+        help="leave holes in the files where the weights would be: full length, no disk, and zeros to whoever reads",
+    )
+    parser.add_argument(
+        "--layers",
+        type=count,
+        metavar="N",
+        help="the first N layers of the decoder alone (default: all)",
+    )
+    parser.add_argument(
+        "--seed", type=from_zero, default=0, help="seed of random weights (default: %(default)s)"
     )
     parser.add_argument(
         "--dtype",
         choices=_DTYPES,
-        default="float32",
-        help="dtype of every tensor (default: %(default)s)",
+        help="dtype of every tensor (default: float32, and bfloat16 for 9b and 53b)",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a checkpoint that is already there"
@@ -54,16 +74,34 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the checkpoint and name its files."""
+    from reference.synthetic import PRESETS as CONFIGS
     from reference.synthetic import write_checkpoint
 
     files = write_checkpoint(
-        args.out, preset=args.preset, seed=args.seed, dtype=args.dtype, overwrite=args.overwrite
+        args.out,
+        preset=args.preset,
+        seed=args.seed,
+        dtype=args.dtype,
+        layers=args.layers,
+        sparse=args.sparse,
+        overwrite=args.overwrite,
     )
     sizes = {str(f.relative_to(args.out)): f.stat().st_size for f in files}
+    nbytes, on_disk = sum(sizes.values()), 512 * sum(f.stat().st_blocks for f in files)
     if args.json:
-        print_json({"checkpoint": str(args.out), "files": sizes, "nbytes": sum(sizes.values())})
+        print_json(
+            {
+                "checkpoint": str(args.out),
+                "files": sizes,
+                "nbytes": nbytes,
+                "disk_bytes": on_disk,
+            }
+        )
         return 0
-    print(f"checkpoint  {args.out}  ({args.preset}, {args.dtype}, seed {args.seed})")
-    for name, nbytes in sizes.items():
-        print(f"  {name:36} {format_bytes(nbytes):>10}")
+    dtype = args.dtype or CONFIGS[args.preset].torch_dtype
+    weights = "sparse: every weight is zero" if args.sparse else f"seed {args.seed}"
+    print(f"checkpoint  {args.out}  ({args.preset}, {dtype}, {weights})")
+    for name, size in sizes.items():
+        print(f"  {name:36} {format_bytes(size):>10}")
+    print(f"{format_bytes(nbytes)}, of which {format_bytes(on_disk)} on disk")
     return 0

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from benchmarks.export_at_scale import LIMITS, PARAMETERS, Figures, measure, missed
 from export import bundle as bundle_module
 from export.bundle import export_bundle
 from longllava_trt.config import load_config
@@ -158,6 +160,32 @@ def test_bad_options_are_refused_before_any_work(tiny_checkpoint: Path, tmp_path
     with pytest.raises(InputError, match=r"stages must be among .* got prefill"):
         export_bundle(tiny_checkpoint, tmp_path / "out", stages=["prefill"])
     assert not list(tmp_path.iterdir())
+
+
+def test_a_ceiling_of_memory_is_kept(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"embed: .* within 0\.01 GiB, but its peak was"):
+        export_bundle(tiny_checkpoint, tmp_path / "out", stages=EMBED_ONLY, max_ram_gib=0.01)
+    assert not list(tmp_path.iterdir())
+    report = export_bundle(tiny_checkpoint, tmp_path / "out", stages=EMBED_ONLY, max_ram_gib=1000.0)
+    assert 50e6 < report.peak_rss_bytes < 1000 * 2**30
+    assert report.seconds > 0
+
+
+@pytest.mark.slow
+def test_export_of_the_9b_keeps_its_limits(tmp_path: Path) -> None:
+    figures = measure("9b", tmp_path)
+    # how long it takes says more about what else this machine does
+    assert missed(replace(figures, seconds=0.0), PARAMETERS["9b"]) == []
+    assert figures.linked_bytes > 19e9
+
+
+@pytest.mark.parametrize("field", [*LIMITS, "parameters"])
+def test_a_missed_limit_is_noticed(field: str) -> None:
+    zeros = dict.fromkeys((f.name for f in fields(Figures)), 0)
+    good = Figures(**{**zeros, "parameters": 5})
+    assert missed(good, 5) == []
+    (miss,) = missed(replace(good, **{field: LIMITS.get(field, 5) + 1}), 5)
+    assert miss.startswith(field)
 
 
 def test_a_checkpoint_without_tokenizer_is_refused(tmp_path: Path) -> None:

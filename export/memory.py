@@ -1,0 +1,26 @@
+"""How much memory this process has taken, and a ceiling for it."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+from longllava_trt.errors import ExportError
+
+__all__ = ["check_memory", "peak_rss_bytes"]
+
+
+def peak_rss_bytes() -> int:
+    """Return the largest resident set that this process has had since its start."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def check_memory(max_ram_gib: float | None, *, place: str) -> None:
+    """Raise `ExportError` if the peak exceeds a ceiling; without a ceiling anything is allowed."""
+    peak = peak_rss_bytes() / 2**30
+    if max_ram_gib is not None and peak > max_ram_gib:
+        raise ExportError(
+            f"{place}: resident memory must stay within {max_ram_gib:g} GiB, but its peak was {peak:.2f} GiB; "
+            "raise --max-ram"
+        )
