@@ -43,11 +43,27 @@ RUNS_BUNDLES = ("longllava_trt", "plugins_trt", "runtime")
 ABOVE = ("longllava_trt.validation",)
 """Compares with the oracle, so it may need torch; the command line imports it only when asked to."""
 ROOF = (*ABOVE, "longllava_trt.cli", "longllava_trt.__main__")
+PURE = (
+    "__init__",
+    "launch",
+    "plan",
+    "naive",
+    "sparse_moe_formats",
+    "sparse_moe_launch",
+    "sparse_moe_naive",
+)
+KERNELS = tuple(
+    f"plugins_trt.kernels.{file.stem}"
+    for file in (ROOT / "plugins_trt" / "kernels").glob("*.py")
+    if file.stem not in PURE
+)
+"""Triton kernels and what lists them, all but the launch arithmetic and the twins."""
 
 CASES = {
     "runtime-without-torch": (TORCH, RUNS_BUNDLES, ABOVE),
     "runtime-without-exporter": (EXPORTER, RUNS_BUNDLES, ABOVE),
     "runtime-without-oracle": (("reference", "export"), RUNS_BUNDLES, ABOVE),
+    "runtime-without-triton": (("triton",), RUNS_BUNDLES, (*ABOVE, *KERNELS)),
     "floor-without-anything-heavy": (
         (*TORCH, *EXPORTER, "onnxruntime", "onnxruntime_extensions", "numba", "tensorrt", "triton"),
         ("longllava_trt",),

@@ -1,0 +1,128 @@
+"""What each kernel takes of a GPU that need not be there: registers, shared memory, spilled bytes.
+
+    python -m plugins_trt.kernels.resources [--arch 80] [--dtype bf16]
+
+compiles every kernel ahead of time with the assembler that Triton brings along, and prints a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longllava_trt.errors import LongLLaVAError
+from plugins_trt.kernels.plan import Variant
+from plugins_trt.kernels.sparse_moe_variants import list_variants as list_moe_variants
+from plugins_trt.kernels.variants import list_variants
+
+__all__ = ["Resources", "compile_kernel", "measure"]
+
+# pinned: Triton announces that its default changes
+_OPTIONS = {"enable_fp_fusion": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """One kernel's share of a multiprocessor."""
+
+    threads: int
+    registers: int
+    """Of one thread."""
+    shared_bytes: int
+    """Of one program."""
+    spilled_bytes: int
+    """Written to and read from local memory by one thread; none is the bar."""
+
+
+def compile_kernel(variant: Variant, *, arch: int) -> Any:
+    """Compile for a GPU that need not be there; `asm` of the result holds `ptx` and `cubin`.
+
+    Raises:
+        LongLLaVAError: If this process interprets kernels, and so cannot compile them.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    if not isinstance(variant.kernel, triton.runtime.JITFunction):
+        raise LongLLaVAError(
+            f"compile_kernel: expected a compilable '{variant.name}', got an interpreted one; "
+            "start again without TRITON_INTERPRET in the environment"
+        )
+    names = list(variant.signature)
+    source = ASTSource(
+        variant.kernel,
+        variant.signature,
+        constexprs=variant.blocks,
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in variant.aligned},
+    )
+    options = {"num_warps": variant.num_warps, "num_stages": variant.num_stages, **_OPTIONS}
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=options)
+
+
+def measure(variant: Variant, *, arch: int) -> Resources:
+    """Compile a kernel and ask the assembler what it takes.
+
+    Raises:
+        LongLLaVAError: As for `compile_kernel`.
+    """
+    from triton.backends.nvidia.compiler import get_ptxas
+
+    compiled = compile_kernel(variant, arch=arch)
+    ptx = compiled.asm["ptx"]
+    target = re.search(r"^\.target (\w+)", ptx, flags=re.MULTILINE)
+    assert target, "Bug: PTX without a target"
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.ptx")
+        file.write_text(ptx, encoding="utf-8")
+        command = [get_ptxas(arch).path, "--verbose", f"--gpu-name={target[1]}", str(file)]
+        report = subprocess.run(
+            [*command, "-o", str(file.with_suffix(".cubin"))],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stderr
+    registers = re.search(r"Used (\d+) registers", report)
+    assert registers, f"Bug: ptxas says nothing of registers: {report}"
+    return Resources(
+        threads=32 * variant.num_warps,
+        registers=int(registers[1]),
+        shared_bytes=compiled.metadata.shared,
+        spilled_bytes=sum(map(int, re.findall(r"(\d+) bytes spill", report))),
+    )
+
+
+def _table(variants: Iterable[Variant], arch: int) -> Iterable[str]:
+    yield "| kernel | threads | registers | shared bytes | spilled bytes |"
+    yield "| --- | ---: | ---: | ---: | ---: |"
+    for variant in variants:
+        r = measure(variant, arch=arch)
+        yield (
+            f"| `{variant.name}` | {r.threads} | {r.registers} | {r.shared_bytes} "
+            f"| {r.spilled_bytes} |"
+        )
+
+
+def _main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m plugins_trt.kernels.resources")
+    parser.add_argument("--arch", type=int, default=80, help="compute capability (default 80)")
+    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="T")
+    args = parser.parse_args(argv)
+    variants: list[Variant] = [*list_variants(args.dtype)]
+    for weights in ("none", "int8", "int4"):
+        known = {variant.name for variant in variants}
+        variants += [v for v in list_moe_variants(args.dtype, weights) if v.name not in known]
+    for line in _table(variants, args.arch):
+        sys.stdout.write(line + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(_main())

@@ -1,0 +1,87 @@
+"""What is compiled ahead of time: it covers every launch, and it fits an A100 without spilling."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from plugins_trt.kernels.launch import plan_causal_conv, plan_selective_scan
+from plugins_trt.kernels.plan import Launch
+
+ROOT = Path(__file__).parents[3]
+
+# a process of its own: what is interpreted in this one cannot be compiled in it
+MEASURE = """
+import sys
+from plugins_trt.kernels.resources import measure
+from plugins_trt.kernels.variants import list_variants
+for dtype in sys.argv[2:]:
+    for variant in list_variants(dtype):
+        print(variant.name, measure(variant, arch=int(sys.argv[1])).spilled_bytes)
+"""
+
+
+def planned() -> list[Launch]:
+    launches = []
+    for batch, seq_len in ((1, 1), (3, 2), (1, 3), (1, 65), (2, 1000), (8, 4096)):
+        for d_inner in (64, 8192):
+            launches += plan_selective_scan(batch, seq_len, d_inner, 16)[0]
+            for last in (False, True):
+                launches.append(plan_causal_conv(batch, seq_len, d_inner, 4, channels_last=last))
+    return launches
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_every_launch_has_a_variant(dtype: Literal["fp32", "fp16", "bf16"]) -> None:
+    from plugins_trt.kernels.variants import list_variants
+
+    variants = {(v.kernel.__name__, tuple(v.blocks.items())): v for v in list_variants(dtype)}
+    assert len(variants) == len(list_variants(dtype)), "a kernel is compiled twice"
+    for launch in planned():
+        variant = variants[launch.kernel, tuple(launch.blocks.items())]
+        assert variant.num_warps == launch.num_warps
+        types = list(variant.signature.values())
+        assert types == sorted(types, key=lambda t: (t[0] != "*", t == "constexpr"))
+        integers = [name for name, t in variant.signature.items() if t in {"i32", "i64"}]
+        assert integers == list(launch.integers)
+        constants = [name for name, t in variant.signature.items() if t == "constexpr"]
+        assert constants == list(launch.blocks)
+
+
+def run_compiled(script: str, *arguments: str) -> str:
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return subprocess.run(
+        [sys.executable, "-c", script, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+
+
+@pytest.mark.slow
+def test_nothing_spills_on_an_a100() -> None:
+    lines = run_compiled(MEASURE, "80", "bf16", "fp16", "fp32").splitlines()
+    assert len(lines) == 3 * 8
+    assert [line for line in lines if not line.endswith(" 0")] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["90", "120"], ids=lambda a: f"sm_{a}")
+def test_other_targets_compile(arch: str) -> None:
+    assert len(run_compiled(MEASURE, arch, "bf16").splitlines()) == 8
+
+
+def test_an_interpreted_kernel_is_refused() -> None:
+    from longllava_trt.errors import LongLLaVAError
+    from plugins_trt.kernels.resources import compile_kernel
+    from plugins_trt.kernels.variants import list_variants
+
+    with pytest.raises(LongLLaVAError, match="TRITON_INTERPRET"):
+        compile_kernel(list_variants("bf16")[0], arch=80)
