@@ -37,7 +37,9 @@ if TYPE_CHECKING:
         MissingDependencyError,
         ParityError,
     )
+    from runtime.media import MediaOptions
     from runtime.model import LongLLaVA, RunOptions
+    from runtime.sampling import SamplingParams
 
 __all__ = [
     "CheckpointError",
@@ -48,9 +50,11 @@ __all__ = [
     "LongLLaVA",
     "LongLLaVAError",
     "ManifestError",
+    "MediaOptions",
     "MissingDependencyError",
     "ParityError",
     "RunOptions",
+    "SamplingParams",
     "__version__",
     "export_bundle",
 ]
@@ -58,7 +62,9 @@ __all__ = [
 
 _ELSEWHERE = {
     "LongLLaVA": "runtime.model",
+    "MediaOptions": "runtime.media",
     "RunOptions": "runtime.model",
+    "SamplingParams": "runtime.sampling",
     "export_bundle": "export.bundle",
 }
 

@@ -1,4 +1,4 @@
-"""Greedy decoding: the original's only mode (spec 5.7)."""
+"""The decoding loop: scores to a token, the token to the next scores."""
 
 from __future__ import annotations
 
@@ -7,26 +7,29 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from runtime.sampling import Sampler, SamplingParams
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.decoder import Decoder, DecoderState
 
-__all__ = ["greedy_tokens"]
+__all__ = ["generate_tokens"]
 
 
-def greedy_tokens(
+def generate_tokens(
     decoder: Decoder,
     state: DecoderState,
     logits: NDArray[np.float32],
     *,
     embed: Callable[[int], NDArray[np.float32]],
     eos_token_id: int,
-    max_new_tokens: int,
+    sampling: SamplingParams,
 ) -> Iterator[int]:
-    """Yield the most likely token again and again, until the end-of-sequence token or the limit.
+    """Yield chosen tokens again and again, until the end-of-sequence token or the limit.
 
-    The end-of-sequence token is forbidden as the first token (min_new_tokens 1), and is not yielded.
+    The end-of-sequence token is forbidden before `min_new_tokens`, and is not yielded. Stop texts are the caller's
+    to look for: here are only ids.
 
     Args:
         decoder: The decoder.
@@ -34,14 +37,19 @@ def greedy_tokens(
         logits: Of the position after the prompt. [vocab_size].
         embed: Returns a token's embedding. [1, 1, hidden_size].
         eos_token_id: Ends the answer.
-        max_new_tokens: At most so many tokens.
+        sampling: How tokens are chosen, and how many.
     """
-    scores = logits.copy()
-    scores[eos_token_id] = -np.inf
-    for step in range(max_new_tokens):
-        token = int(scores.argmax())
+    sampler = Sampler(sampling)
+    answer: list[int] = []
+    while True:
+        if len(answer) < sampling.min_new_tokens:
+            logits = logits.copy()
+            logits[eos_token_id] = -np.inf
+        token = sampler.choose(logits, answer)
         if token == eos_token_id:
             return
+        answer.append(token)
         yield token
-        if step + 1 < max_new_tokens:
-            scores = decoder.step(embed(token), state)
+        if len(answer) == sampling.max_new_tokens:
+            return
+        logits = decoder.step(embed(token), state)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
-from runtime.images import ImageProcessorConfig, load_image, preprocess_batch
+from runtime.images import ImageSource, load_image
+from runtime.pixels import ImageProcessorConfig, preprocess_batch
 from runtime.prompt import PromptSegments, TextRun
 
 if TYPE_CHECKING:
@@ -18,13 +17,11 @@ if TYPE_CHECKING:
 
     from runtime.onnxrt import OnnxSession
 
-__all__ = ["ImageSource", "embed_segments", "encode_images", "in_chunks"]
-
-ImageSource = str | Path | Image.Image
+__all__ = ["embed_segments", "encode_images", "in_chunks"]
 
 
 def encode_images(
-    sources: Sequence[ImageSource],
+    sources: Iterable[ImageSource],
     *,
     processor: ImageProcessorConfig,
     vision: OnnxSession,

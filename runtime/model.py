@@ -1,11 +1,11 @@
-"""LongLLaVA from a bundle: questions about images in, streamed answers out."""
+"""LongLLaVA from a bundle: questions about images and videos in, streamed answers out."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,18 +16,16 @@ from longllava_trt.contracts import STAGES
 from longllava_trt.errors import InputError, ManifestError
 from longllava_trt.logs import Progress, ProgressEvent
 from longllava_trt.manifest import Manifest
+from runtime.answer import Answer, AnswerText
 from runtime.decoder import Decoder, DecoderState
-from runtime.generate import greedy_tokens
-from runtime.images import load_processor_config
-from runtime.ingest import ImageSource, embed_segments, encode_images, in_chunks
+from runtime.generate import generate_tokens
+from runtime.images import ImageSource
+from runtime.ingest import embed_segments, encode_images, in_chunks
+from runtime.media import MediaOptions, UserTurn, prepare_turn
 from runtime.onnxrt import Kernels, OnnxSession
-from runtime.prompt import (
-    build_prompt,
-    prompt_length,
-    split_segments,
-    tokenize_prompt,
-    wrap_images,
-)
+from runtime.pixels import load_processor_config
+from runtime.prompt import build_prompt, prompt_length, split_segments, tokenize_prompt
+from runtime.sampling import SamplingParams
 from runtime.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:
@@ -58,26 +56,6 @@ class RunOptions:
         for name in ("chunk_size", "vision_batch", "max_context"):
             if getattr(self, name) < 1:
                 raise InputError(f"run: {name} must be at least 1, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
-    """One answer and what it cost."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    prompt_tokens: int
-    """Positions of the prompt, images included."""
-    prefill_s: float
-    """From the call to the first token's logits: image decoding, vision, projector and prompt."""
-    decode_s: float
-    """For all tokens after the first."""
-
-    @property
-    def decode_tokens_per_s(self) -> float | None:
-        """Rate after the first token, or None if there was only one."""
-        steps = len(self.token_ids) - 1
-        return steps / self.decode_s if steps > 0 else None
 
 
 class LongLLaVA:
@@ -149,7 +127,7 @@ class LongLLaVA:
         return Decoder(self.session("decoder"))
 
     def chat(
-        self, query: str, images: Sequence[ImageSource] = (), *, max_new_tokens: int = 768
+        self, query: str, images: Sequence[ImageSource] = (), *, max_new_tokens: int | None = None
     ) -> str:
         """Answer a question about images; see `generate`."""
         return self.generate(query, images, max_new_tokens=max_new_tokens).text
@@ -159,57 +137,79 @@ class LongLLaVA:
         query: str,
         images: Sequence[ImageSource] = (),
         *,
-        max_new_tokens: int = 768,
+        videos: Sequence[str | Path] = (),
+        media: MediaOptions | None = None,
+        sampling: SamplingParams | None = None,
+        max_new_tokens: int | None = None,
         on_text: Callable[[str], None] | None = None,
         progress: Progress | None = None,
     ) -> Answer:
-        """Answer a question about images.
+        """Answer a question about images and videos.
 
         Args:
-            query: The question. `<image>` marks where each image goes; without any, images come first.
+            query: The question. `<image>` marks where each still image goes; without any, images come first.
             images: Paths or Pillow images, in the order of the placeholders.
-            max_new_tokens: At most so many tokens.
-            on_text: Called with each piece of the answer as it becomes readable.
+            videos: Paths; each becomes a clip before the question.
+            media: How images and videos are shown.
+            sampling: How the answer is generated; greedily by default.
+            max_new_tokens: At most so many tokens; stands in for that of ``sampling``.
+            on_text: Called with each piece of the answer as it becomes certain.
             progress: Called as the prompt is fed.
 
         Raises:
-            InputError: If the question is empty, an image cannot be used, placeholders and images do not match, or
-                the whole does not fit.
+            InputError: If the question is empty, an image or a video cannot be used, placeholders and images do not
+                match, or the whole does not fit.
+            MissingDependencyError: If there is a video and the `video` extra is not installed.
         """
         begin = time.perf_counter()
-        ids = tokenize_prompt(
-            build_prompt(wrap_images(query, num_images=len(images))), self.tokenizer
-        )
-        length = self._check_length(ids, max_new_tokens)
-        state = self.decoder.new_state(capacity=length + max_new_tokens)
-        logits = self._prefill(ids, images, state, length, progress)
+        sampling = sampling or SamplingParams()
+        if max_new_tokens is not None:
+            sampling = replace(sampling, max_new_tokens=max_new_tokens)
+        turn = prepare_turn(query, images=images, videos=videos, options=media or MediaOptions())
+        ids = tokenize_prompt(build_prompt(turn.text), self.tokenizer)
+        length = self._check_length(ids, sampling.max_new_tokens)
+        state = self.decoder.new_state(capacity=length + sampling.max_new_tokens)
+        logits = self._prefill(ids, turn, state, length, progress)
         first = time.perf_counter()
+        text, tokens = self._decode(logits, state, sampling, on_text or (lambda _: None))
+        at_limit = len(tokens) == sampling.max_new_tokens and not text.is_stopped
+        return Answer(
+            text=text.text.strip(),
+            token_ids=tuple(tokens),
+            finish_reason="length" if at_limit else "stop",
+            prompt_tokens=length,
+            num_images=turn.num_images,
+            prefill_s=first - begin,
+            decode_s=time.perf_counter() - first,
+        )
+
+    def _decode(
+        self,
+        logits: NDArray[np.float32],
+        state: DecoderState,
+        sampling: SamplingParams,
+        emit: Callable[[str], None],
+    ) -> tuple[AnswerText, list[int]]:
+        """Generate the answer, handing out its text as it becomes certain."""
+        text = AnswerText(self.tokenizer.stream(), sampling.stop)
         tokens: list[int] = []
-        stream = self.tokenizer.stream()
-        emit = on_text or (lambda _: None)
-        for token in greedy_tokens(
+        for token in generate_tokens(
             self.decoder,
             state,
             logits,
             embed=self._embed_token,
             eos_token_id=self.eos_token_id,
-            max_new_tokens=max_new_tokens,
+            sampling=sampling,
         ):
             tokens.append(token)
-            emit(stream.push(token))
-        emit(stream.finish())
-        return Answer(
-            text=self.tokenizer.decode(tokens).strip(),
-            token_ids=tuple(tokens),
-            prompt_tokens=length,
-            prefill_s=first - begin,
-            decode_s=time.perf_counter() - first,
-        )
+            emit(text.push(token))
+            if text.is_stopped:
+                break
+        emit(text.finish())
+        return text, tokens
 
     def _check_length(self, ids: Sequence[int], max_new_tokens: int) -> int:
         """Return the prompt's positions, or say why the request cannot fit."""
-        if max_new_tokens < 1:
-            raise InputError(f"generate: max_new_tokens must be at least 1, got {max_new_tokens}")
         length = prompt_length(ids, self.num_image_tokens)
         limit = self.options.max_context
         if length + max_new_tokens > limit:
@@ -222,14 +222,14 @@ class LongLLaVA:
     def _prefill(
         self,
         ids: Sequence[int],
-        images: Sequence[ImageSource],
+        turn: UserTurn,
         state: DecoderState,
         length: int,
         progress: Progress | None,
     ) -> NDArray[np.float32]:
         """Feed the prompt in chunks; returns the logits after it."""
         pieces = embed_segments(
-            split_segments(ids), embed=self.embed, image_embeds=self._encode(images)
+            split_segments(ids), embed=self.embed, image_embeds=self._encode(turn)
         )
         logits = None
         for chunk in in_chunks(pieces, self.options.chunk_size):
@@ -241,10 +241,11 @@ class LongLLaVA:
         assert logits is not None, "Bug: a prompt is never empty"
         return logits
 
-    def _encode(self, images: Sequence[ImageSource]) -> Iterator[NDArray[np.float32]]:
-        if images:
+    def _encode(self, turn: UserTurn) -> Iterator[NDArray[np.float32]]:
+        # a question without images does not load the vision stage
+        if turn.num_images:
             yield from encode_images(
-                images,
+                turn.images,
                 processor=self._processor,
                 vision=self.vision,
                 projector=self.projector,

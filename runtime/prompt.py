@@ -1,4 +1,4 @@
-"""The chat protocol: from a question and a number of still images to the ids the decoder is fed.
+"""The chat protocol: from a question and a number of images to the ids the decoder is fed.
 
 Strings and ids only; it opens no image and embeds nothing. The markers `<img>` and `</img>` are
 plain text to the tokenizer; only `<image>` is more than text: it is cut out, and its place is
@@ -22,10 +22,12 @@ __all__ = [
     "PromptSegments",
     "TextRun",
     "build_prompt",
+    "expand_tiles",
     "prompt_length",
     "split_segments",
     "tokenize_prompt",
     "wrap_images",
+    "wrap_video",
 ]
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -38,6 +40,9 @@ USER_ROLE = f"{BOS_TOKEN}<|User|>\n"
 ASSISTANT_ROLE = f"{BOS_TOKEN}<|Assistant|>\n"
 _SEPARATOR = "\n"
 _OPEN, _CLOSE = "<img>", "</img>"
+_WRAPPED = f"{_OPEN}{IMAGE_PLACEHOLDER}{_CLOSE}"
+_OPEN_VIDEO, _CLOSE_VIDEO = "<vid>", "</vid>"
+_BETWEEN_FRAMES = "<t>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +79,7 @@ def wrap_images(query: str, *, num_images: int) -> str:
     Raises:
         InputError: If the query is blank, or has placeholders but not one for each image.
     """
-    if not query.strip():
-        raise InputError("prompt: the text is empty; type a question or an instruction")
+    _check_not_blank(query)
     num_placeholders = query.count(IMAGE_PLACEHOLDER)
     if num_placeholders == 0:
         query = f"{IMAGE_PLACEHOLDER}\n" * num_images + query
@@ -85,9 +89,63 @@ def wrap_images(query: str, *, num_images: int) -> str:
             f"{num_placeholders} for {num_images} images; write one for each image, or none at all "
             "to put the images before the text"
         )
-    if _CLOSE not in query:
-        query = query.replace(IMAGE_PLACEHOLDER, f"{_OPEN}{IMAGE_PLACEHOLDER}{_CLOSE}")
-    return query
+    return _wrap_placeholders(query)
+
+
+def wrap_video(text: str, *, num_frames: int, official_compat: bool = False) -> str:
+    """Return the user's text with a clip of so many frames in front, no newline between them.
+
+    Args:
+        text: The question; with still images in it, as `wrap_images` returns it.
+        num_frames: Placeholders in the clip.
+        official_compat: Write what the original writes. It takes the last separator off as a set of
+            characters, and so eats the end of the tag before it too: `</img</vid>`. A clip of one
+            frame then holds no `</img>`, and its placeholder is wrapped a second time.
+
+    Raises:
+        InputError: If the text is blank.
+    """
+    _check_not_blank(text)
+    if not official_compat:
+        frames = _BETWEEN_FRAMES.join([_WRAPPED] * num_frames)
+        return f"{_OPEN_VIDEO}{frames}{_CLOSE_VIDEO}{text}"
+    clip = _OPEN_VIDEO + (_WRAPPED + _BETWEEN_FRAMES) * num_frames
+    return _wrap_placeholders(clip.rstrip(_BETWEEN_FRAMES) + _CLOSE_VIDEO + text)
+
+
+def expand_tiles(
+    text: str, grids: Sequence[tuple[int, int]], *, official_compat: bool = False
+) -> str:
+    """Return the text with each image's tiles behind its overview.
+
+    `<img><image></img>` becomes `<img><image>`, a newline, the rows of wrapped tiles with newlines
+    between them, and `</img>`: the outer tag closes after the tiles, as in the original.
+
+    Args:
+        text: As `wrap_images` returns it, with a placeholder for each image.
+        grids: Each image's rows and columns of tiles, in the order of the placeholders.
+        official_compat: Write what the original writes for several images: each expansion replaces
+            the first placeholder of the text as it has become, so all nest in the first image while
+            their pixels stay in the images' order. One image reads the same both ways.
+    """
+    expansions = [
+        f"{IMAGE_PLACEHOLDER}\n" + "\n".join([_WRAPPED * columns] * rows) for rows, columns in grids
+    ]
+    if official_compat:
+        for expansion in expansions:
+            text = text.replace(IMAGE_PLACEHOLDER, expansion, 1)
+        return text
+    first, *rest = text.split(IMAGE_PLACEHOLDER)
+    return first + "".join(e + after for e, after in zip(expansions, rest, strict=True))
+
+
+def _check_not_blank(query: str) -> None:
+    if not query.strip():
+        raise InputError("prompt: the text is empty; type a question or an instruction")
+
+
+def _wrap_placeholders(text: str) -> str:
+    return text if _CLOSE in text else text.replace(IMAGE_PLACEHOLDER, _WRAPPED)
 
 
 def build_prompt(user_text: str, history: Sequence[tuple[str, str]] = ()) -> str:

@@ -132,8 +132,12 @@ class TokenStream:
         self._held.clear()
         return text
 
+    def pending(self) -> str:
+        """Return what `finish` would, and go on; a later id may change it."""
+        return self._tokenizer.decode(self._held) if self._held else ""
+
     def finish(self) -> str:
         """Return what is still held back; the stream is then ready for another answer."""
-        text = self._tokenizer.decode(self._held)
+        text = self.pending()
         self._held.clear()
         return text

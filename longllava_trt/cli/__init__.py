@@ -1,6 +1,7 @@
 """The command line: one module a verb, each of which translates its options into one library call.
 
 options.py      options that several verbs share
+asking.py       options of every verb that asks a question
 synth.py export.py run.py validate.py inspect.py verify.py doctor.py
 """
 

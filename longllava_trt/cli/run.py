@@ -9,12 +9,24 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longllava_trt.cli.options import Subparsers, add_verb, chosen_images, count, print_json
+from longllava_trt.cli.asking import (
+    add_media_options,
+    add_sampling_options,
+    chosen_media,
+    chosen_sampling,
+)
+from longllava_trt.cli.options import (
+    Subparsers,
+    add_verb,
+    chosen_images,
+    count,
+    print_json,
+)
 from longllava_trt.cli.options import shown_progress as shown
 from longllava_trt.errors import InputError
 
 if TYPE_CHECKING:
-    from runtime.model import Answer
+    from runtime.answer import Answer
 
 __all__ = ["KERNELS", "add_parser", "run"]
 
@@ -23,6 +35,9 @@ _EXAMPLES = """\
   longllava-trt run bundle --image cat.jpg -p "What is this?"
   longllava-trt run bundle --image a.jpg --image b.jpg -p "<image> was before, <image> after. What changed?"
   longllava-trt run bundle --images-dir frames -p "What happens here?" --max-new-tokens 200
+  longllava-trt run bundle --video film.mp4 --frames 300 -p "What happens?"
+  longllava-trt run bundle --image plan.png --hires -p "What is written at the top left?"
+  longllava-trt run bundle -p "Tell me a story." --temperature 0.8 --top-p 0.9 --seed 7
   cat question.txt | longllava-trt run bundle -p -
 """
 
@@ -32,8 +47,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_verb(
         subparsers,
         "run",
-        help_text="ask a bundle about images",
-        description="Answer one question about any number of images, on this machine's CPU. The answer streams to "
+        help_text="ask a bundle about images and videos",
+        description="Answer one question about any number of images and videos, on this machine's CPU. The answer streams to "
         "stdout, progress and timings go to stderr; with --json nothing is streamed, the document holds the text.",
         examples=_EXAMPLES,
     )
@@ -61,12 +76,15 @@ def add_parser(subparsers: Subparsers) -> None:
         help="every image of a folder, frame2 before frame10, after those of --image (default: none)",
     )
     parser.add_argument(
-        "--max-new-tokens",
-        type=count,
-        default=768,
-        metavar="N",
-        help="longest answer, in tokens (default: %(default)s)",
+        "--video",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a video, shown before the text as a clip of frames; repeat it for more (default: none)",
     )
+    add_media_options(parser)
+    add_sampling_options(parser)
     _add_engine_options(parser)
     parser.set_defaults(run=run)
 
@@ -115,6 +133,7 @@ def run(args: argparse.Namespace) -> int:
     from runtime.model import LongLLaVA, RunOptions
 
     images = chosen_images(args)
+    sampling, media = chosen_sampling(args), chosen_media(args)
     options = RunOptions(
         kernels=args.kernels,
         num_threads=args.threads,
@@ -136,11 +155,13 @@ def run(args: argparse.Namespace) -> int:
         answer = model.generate(
             _prompt(args.prompt),
             images,
-            max_new_tokens=args.max_new_tokens,
+            videos=args.video,
+            media=media,
+            sampling=sampling,
             on_text=stream,
             progress=progress,
         )
-    _finish(args, answer, num_images=len(images), total_s=time.perf_counter() - begin)
+    _finish(args, answer, total_s=time.perf_counter() - begin)
     return 0
 
 
@@ -153,7 +174,7 @@ def _prompt(text: str) -> str:
         raise InputError(f"stdin: not valid UTF-8 ({err}); convert the question first") from err
 
 
-def _finish(args: argparse.Namespace, answer: Answer, *, num_images: int, total_s: float) -> None:
+def _finish(args: argparse.Namespace, answer: Answer, *, total_s: float) -> None:
     """End the answer's line, and say what it cost."""
     rate = answer.decode_tokens_per_s
     if args.json:
@@ -168,14 +189,15 @@ def _finish(args: argparse.Namespace, answer: Answer, *, num_images: int, total_
                 "text": answer.text,
                 "token_ids": list(answer.token_ids),
                 "prompt_tokens": answer.prompt_tokens,
-                "num_images": num_images,
+                "finish_reason": answer.finish_reason,
+                "num_images": answer.num_images,
                 "timings": timings,
             }
         )
     else:
         print(flush=True)
     if not args.quiet:
-        shown = "1 image" if num_images == 1 else f"{num_images} images"
+        shown = "1 image" if answer.num_images == 1 else f"{answer.num_images} images"
         speed = f", {rate:.1f} tokens/s after it" if rate is not None else ""
         print(
             f"{answer.prompt_tokens} prompt tokens ({shown}), first token after "

@@ -18,9 +18,10 @@ from PIL import Image
 from longllava_trt.parity import FLOAT32_MODEL, ParityRow, compare_logits, compare_tokens
 from longllava_trt.validation.subject import Subject, array_of
 from reference.generate import assemble_embeds, greedy_tokens
-from runtime.images import load_image, load_processor_config, preprocess_batch
-from runtime.ingest import ImageSource, embed_segments, encode_images, in_chunks
+from runtime.images import ImageSource, load_image
+from runtime.ingest import embed_segments, encode_images, in_chunks
 from runtime.model import LongLLaVA as RuntimeLongLLaVA
+from runtime.pixels import load_processor_config, preprocess_batch
 from runtime.prompt import (
     build_prompt,
     prompt_length,

@@ -164,6 +164,27 @@ def test_bad_image(
     assert expected in result.message
 
 
+def test_a_video_as_image_is_told_from_a_broken_one(
+    tiny_bundle: Path, film: Path, cli: Cli
+) -> None:
+    result = cli("run", tiny_bundle, "--image", film, "-p", "Hi")
+    assert result.code == 2
+    assert "this is a video, and a still image is expected; show it with --video" in result.message
+
+
+def test_video_that_breaks_off_is_reported_by_the_process(
+    tiny_bundle: Path, film: Path, tmp_path: Path
+) -> None:
+    """The decoder's own library must not write to stderr beside us."""
+    broken = tmp_path / "film.mp4"
+    broken.write_bytes(film.read_bytes()[:-400])
+    process = start("run", tiny_bundle, "--video", broken, "-p", "Hi", "-q")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (2, "")
+    assert err.startswith("error: video 1")
+    assert err.count("\n") == 1
+
+
 BAD_REQUESTS: dict[str, tuple[list[Any], str]] = {
     "more-placeholders": (["-p", "<image> or <image>?"], "got 2 for 1 images"),
     "fewer-placeholders": (["-p", "<image>?", "--image", "FRAME2"], "got 1 for 2 images"),
@@ -176,6 +197,16 @@ BAD_REQUESTS: dict[str, tuple[list[Any], str]] = {
     "negative-batch": (["-p", "Hi", "--vision-batch", "-1"], "--vision-batch"),
     "negative-context": (["-p", "Hi", "--max-context", "-1"], "--max-context"),
     "threads-as-text": (["-p", "Hi", "--threads", "two"], "--threads"),
+    "temperature-as-text": (["-p", "Hi", "--temperature", "hot"], "--temperature"),
+    "negative-temperature": (["-p", "Hi", "--temperature", "-1"], "temperature must be 0"),
+    "top-p-when-greedy": (["-p", "Hi", "--top-p", "0.9"], "do nothing at temperature 0"),
+    "empty-stop": (["-p", "Hi", "--stop", ""], "none of them empty"),
+    "least-above-most": (["-p", "Hi", "--max-new-tokens", "3", "--min-new-tokens", "4"], "exceeds"),
+    "negative-seed": (["-p", "Hi", "--seed", "-1"], "--seed"),
+    "zero-frames": (["-p", "Hi", "--frames", "0"], "--frames"),
+    "negative-seconds": (["-p", "Hi", "--seconds-per-frame", "-2"], "seconds_per_frame must be"),
+    "no-such-video": (["-p", "Hi", "--video", "NOWHERE"], "video 1"),
+    "text-as-video": (["-p", "Hi", "--video", "NOTES"], "not a video that can be read"),
     "no-such-folder": (["-p", "Hi", "--images-dir", "NOWHERE"], "must be a folder"),
     "folder-without-images": (["-p", "Hi", "--images-dir", "EMPTY"], "holds no image"),
 }
@@ -186,6 +217,7 @@ def test_bad_request(
     options: list[Any], expected: str, tiny_bundle: Path, pictures: Path, tmp_path: Path, cli: Cli
 ) -> None:
     places = {"FRAME2": pictures / "frame2.jpg", "NOWHERE": tmp_path / "none", "EMPTY": tmp_path}
+    places["NOTES"] = pictures / "notes.txt"
     options = [places.get(word, word) for word in options]
     result = cli("run", tiny_bundle, "--image", pictures / "frame10.png", *options)
     assert result.code == 2

@@ -95,10 +95,12 @@ def test_choices_in_the_help_are_those_of_the_library() -> None:
     assert tuple(stages.default) == STAGES
 
 
-def test_defaults_of_run_are_those_of_the_library() -> None:
-    from inspect import signature
-
+def test_defaults_of_run_are_those_of_the_library(
+    tiny_bundle: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from runtime.media import MediaOptions
     from runtime.model import LongLLaVA, RunOptions
+    from runtime.sampling import SamplingParams
 
     args, options = build_parser().parse_args(["run", "bundle", "-p", "?"]), RunOptions()
     assert args.kernels == options.kernels
@@ -106,8 +108,17 @@ def test_defaults_of_run_are_those_of_the_library() -> None:
     assert args.chunk == options.chunk_size
     assert args.vision_batch == options.vision_batch
     assert args.max_context == options.max_context
-    parameters = signature(LongLLaVA.generate).parameters
-    assert args.max_new_tokens == parameters["max_new_tokens"].default
+    passed: dict[str, Any] = {}
+    generate = LongLLaVA.generate
+
+    def record(self: LongLLaVA, *args: Any, **kwargs: Any) -> Any:
+        passed.update(kwargs)
+        return generate(self, *args, max_new_tokens=1, **kwargs)
+
+    monkeypatch.setattr(LongLLaVA, "generate", record)
+    assert cli("run", tiny_bundle, "-p", "?").code == 0
+    assert passed["media"] == MediaOptions()
+    assert passed["sampling"] == SamplingParams(stop=[])
 
 
 JSON_CASES: dict[str, Callable[[Path, Path, Path], list[Any]]] = {

@@ -136,6 +136,53 @@ def test_run_reads_the_prompt_from_stdin(
     assert piped.err == ""
 
 
+@pytest.mark.parametrize(
+    ("options", "num_images", "positions"),
+    [
+        ([], 3, 151 * 3),
+        (["--frames", 2], 2, 151 * 2),
+        (["--seconds-per-frame", 2], 2, 151 * 2),
+        (["--image", "PICTURE"], 4, 151 * 3 + 150),
+        (["--image", "PICTURE", "--hires"], 5, 151 * 3 + 2 * 150),
+        (["--image", "PICTURE", "--official-compat"], 4, 151 * 4),
+    ],
+    ids=["all", "capped", "slower", "still", "tiles", "official"],
+)
+def test_run_shows_a_video(
+    options: list[Any],
+    num_images: int,
+    positions: int,
+    tiny_bundle: Path,
+    film: Path,
+    pictures: Path,
+    cli: Cli,
+) -> None:
+    options = [pictures / "frame10.png" if word == "PICTURE" else word for word in options]
+    ask = ["run", tiny_bundle, "--video", film, "-p", "What?", "--max-new-tokens", 2, "--json"]
+    document = last_json(cli(*ask, *options))
+    assert document["num_images"] == num_images
+    # the small tokenizer cuts the markers into more pieces than the original's
+    assert document["prompt_tokens"] > positions
+    assert document["finish_reason"] == "length"
+
+
+def test_run_draws_with_a_seed_and_ends_at_a_stop_text(tiny_bundle: Path, cli: Cli) -> None:
+    ask = ["run", tiny_bundle, "-p", "Hello", "--max-new-tokens", 16, "--json", "-q"]
+    draw = ["--temperature", 1, "--top-k", 100, "--top-p", 0.95, "--repetition-penalty", 1.2]
+
+    def asked(*options: Any) -> Any:
+        return last_json(cli(*ask, *options))
+
+    first = asked(*draw, "--seed", 3)
+    assert first["token_ids"] == asked(*draw, "--seed", 3)["token_ids"]
+    assert first["token_ids"] != asked(*draw, "--seed", 4)["token_ids"]
+    stop = first["text"][4:6]
+    stopped = asked(*draw, "--seed", 3, "--stop", "never", "--stop", stop)
+    assert stopped["finish_reason"] == "stop"
+    assert first["text"].startswith(stopped["text"])
+    assert stop not in stopped["text"]
+
+
 def test_images_come_in_natural_order(pictures: Path) -> None:
     from longllava_trt.cli import build_parser
 
@@ -231,3 +278,27 @@ def test_package_offers_its_public_names() -> None:
 )
 def test_sizes_read_well(nbytes: int, text: str) -> None:
     assert format_bytes(nbytes) == text
+
+
+def test_synth_sparse_tells_length_from_disk(tmp_path: Path, cli: Cli) -> None:
+    found = last_json(cli("synth", tmp_path / "9b", "--preset", "9b", "--sparse", "--json"))
+    assert found["nbytes"] > 19e9
+    assert found["disk_bytes"] < 1e6
+    text = cli("synth", tmp_path / "part", "--preset", "9b", "--layers", 1, "--sparse").out
+    assert "(9b, bfloat16, sparse: every weight is zero)" in text
+    assert last_json(cli("inspect", tmp_path / "9b", "--json"))["parameters"]["total"] == (
+        9_615_177_600
+    )
+
+
+def test_synth_refuses_a_published_size_with_weights(tmp_path: Path, cli: Cli) -> None:
+    result = cli("synth", tmp_path / "out", "--preset", "53b")
+    assert result.code == 2
+    assert "would write 103789620992 bytes" in result.message
+
+
+@pytest.mark.parametrize("amount", ["0", "-1", "much", "nan", "inf"])
+def test_max_ram_must_be_an_amount(amount: str, tmp_path: Path, cli: Cli) -> None:
+    result = cli("export", tmp_path, tmp_path / "out", "--max-ram", amount)
+    assert result.code == 2
+    assert "must be a number of GiB above 0" in result.message

@@ -1,13 +1,14 @@
-"""Greedy decoding: what is forbidden, what ends it, and what is fed back."""
+"""The decoding loop: what is forbidden, what ends it, and what is fed back."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from runtime.decoder import Decoder, DecoderState
-from runtime.generate import greedy_tokens
+from runtime.generate import generate_tokens
+from runtime.sampling import SamplingParams
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,12 +19,13 @@ EOS = 2
 class ScriptedDecoder:
     """Scores that make each next token of a script the most likely."""
 
-    def __init__(self, script: list[int]) -> None:
+    def __init__(self, script: list[int], others: float = 0) -> None:
         self.script = script
+        self.others = others
         self.fed: list[int] = []
 
     def scores(self) -> NDArray[np.float32]:
-        scores = np.zeros(9, dtype=np.float32)
+        scores = np.full(9, self.others, dtype=np.float32)
         scores[self.script[len(self.fed)]] = 1
         return scores
 
@@ -32,15 +34,15 @@ class ScriptedDecoder:
         return self.scores()
 
 
-def run(script: list[int], *, max_new_tokens: int = 10) -> tuple[list[int], list[int]]:
-    decoder = ScriptedDecoder(script)
-    tokens = greedy_tokens(
+def run(script: list[int], *, others: float = 0, **options: Any) -> tuple[list[int], list[int]]:
+    decoder = ScriptedDecoder(script, others)
+    tokens = generate_tokens(
         cast("Decoder", decoder),
         cast("DecoderState", None),
         decoder.scores(),
         embed=lambda token: np.full((1, 1, 1), token, np.float32),
         eos_token_id=EOS,
-        max_new_tokens=max_new_tokens,
+        sampling=SamplingParams(**{"max_new_tokens": 10, **options}),
     )
     return list(tokens), decoder.fed
 
@@ -54,6 +56,21 @@ def test_end_of_sequence_is_forbidden_as_first_token() -> None:
     assert tokens == [0]
 
 
+def test_end_of_sequence_is_forbidden_before_the_least_number_of_tokens() -> None:
+    tokens, _ = run([EOS, 5, EOS, EOS, 7], min_new_tokens=3)
+    assert tokens == [0, 5, 0]
+
+
+def test_end_of_sequence_may_come_at_once_if_no_token_is_demanded() -> None:
+    assert run([EOS, 5], min_new_tokens=0) == ([], [])
+
+
+def test_penalty_sees_the_answer_so_far() -> None:
+    # every other token has 0.8; once in the answer, the scripted 1 counts 1 / 1.5
+    assert run([5, 5, EOS], others=0.8) == ([5, 5], [5, 5])
+    assert run([5, 5, EOS], others=0.8, repetition_penalty=1.5) == ([5, 0], [5, 0])
+
+
 def test_limit_is_kept_and_the_last_token_is_not_fed() -> None:
     assert run([5, 6, 7, 8], max_new_tokens=3) == ([5, 6, 7], [5, 6])
 
@@ -63,13 +80,13 @@ def test_logits_given_are_not_changed() -> None:
     logits = decoder.scores()
     before = logits.copy()
     next(
-        greedy_tokens(
+        generate_tokens(
             cast("Decoder", decoder),
             cast("DecoderState", None),
             logits,
             embed=lambda _: np.zeros((1, 1, 1), np.float32),
             eos_token_id=EOS,
-            max_new_tokens=1,
+            sampling=SamplingParams(max_new_tokens=1),
         )
     )
     np.testing.assert_array_equal(logits, before)

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from longllava_trt.errors import ConfigError, InputError
-from runtime import images
-from runtime.images import (
+from runtime import pixels as pixel_values
+from runtime.images import MAX_IMAGE_SIDE, load_image, read_image_size
+from runtime.pixels import (
     ImageProcessorConfig,
-    load_image,
     load_processor_config,
     preprocess,
     preprocess_batch,
@@ -124,7 +124,7 @@ def test_strips_of_rows_give_the_whole_square_to_the_bit(width: int, height: int
     pixels = noise(width, height)
     square = Image.fromarray(pad_to_square(pixels))
     whole = np.asarray(square.resize((336, 336), Image.Resampling.BICUBIC))
-    strips = images._resize_on_square(Image.fromarray(pixels), CLIP)
+    strips = pixel_values._resize_on_square(Image.fromarray(pixels), CLIP)
     np.testing.assert_array_equal(np.asarray(strips), whole)
 
 
@@ -293,7 +293,7 @@ def test_unsupported_source_is_reported(source: Any) -> None:
     ("image", "message"),
     [
         (Image.new("RGB", (0, 5)), "has no pixels"),
-        (Image.new("1", (images.MAX_IMAGE_SIDE + 1, 1)), "too large"),
+        (Image.new("1", (MAX_IMAGE_SIDE + 1, 1)), "too large"),
         (Image.new("F", (4, 4)), "32-bit"),
         (Image.new("I", (4, 4)), "32-bit"),
     ],
@@ -358,3 +358,15 @@ def test_unreadable_config_is_reported(tmp_path: Path, content: str | None) -> N
         (tmp_path / "preprocessor_config.json").write_text(content, encoding="utf-8")
     with pytest.raises(ConfigError, match=r"preprocessor_config\.json"):
         load_processor_config(tmp_path)
+
+
+def test_size_is_read_without_decoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "turned.jpg"
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (61, 40)).save(path, exif=exif)
+    shown = load_image(path, position=1)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", lambda _: pytest.fail("decoded"))
+    assert read_image_size(path, position=1) == shown.size == (61, 40)
+    with pytest.raises(InputError, match=r"image 3 .*cannot be opened"):
+        read_image_size(tmp_path / "none.png", position=3)

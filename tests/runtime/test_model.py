@@ -11,7 +11,9 @@ from PIL import Image
 
 from longllava_trt.errors import InputError, ManifestError
 from longllava_trt.logs import ProgressEvent
+from runtime.media import MediaOptions
 from runtime.model import LongLLaVA, RunOptions
+from runtime.sampling import SamplingParams
 
 
 def picture(seed: int) -> Image.Image:
@@ -75,6 +77,50 @@ def test_streamed_text_is_the_answer(model: LongLLaVA) -> None:
     assert len(pieces) > 5
     assert len(answer.token_ids) == 20
     assert answer.decode_tokens_per_s
+
+
+def test_stop_text_is_cut_and_never_streamed(model: LongLLaVA) -> None:
+    whole = model.generate("Hello", max_new_tokens=20)
+    assert whole.finish_reason == "length"
+    stop = whole.text[5:8]
+    pieces: list[str] = []
+    answer = model.generate(
+        "Hello",
+        sampling=SamplingParams(stop=[stop], max_new_tokens=20),
+        on_text=pieces.append,
+    )
+    assert answer.finish_reason == "stop"
+    assert "".join(pieces).strip() == answer.text == whole.text[: whole.text.index(stop)].strip()
+    count = len(answer.token_ids)
+    assert count < 20
+    assert answer.token_ids == whole.token_ids[:count]
+
+
+def test_drawn_answers_repeat_with_their_seed(model: LongLLaVA) -> None:
+    def ask(seed: int) -> tuple[int, ...]:
+        sampling = SamplingParams(temperature=1.0, top_k=50, seed=seed, max_new_tokens=12)
+        return model.generate("Hello", sampling=sampling).token_ids
+
+    assert ask(1) == ask(1) != ask(2)
+
+
+def test_default_sampling_is_greedy(model: LongLLaVA) -> None:
+    tokens = model.generate("Hello", max_new_tokens=12).token_ids
+    explicit = SamplingParams(temperature=0.0, seed=3, max_new_tokens=12)
+    assert model.generate("Hello", sampling=explicit).token_ids == tokens
+    nearly = SamplingParams(temperature=1.0, top_k=1, max_new_tokens=12)
+    assert model.generate("Hello", sampling=nearly).token_ids == tokens
+
+
+def test_tiles_are_more_images_and_another_answer(model: LongLLaVA) -> None:
+    wide = picture(1).resize((500, 300))
+    once = model.generate("What?", [wide], max_new_tokens=12)
+    tiled = model.generate(
+        "What?", [wide], media=MediaOptions(high_resolution=True), max_new_tokens=12
+    )
+    assert (once.num_images, tiled.num_images) == (1, 3)
+    assert tiled.prompt_tokens > once.prompt_tokens + 2 * 144
+    assert tiled.token_ids != once.token_ids
 
 
 def test_prompt_tokens_count_144_for_an_image(model: LongLLaVA) -> None:

@@ -15,10 +15,12 @@ from runtime.prompt import (
     ImageSlot,
     TextRun,
     build_prompt,
+    expand_tiles,
     prompt_length,
     split_segments,
     tokenize_prompt,
     wrap_images,
+    wrap_video,
 )
 from runtime.tokenizer import ChatTokenizer
 
@@ -162,3 +164,91 @@ def test_segments_hold_all_of_a_prompt(vector: dict[str, Any]) -> None:
     assert sum(lengths) == vector["positions"]
     slots = [s.index for s in segments if isinstance(s, ImageSlot)]
     assert slots == list(range(vector["num_images"]))
+
+
+@pytest.mark.parametrize("official", [True, False], ids=["official", "intended"])
+def test_video_gives_the_gold_ids(official: bool, tokenizer: ChatTokenizer) -> None:
+    name = f"two-frame-video-{'official' if official else 'intended'}"
+    gold = next(vector for vector in GOLD if vector["name"] == name)
+    text = wrap_video("What happens?", num_frames=2, official_compat=official)
+    prompt = build_prompt(text)
+    assert prompt == gold["prompt"]
+    assert tokenize_prompt(prompt, tokenizer) == gold["ids"]
+
+
+FRAME = "<img><image></img>"
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "correct", "official"),
+    [
+        (0, "<vid></vid>Hi", "<vid</vid>Hi"),
+        (1, f"<vid>{FRAME}</vid>Hi", "<vid><img><img><image></img></img</vid>Hi"),
+        (2, f"<vid>{FRAME}<t>{FRAME}</vid>Hi", f"<vid>{FRAME}<t><img><image></img</vid>Hi"),
+        (
+            3,
+            f"<vid>{FRAME}<t>{FRAME}<t>{FRAME}</vid>Hi",
+            f"<vid>{FRAME}<t>{FRAME}<t><img><image></img</vid>Hi",
+        ),
+    ],
+    ids=["none", "one", "two", "three"],
+)
+def test_clip_is_written_correctly_or_as_the_original_does(
+    num_frames: int, correct: str, official: str
+) -> None:
+    assert wrap_video("Hi", num_frames=num_frames) == correct
+    assert wrap_video("Hi", num_frames=num_frames, official_compat=True) == official
+
+
+@pytest.mark.parametrize("num_frames", [2, 3, 128, 1000])
+@pytest.mark.parametrize("official", [True, False], ids=["official", "correct"])
+def test_video_takes_as_many_positions_as_the_specification_says(
+    num_frames: int, official: bool, tokenizer: ChatTokenizer
+) -> None:
+    text = wrap_video("What happens?", num_frames=num_frames, official_compat=official)
+    ids = tokenize_prompt(build_prompt(text), tokenizer)
+    assert prompt_length(ids, NUM_IMAGE_TOKENS) == 151 * num_frames + 16 + 3
+
+
+def test_one_official_frame_is_left_alone_if_the_question_has_a_closing_tag() -> None:
+    wrapped = wrap_video("</img>?", num_frames=1, official_compat=True)
+    assert wrapped == "<vid><img><image></img</vid></img>?"
+
+
+@pytest.mark.parametrize("official", [True, False], ids=["official", "correct"])
+def test_blank_question_about_a_video_is_refused(official: bool) -> None:
+    with pytest.raises(InputError, match="type a question"):
+        wrap_video(" ", num_frames=2, official_compat=official)
+
+
+@pytest.mark.parametrize("official", [True, False], ids=["official", "correct"])
+def test_tiles_of_one_image_read_as_in_the_original(official: bool) -> None:
+    text = wrap_images("<image>\nWhat?", num_images=1)
+    assert expand_tiles(text, [(2, 3)], official_compat=official) == (
+        f"<img><image>\n{FRAME}{FRAME}{FRAME}\n{FRAME}{FRAME}{FRAME}</img>\nWhat?"
+    )
+    assert expand_tiles(text, [(1, 1)], official_compat=official) == (
+        f"<img><image>\n{FRAME}</img>\nWhat?"
+    )
+
+
+def test_tiles_of_several_images_stay_with_their_image() -> None:
+    text = wrap_images("<image> or <image>?", num_images=2)
+    assert expand_tiles(text, [(1, 2), (2, 1)]) == (
+        f"<img><image>\n{FRAME}{FRAME}</img> or <img><image>\n{FRAME}\n{FRAME}</img>?"
+    )
+
+
+def test_official_tiles_of_several_images_nest_in_the_first() -> None:
+    text = wrap_images("<image> or <image>?", num_images=2)
+    assert expand_tiles(text, [(1, 2), (2, 1)], official_compat=True) == (
+        f"<img><image>\n{FRAME}\n{FRAME}\n{FRAME}{FRAME}</img> or {FRAME}?"
+    )
+
+
+@pytest.mark.parametrize("official", [True, False], ids=["official", "correct"])
+def test_tiles_have_a_placeholder_each(official: bool) -> None:
+    grids = [(1, 1), (4, 3), (2, 5)]
+    text = wrap_images("What?", num_images=3)
+    expanded = expand_tiles(text, grids, official_compat=official)
+    assert expanded.count("<image>") == 3 + 1 + 12 + 10
