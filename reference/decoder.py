@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
 from longllava_trt.config import DecoderConfig
@@ -15,7 +17,7 @@ from reference.operators import Operators
 __all__ = ["AttentionLayer", "DecoderLayer", "MambaLayer", "build_layer"]
 
 
-class DecoderLayer(nn.Module):
+class DecoderLayer(nn.Module, ABC):
     """h = x + mixer(norm(x)); out = h + feed_forward(norm(h))."""
 
     def __init__(self, config: DecoderConfig, *, is_moe: bool) -> None:
@@ -24,9 +26,9 @@ class DecoderLayer(nn.Module):
         self.pre_moe_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.moe = FeedForward(config, is_moe=is_moe)
 
+    @abstractmethod
     def mix(self, x: Tensor, state: LayerState, ops: Operators) -> tuple[Tensor, LayerState]:
         """Mix over time."""
-        raise NotImplementedError("Bug: a layer is an AttentionLayer or a MambaLayer")
 
     def forward(self, x: Tensor, state: LayerState, ops: Operators) -> tuple[Tensor, LayerState]:
         """Transform x [batch, seq_len, hidden_size], continuing from ``state``."""

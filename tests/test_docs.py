@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from longllava_trt.cli import VERBS, build_parser
-from longllava_trt.config import DecoderConfig, LongLLaVAConfig, VisionConfig
 from longllava_trt.contracts import TensorSpec, stage_specs
 from longllava_trt.manifest import FileRecord, Manifest, StageRecord, WeightRecord
+from reference.synthetic_presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
@@ -24,28 +24,7 @@ ROOMS = ("longllava_trt", "export", "runtime", "plugins_trt", "reference")
 PROGRAM = "longllava-trt"
 IDS = [d.name for d in DOCUMENTS]
 
-PUBLISHED = LongLLaVAConfig(
-    vision=VisionConfig(),
-    decoder=DecoderConfig(
-        vocab_size=65536,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        num_experts=1,
-        num_experts_per_tok=1,
-        attn_layer_period=8,
-        attn_layer_offset=4,
-        expert_layer_period=2,
-        expert_layer_offset=1,
-        mamba_d_state=16,
-        mamba_d_conv=4,
-        mamba_expand=2,
-        mamba_dt_rank=256,
-        rms_norm_eps=1e-6,
-    ),
-)
+PUBLISHED = PRESETS["9b"]
 
 
 def read(document: Path) -> str:

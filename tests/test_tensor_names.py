@@ -1,39 +1,20 @@
 """The tensor table against the published counts, and both namings."""
 
 import math
-from dataclasses import replace
 
 import pytest
 
-from longllava_trt.config import DecoderConfig, LongLLaVAConfig, VisionConfig
+from longllava_trt.config import LongLLaVAConfig
 from longllava_trt.tensor_names import (
     canonical_name,
     expected_tensors,
     is_tolerated,
     stored_parts,
 )
+from reference.synthetic_presets import PRESETS
 
-DECODER_9B = DecoderConfig(
-    vocab_size=65536,
-    hidden_size=4096,
-    intermediate_size=14336,
-    num_hidden_layers=32,
-    num_attention_heads=32,
-    num_key_value_heads=8,
-    attn_layer_period=8,
-    attn_layer_offset=4,
-    expert_layer_period=2,
-    expert_layer_offset=1,
-    num_experts=1,
-    num_experts_per_tok=1,
-    mamba_d_state=16,
-    mamba_d_conv=4,
-    mamba_expand=2,
-    mamba_dt_rank=256,
-    rms_norm_eps=1e-6,
-)
-CONFIG_9B = LongLLaVAConfig(vision=VisionConfig(), decoder=DECODER_9B)
-CONFIG_53B = replace(CONFIG_9B, decoder=replace(DECODER_9B, num_experts=16, num_experts_per_tok=2))
+CONFIG_9B, CONFIG_53B = PRESETS["9b"], PRESETS["53b"]
+DECODER_9B = CONFIG_9B.decoder
 
 
 @pytest.mark.parametrize(

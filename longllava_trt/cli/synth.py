@@ -21,10 +21,10 @@ PRESETS = ("tiny", "tiny-dense", "mini", "9b", "53b")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 _EXAMPLES = """\
-  longllava-trt synth /tmp/tiny
-  longllava-trt synth /tmp/mini --preset mini --seed 7 --dtype bfloat16
-  longllava-trt synth /tmp/53b --preset 53b --sparse            104 GB in 22 files that take no disk
-  longllava-trt synth /tmp/9b-2 --preset 9b --layers 2          real shapes, random weights, 3 GB
+  longllava-trt synth tiny
+  longllava-trt synth mini --preset mini --seed 7 --dtype bfloat16
+  longllava-trt synth 53b --preset 53b --sparse            104 GB in 22 files that take no disk
+  longllava-trt synth 9b-2 --preset 9b --layers 2          real shapes, random weights, 3 GB
 """
 
 

@@ -2,42 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from longllava_trt.config import DecoderConfig, LongLLaVAConfig, VisionConfig, load_config
+from longllava_trt.config import LongLLaVAConfig, load_config
 from longllava_trt.errors import CheckpointError
 from longllava_trt.tensor_names import expected_tensors
 from reference.checkpoint import load_model
 from reference.model import LongLLaVA
+from reference.synthetic_presets import PRESETS
 
-A13B = LongLLaVAConfig(
-    vision=VisionConfig(),
-    decoder=DecoderConfig(
-        vocab_size=65536,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        attn_layer_period=8,
-        attn_layer_offset=4,
-        expert_layer_period=2,
-        expert_layer_offset=1,
-        num_experts=16,
-        num_experts_per_tok=2,
-        mamba_d_state=16,
-        mamba_d_conv=4,
-        mamba_expand=2,
-        mamba_dt_rank=256,
-        rms_norm_eps=1e-6,
-    ),
-)
-B9 = replace(A13B, decoder=replace(A13B.decoder, num_experts=1, num_experts_per_tok=1))
+B9, A13B = PRESETS["9b"], PRESETS["53b"]
 
 
 def count(module: torch.nn.Module) -> int:
