@@ -88,6 +88,36 @@ def test_comparison_fails_when_the_model_is_wrong(model: LongLLaVA, wrong: type)
     assert relative_error(output.logits, expected) > 100 * LIMIT
 
 
+def relative_rms(actual: Tensor, expected: Tensor) -> float:
+    return float((actual - expected).pow(2).mean().sqrt() / expected.pow(2).mean().sqrt())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@torch.no_grad()
+def test_half_precision_errs_no_more_than_transformers(
+    model: LongLLaVA, dtype: torch.dtype
+) -> None:
+    ids = torch.randint(0, 97, (1, 37), generator=torch.Generator().manual_seed(4))
+    embeds = model.embed(ids)
+    decoder = model.config.decoder
+    exact = model.decode(embeds, empty_cache(decoder), all_logits=True).logits
+    jamba = jamba_from_reference(model).to(dtype)
+    theirs = relative_rms(jamba(inputs_embeds=embeds.to(dtype), use_cache=False).logits, exact)
+    # rounding flips experts in near ties, in either code as it falls; a step of the dtype bounds both
+    limit = min(1.5 * theirs, 30 * torch.finfo(dtype).eps)
+    model.to(dtype)
+
+    def error(ops: TorchOperators) -> float:
+        model.ops = ops
+        cache = empty_cache(decoder, dtype=dtype, ssm_state_dtype=dtype)
+        logits = model.decode(embeds.to(dtype), cache, all_logits=True).logits
+        return relative_rms(logits, exact)
+
+    assert error(TorchOperators()) <= limit
+    wrong = [ShiftedConv, NoSkip, *[RenormalisedRouter] * (decoder.num_experts > 1)]
+    assert min(error(ops()) for ops in wrong) > limit
+
+
 @torch.no_grad()
 def test_vision_tower_equals_transformers_clip(model: LongLLaVA) -> None:
     vision = model.config.vision
