@@ -7,6 +7,7 @@ one away. `export.weights` turns them into initializers afterwards.
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ OPSET = 27
 
 _TRACED_OPSET = 18
 _PREFIX = "model."
+_SYMBOL = re.compile(r"\w+")
 _EXAMPLE_SIZES = {"batch": 2, "seq_len": 5, "capacity": 11, "num_images": 3}
 """Sizes of the traced example: all different from one another and from 1, so that no dim is specialised."""
 
@@ -134,7 +136,7 @@ def _drop_unused_weights(graph: ir.Graph, *, keep: int) -> None:
 
 
 def _name_dims(graph: ir.Graph, spec: StageSpec) -> None:
-    """Give symbolic dims the contract's names, everywhere in the graph."""
+    """Give symbolic dims the contract's names, everywhere in the graph, in products such as `batch*seq_len` too."""
     names: dict[str, str] = {}
     for value, want in zip(graph.inputs, spec.inputs, strict=False):
         for got, name in zip(value.shape or (), want.shape, strict=True):
@@ -144,8 +146,10 @@ def _name_dims(graph: ir.Graph, spec: StageSpec) -> None:
     for value in [*values, *(o for node in graph for o in node.outputs)]:
         if value.shape is not None and not value.shape.frozen:
             for i, dim in enumerate(value.shape):
-                if isinstance(dim, ir.SymbolicDim) and str(dim.value) in names:
-                    value.shape[i] = names[str(dim.value)]
+                if isinstance(dim, ir.SymbolicDim):
+                    value.shape[i] = _SYMBOL.sub(
+                        lambda match: names.get(match[0], match[0]), str(dim.value)
+                    )
 
 
 def _set_opset(model: ir.Model, stage: str) -> None:

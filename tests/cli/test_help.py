@@ -38,7 +38,16 @@ VERBS = subparsers()
 
 
 def test_the_verbs_are_the_documented_ones() -> None:
-    assert list(VERBS) == ["synth", "export", "run", "validate", "inspect", "verify", "doctor"]
+    assert list(VERBS) == [
+        "synth",
+        "plan",
+        "export",
+        "run",
+        "validate",
+        "inspect",
+        "verify",
+        "doctor",
+    ]
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -1,0 +1,169 @@
+"""`longllava-trt plan`: what a model will need of a GPU, before any work."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from longllava_trt.cli.options import (
+    Subparsers,
+    add_verb,
+    count,
+    format_bytes,
+    from_zero,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from longllava_trt.planning import Plan
+
+__all__ = ["add_parser", "run"]
+
+_DTYPES = ("bfloat16", "float16", "float32")
+_FORMATS = ("none", "w8a16", "w4a16")
+_EXAMPLES = """\
+  longllava-trt plan LongLLaVA-53B --gpu a100-80gb                       does it fit?
+  longllava-trt plan LongLLaVA-53B --gpu a100-80gb --moe-quant w8a16
+  longllava-trt plan LongLLaVA-9B --gpu 48GiB+150TFLOPs+864GB/s --images 300
+
+a folder with config.json alone is enough; 'longllava-trt synth 53b --preset 53b --sparse' makes one.
+exit status: 0 it fits; 1 it does not, and the nearest request that does is named.
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "plan",
+        help_text="predict memory, arithmetic and time on a GPU, and whether it fits",
+        description="Predict what a model will need of a GPU: weights, keys and values, states, activations, "
+        "arithmetic of every stage, the time that the card's published peaks allow, and the most images that fit. "
+        "Arithmetic on config.json: no GPU is touched and no weight is read.",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CKPT", help="folder with config.json")
+    parser.add_argument(
+        "--gpu",
+        default="a100-80gb",
+        metavar="NAME",
+        help="a100-80gb, a100-40gb, h100-80gb, h200, rtx-4090, or GiB+TFLOPs+GB/s such as "
+        "48GiB+150TFLOPs+864GB/s (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--images", type=from_zero, default=1000, metavar="N", help="images (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--text-tokens",
+        type=count,
+        default=64,
+        metavar="N",
+        help="positions of question and answer besides images (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--dtype", choices=_DTYPES, default="bfloat16", help="arithmetic (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--moe-quant",
+        choices=_FORMATS,
+        default="none",
+        help="format of routed experts: the dtype, int8 a row, or int4 a group of 128 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--chunk",
+        type=count,
+        default=4096,
+        metavar="N",
+        help="positions of one decoder call (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--max-context",
+        type=count,
+        default=176_000,
+        metavar="N",
+        help="positions allowed; the model was trained up to the default (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--vision-tower",
+        type=Path,
+        metavar="DIR",
+        help="CLIP checkpoint that the vision tower comes from (default: the checkpoint's own copy)",
+    )
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan and print; exit status 1 if it does not fit."""
+    from longllava_trt.config import load_config
+    from longllava_trt.planning import PlanRequest, find_gpu, make_plan
+
+    config = load_config(args.checkpoint, vision_tower=args.vision_tower)
+    request = PlanRequest(
+        images=args.images,
+        text_tokens=args.text_tokens,
+        dtype=args.dtype,
+        moe_quant=args.moe_quant,
+        chunk=args.chunk,
+        max_context=args.max_context,
+    )
+    plan = make_plan(config, find_gpu(args.gpu), request)
+    if args.json:
+        print_json(asdict(plan) | _totals(plan))
+    else:
+        print("\n".join(_lines(plan)))
+    return 0 if plan.fits else 1
+
+
+def _totals(plan: Plan) -> dict[str, object]:
+    return {
+        "fits": plan.fits,
+        "weights_total_bytes": plan.weights.total,
+        "device_total_bytes": plan.device.total,
+        "flops_total": plan.flops.total,
+    }
+
+
+def _lines(plan: Plan) -> Iterator[str]:
+    request, device, weights, flops = plan.request, plan.device, plan.weights, plan.flops
+    yield f"{request.images} images, {plan.tokens} positions, {request.dtype} on {plan.gpu.name}"
+    yield ""
+    experts = f", of which routed experts {format_bytes(weights.experts)} ({request.moe_quant})"
+    yield f"weights        {_size(device.weights)}{experts if weights.experts else ''}"
+    yield f"keys, values   {_size(device.kv_cache)}, {format_bytes(plan.kv_bytes_per_image)} an image"
+    yield f"states         {_size(device.states)}, both sets"
+    yield f"activations    {_size(device.activations)}, chunks of {request.chunk}"
+    yield f"reserve        {_size(device.reserve)}, for the driver; not predicted"
+    yield f"on the GPU     {_size(device.total)} of {format_bytes(plan.gpu.memory_bytes)}"
+    yield f"on the host    {_size(plan.host_bytes)}, allowed for loading and images in flight"
+    yield f"on disk        {_size(plan.disk_bytes)}, links where nothing is quantised"
+    yield ""
+    for name, value in (
+        ("vision", flops.vision),
+        ("projector", flops.projector),
+        ("decoder", flops.decoder_linear),
+        ("attention", flops.decoder_attention),
+    ):
+        yield f"{name:14} {_petaflop(value):>9} PFLOP"
+    paper = f"{_petaflop(plan.paper_flops)} by the paper's count"
+    yield f"{'prefill':14} {_petaflop(flops.total):>9} PFLOP; {paper}"
+    yield ""
+    yield "at the card's published peaks, which nothing reaches:"
+    yield f"  first token after {plan.prefill_s:.1f} s, then {plan.decode_tokens_per_s:.1f} tokens/s"
+    yield ""
+    if plan.fits:
+        yield f"it fits; at most {plan.max_images} images do"
+        return
+    for problem in plan.problems:
+        yield f"it does not fit: {problem}"
+    yield f"nearest that does: {plan.suggestion or 'none on this card'}"
+
+
+def _petaflop(flop: float) -> str:
+    return f"{flop / 1e15:.4f}" if flop >= 1e12 else f"{flop / 1e15:.1e}"
+
+
+def _size(nbytes: int) -> str:
+    return f"{format_bytes(nbytes):>9}"

@@ -1,0 +1,201 @@
+"""The plan: memory, arithmetic and time of a model on a GPU, and whether it fits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from longllava_trt.config import LongLLaVAConfig
+from longllava_trt.errors import InputError
+from longllava_trt.planning.flops import StageFlops, count_flops, decoder_flops, paper_flops
+from longllava_trt.planning.gpus import Gpu
+from longllava_trt.planning.memory import (
+    MOE_FORMATS,
+    WeightBytes,
+    activation_bytes,
+    count_weights,
+    kv_bytes_per_token,
+    recurrent_bytes,
+)
+
+__all__ = ["DeviceMemory", "Plan", "PlanRequest", "make_plan"]
+
+_MARKUP_TOKENS = 6
+"""Positions of the tags around one image (spec 5.8): an image alone takes 150."""
+_DEVICE_RESERVE = 2**30
+"""Driver context, TensorRT's own objects and fragmentation: kept free, not predicted."""
+_LOADER_BYTES = 2**30
+"""Host memory that loading may take: libraries, read buffers, one tensor being cast."""
+_IMAGES_IN_FLIGHT = 8
+_IMAGE_BYTES = 3 * 12_000_000
+"""A decoded photograph of 12 megapixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """What is to be run."""
+
+    images: int = 1000
+    text_tokens: int = 64
+    """Positions of prompt and answer besides images."""
+    dtype: str = "bfloat16"
+    moe_quant: str = "none"
+    chunk: int = 4096
+    """Positions of one decoder call during prefill."""
+    vision_batch: int = 16
+    max_context: int = 176_000
+    """Positions the model was trained for."""
+
+    def __post_init__(self) -> None:
+        least = {"images": 0, "text_tokens": 1, "chunk": 1, "vision_batch": 1, "max_context": 1}
+        for name, floor in least.items():
+            if getattr(self, name) < floor:
+                raise InputError(
+                    f"plan: {name} must be at least {floor}, got {getattr(self, name)}"
+                )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceMemory:
+    """Bytes on the GPU."""
+
+    weights: int
+    kv_cache: int
+    states: int
+    """Conv and recurrent states, double-buffered."""
+    activations: int
+    """One chunk in the widest layer, workspaces included."""
+    reserve: int = _DEVICE_RESERVE
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.weights + self.kv_cache + self.states + self.activations + self.reserve
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a request will need."""
+
+    gpu: Gpu
+    request: PlanRequest
+    tokens: int
+    """Positions of the prompt and its answer."""
+    weights: WeightBytes
+    device: DeviceMemory
+    host_bytes: int
+    """Host memory allowed for loading and for images in flight; flat in the number of images."""
+    disk_bytes: int
+    """Of the bundle, weights included; without quantisation they are links to the checkpoint."""
+    kv_bytes_per_image: int
+    flops: StageFlops
+    paper_flops: float
+    """The same prompt by the paper's count."""
+    prefill_s: float
+    """At the card's published peaks: a bound, not a forecast."""
+    decode_tokens_per_s: float
+    """As above, at the end of the prompt."""
+    max_images: int
+    """Most images that fit on the card and into the trained context; negative if weights alone do not fit."""
+    problems: tuple[str, ...]
+    """Why it cannot be run; empty if it can."""
+    suggestion: str | None
+    """The nearest request that can."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether the request can be run."""
+        return not self.problems
+
+
+def make_plan(config: LongLLaVAConfig, gpu: Gpu, request: PlanRequest | None = None) -> Plan:
+    """Plan a request.
+
+    Args:
+        config: The model.
+        gpu: Where it is to run.
+        request: What is to be run; by default 1000 images in bfloat16.
+
+    Raises:
+        InputError: If the request has a dtype or a format that is not known.
+    """
+    request = request or PlanRequest()
+    plan = _estimate(config, gpu, request)
+    if plan.fits:
+        return plan
+    return replace(plan, suggestion=_suggest(config, gpu, request))
+
+
+def _estimate(config: LongLLaVAConfig, gpu: Gpu, request: PlanRequest) -> Plan:
+    decoder = config.decoder
+    weights = count_weights(config, dtype=request.dtype, moe_quant=request.moe_quant)
+    per_image = config.vision.num_image_tokens + _MARKUP_TOKENS
+    tokens = request.images * per_image + request.text_tokens
+    kv_per_token = kv_bytes_per_token(decoder, dtype=request.dtype)
+    states = 2 * recurrent_bytes(decoder, dtype=request.dtype)
+    device = DeviceMemory(
+        weights=weights.total,
+        kv_cache=tokens * kv_per_token,
+        states=states,
+        activations=activation_bytes(
+            config, dtype=request.dtype, chunk=request.chunk, vision_batch=request.vision_batch
+        ),
+    )
+    flops = count_flops(config, images=request.images, tokens=tokens)
+    step, attention = decoder_flops(decoder, tokens=1, past=tokens)
+    read = weights.read_per_token + device.kv_cache + states
+    free = gpu.memory_bytes - (device.total - device.kv_cache)
+    positions = min(free // kv_per_token, request.max_context) - request.text_tokens
+    passes = -(-tokens // request.chunk)
+    return Plan(
+        gpu=gpu,
+        request=request,
+        tokens=tokens,
+        weights=weights,
+        device=device,
+        host_bytes=_LOADER_BYTES + _IMAGES_IN_FLIGHT * _IMAGE_BYTES,
+        disk_bytes=weights.total,
+        kv_bytes_per_image=per_image * kv_per_token,
+        flops=flops,
+        paper_flops=paper_flops(decoder, images=request.images),
+        # every chunk reads all weights once
+        prefill_s=max(flops.total / gpu.flops, passes * weights.total / gpu.bandwidth),
+        decode_tokens_per_s=1 / max((step + attention) / gpu.flops, read / gpu.bandwidth),
+        max_images=positions // per_image,
+        problems=tuple(_problems(gpu, request, device, tokens)),
+        suggestion=None,
+    )
+
+
+def _problems(gpu: Gpu, request: PlanRequest, device: DeviceMemory, tokens: int) -> list[str]:
+    problems = []
+    if device.total > gpu.memory_bytes:
+        problems.append(
+            f"{_gb(device.total)} are needed ({_gb(device.weights)} of weights), {gpu.name} has "
+            f"{_gb(gpu.memory_bytes)}"
+        )
+    if tokens > request.max_context:
+        problems.append(
+            f"{request.images} images are {tokens} positions, the context is {request.max_context}"
+        )
+    return problems
+
+
+def _suggest(config: LongLLaVAConfig, gpu: Gpu, request: PlanRequest) -> str | None:
+    """Name the nearest request that fits: the same images with smaller experts, then fewer images."""
+    smaller = MOE_FORMATS[MOE_FORMATS.index(request.moe_quant) :]
+    has_experts = count_weights(config, dtype=request.dtype).experts > 0
+    formats = smaller if has_experts else (request.moe_quant,)
+    plans = [_estimate(config, gpu, replace(request, moe_quant=name)) for name in formats]
+    for plan in plans:
+        if plan.fits:
+            size = _gb(plan.weights.total)
+            return f"--moe-quant {plan.request.moe_quant}: {size} of weights, {plan.request.images} images fit"
+    for plan in plans:
+        if plan.max_images > 0:
+            option = f"--moe-quant {plan.request.moe_quant} " * (plan.request.moe_quant != "none")
+            return f"{option}--images {plan.max_images}: {_gb(plan.weights.total)} of weights"
+    return None
+
+
+def _gb(nbytes: float) -> str:
+    return f"{nbytes / 1e9:.1f} GB"

@@ -1,0 +1,180 @@
+"""Bytes on the device.
+
+There lie weights, the carried state, and what one chunk of the prompt needs while it passes through the
+widest layer. Prompts of any length pass through in chunks, so activations do not grow with the prompt; only keys
+and values do.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from longllava_trt.config import DecoderConfig, LongLLaVAConfig
+from longllava_trt.contracts import carried_state
+from longllava_trt.errors import InputError
+from longllava_trt.tensor_names import VISION_PREFIX, expected_tensors
+from plugins_trt.kernels.launch import plan_selective_scan
+from plugins_trt.kernels.plan import Workspace
+from plugins_trt.kernels.sparse_moe_launch import MoeShape, plan_workspaces
+
+__all__ = [
+    "ITEMSIZE",
+    "MOE_FORMATS",
+    "WeightBytes",
+    "activation_bytes",
+    "count_weights",
+    "decoder_activation_bytes",
+    "kv_bytes_per_token",
+    "recurrent_bytes",
+]
+
+ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
+"""Bytes of an element, by dtype."""
+
+MOE_FORMATS = ("none", "w8a16", "w4a16")
+"""Formats of routed experts: the model's dtype, int8 a row, int4 a group of 128 columns."""
+
+_INT4_GROUP = 128
+_EXPERT = re.compile(r"model\.layers\.(\d+)\.moe\.experts\.(\d+)\.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WeightBytes:
+    """Weights on the device."""
+
+    vision: int
+    projector: int
+    embed: int
+    decoder: int
+    """Without routed experts."""
+    experts: int
+    """Routed experts, with their scales."""
+    experts_active: int
+    """Of these, what one token reads."""
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return self.vision + self.projector + self.embed + self.decoder + self.experts
+
+    @property
+    def read_per_token(self) -> int:
+        """What one decode step reads: the decoder and the experts that the token visits."""
+        return self.decoder + self.experts_active
+
+
+def count_weights(config: LongLLaVAConfig, *, dtype: str, moe_quant: str = "none") -> WeightBytes:
+    """Count the weights that the engines take.
+
+    Args:
+        config: The model.
+        dtype: Arithmetic dtype of the engines.
+        moe_quant: One of `MOE_FORMATS`.
+
+    Raises:
+        InputError: If an argument is none of the known.
+    """
+    _require(dtype, ITEMSIZE, "dtype")
+    _require(moe_quant, MOE_FORMATS, "moe_quant")
+    itemsize = ITEMSIZE[dtype]
+    parts = dict.fromkeys(("vision", "projector", "embed", "decoder", "experts"), 0)
+    for name, shape in expected_tensors(config).items():
+        part = _part(name, config.decoder)
+        quant = moe_quant if part == "experts" else "none"
+        parts[part] += _stored_bytes(shape, itemsize, quant)
+    decoder = config.decoder
+    active = parts["experts"] * decoder.num_experts_per_tok // decoder.num_experts
+    return WeightBytes(**parts, experts_active=active)
+
+
+def kv_bytes_per_token(config: DecoderConfig, *, dtype: str) -> int:
+    """Return the bytes of keys and values that one position keeps."""
+    return _state_bytes(config, dtype, in_place=True)
+
+
+def recurrent_bytes(config: DecoderConfig, *, dtype: str) -> int:
+    """Return the bytes of all conv and recurrent states of one sequence, once; engines keep two sets."""
+    return _state_bytes(config, dtype, in_place=False)
+
+
+def activation_bytes(config: LongLLaVAConfig, *, dtype: str, chunk: int, vision_batch: int) -> int:
+    """Return what lives at once in the widest layer of any stage, the plugins' workspaces included.
+
+    Args:
+        config: The model.
+        dtype: Arithmetic dtype.
+        chunk: Positions of one decoder call.
+        vision_batch: Images of one vision call.
+    """
+    return max(
+        decoder_activation_bytes(config.decoder, dtype=dtype, chunk=chunk),
+        _vision_activation_bytes(config, dtype=dtype, images=vision_batch),
+    )
+
+
+def decoder_activation_bytes(config: DecoderConfig, *, dtype: str, chunk: int) -> int:
+    """Return what lives at once in the decoder's widest layer."""
+    itemsize = ITEMSIZE[dtype]
+    hidden, inner, wide = config.hidden_size, config.d_inner, config.intermediate_size
+    # the residual stream and its norm; both halves of in_proj, convolved half, delta and y
+    _, spaces = plan_selective_scan(1, chunk, inner, config.mamba_d_state)
+    mamba = itemsize * chunk * (2 * hidden + 5 * inner) + _space_bytes(spaces, itemsize)
+    widths = 2 * hidden + 2 * config.num_key_value_heads * config.head_dim
+    attention = itemsize * chunk * (2 * hidden + widths)
+    mlp = itemsize * chunk * (2 * hidden + 3 * wide)
+    moe = 0
+    if any(map(config.is_moe_layer, range(config.num_hidden_layers))):
+        shape = MoeShape(chunk, hidden, wide, config.num_experts, config.num_experts_per_tok)
+        inputs = chunk * (3 * hidden + config.num_experts)
+        moe = itemsize * inputs + _space_bytes(plan_workspaces(shape, itemsize=itemsize), itemsize)
+    return max(mamba, attention, mlp, moe) + 4 * config.vocab_size
+
+
+def _vision_activation_bytes(config: LongLLaVAConfig, *, dtype: str, images: int) -> int:
+    vision, itemsize = config.vision, ITEMSIZE[dtype]
+    length = vision.num_patches + 1
+    widest = 2 * vision.hidden_size + max(2 * vision.intermediate_size, 4 * vision.hidden_size)
+    pixels = 4 * 3 * vision.image_size**2
+    return images * (itemsize * length * widest + pixels)
+
+
+def _state_bytes(config: DecoderConfig, dtype: str, *, in_place: bool) -> int:
+    """Count one sequence's state that does or does not grow; what grows, for one position."""
+    return sum(
+        math.prod(d for d in spec.shape if isinstance(d, int)) * ITEMSIZE[spec.dtype]
+        for spec in carried_state(config, dtype)
+        if ("capacity" in spec.shape) == in_place
+    )
+
+
+def _part(name: str, config: DecoderConfig) -> str:
+    if name.startswith(VISION_PREFIX):
+        return "vision"
+    if name.startswith("model.mm_projector."):
+        return "projector"
+    if name == "model.embed_tokens.weight":
+        return "embed"
+    match = _EXPERT.match(name)
+    return "experts" if match and config.is_moe_layer(int(match[1])) else "decoder"
+
+
+def _stored_bytes(shape: tuple[int, ...], itemsize: int, quant: str) -> int:
+    rows, columns = math.prod(shape[:-1]), shape[-1]
+    if quant == "w8a16":
+        return rows * (columns + 4)
+    if quant == "w4a16":
+        return rows * (columns // 2 + 4 * -(-columns // _INT4_GROUP))
+    return rows * columns * itemsize
+
+
+def _space_bytes(spaces: list[Workspace], itemsize: int) -> int:
+    sizes = {"T": itemsize, "float32": 4, "int32": 4}
+    return sum(math.prod(space.shape) * sizes[space.dtype] for space in spaces)
+
+
+def _require(value: str, known: Collection[str], name: str) -> None:
+    if value not in known:
+        raise InputError(f"plan: {name} must be one of {', '.join(known)}, got '{value}'")

@@ -1,0 +1,75 @@
+"""Arithmetic, against published figures and against counts made another way."""
+
+from __future__ import annotations
+
+import pytest
+
+from longllava_trt.config import LongLLaVAConfig
+from longllava_trt.inspection import count_parameters
+from longllava_trt.planning.flops import count_flops, decoder_flops, paper_flops, vision_flops
+from longllava_trt.tensor_names import expected_tensors
+from reference.synthetic_presets import PRESETS
+
+NINE, FIFTY_THREE = PRESETS["9b"], PRESETS["53b"]
+
+
+@pytest.mark.parametrize(
+    ("config", "images", "moe_layers", "published"),
+    [
+        pytest.param(FIFTY_THREE, 54, 12, 0.0789, id="as-the-script-was-committed"),
+        pytest.param(FIFTY_THREE, 54, None, 0.0935, id="53b-54"),
+        pytest.param(FIFTY_THREE, 128, None, 0.2150, id="53b-128"),
+        pytest.param(NINE, 54, None, 0.0643, id="9b-54"),
+        pytest.param(NINE, 128, None, 0.1457, id="9b-128"),
+    ],
+)
+def test_paper_count_gives_the_published_petaflops(
+    config: LongLLaVAConfig, images: int, moe_layers: int | None, published: float
+) -> None:
+    counted = paper_flops(config.decoder, images=images, moe_layers=moe_layers) / 1e15
+
+    assert round(counted, 4) == published
+
+
+@pytest.mark.parametrize(
+    ("config", "linear"), [(NINE, 0.323), (FIFTY_THREE, 0.427)], ids=["9b", "53b"]
+)
+def test_honest_count_of_128_images_agrees_with_the_specification(
+    config: LongLLaVAConfig, linear: float
+) -> None:
+    flops = count_flops(config, images=128, tokens=18_432)
+
+    assert round(flops.decoder_linear / 1e15, 3) == linear
+    assert round(flops.decoder_attention / 1e15, 3) == 0.011
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_linear_count_is_two_operations_for_every_matrix_element_a_token_meets(preset: str) -> None:
+    config = PRESETS[preset].decoder
+    matrices = {
+        name: shape
+        for name, shape in expected_tensors(PRESETS[preset]).items()
+        if len(shape) > 1 and not name.endswith(("A_log", "embed_tokens.weight"))
+    }
+    met = count_parameters(matrices, experts_per_token=config.num_experts_per_tok).decoder_active
+    # the scan has no matrix: decay, input and read-out of every state
+    scan = 3 * config.d_inner * config.mamba_d_state * config.layer_kinds.count("mamba")
+
+    linear, _ = decoder_flops(config, tokens=1, past=0)
+
+    assert linear == 2 * (met + scan)
+
+
+def test_vision_counts_what_it_runs_and_not_the_last_layer() -> None:
+    # the specification counts all 24 layers: 0.382 TFLOP an image
+    assert vision_flops(NINE.vision) == pytest.approx(0.382e12 * 23 / 24, rel=2e-3)
+
+
+@pytest.mark.parametrize("split", [1, 17, 99])
+def test_attention_of_two_chunks_is_attention_of_the_whole(split: int) -> None:
+    decoder = PRESETS["tiny"].decoder
+    _, whole = decoder_flops(decoder, tokens=100, past=0)
+    _, first = decoder_flops(decoder, tokens=split, past=0)
+    _, second = decoder_flops(decoder, tokens=100 - split, past=split)
+
+    assert first + second == pytest.approx(whole, rel=1e-12)
