@@ -34,13 +34,15 @@ class OperatorValue:
 
 @dataclass(frozen=True, slots=True)
 class OperatorAttribute:
-    """One attribute of an operator; none is optional."""
+    """One attribute of an operator."""
 
     name: str
     type: Literal["int", "float", "string"]
     meaning: str
     value: int | float | str | None = None
     """The only value this project uses, or None where the model decides."""
+    default: str | None = None
+    """What a node without the attribute means, or None where every node has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +56,8 @@ class OperatorSpec:
     inputs: tuple[OperatorValue, ...]
     outputs: tuple[OperatorValue, ...]
     attributes: tuple[OperatorAttribute, ...] = ()
+    optional_inputs: tuple[OperatorValue, ...] = ()
+    """After `inputs`; a node has all of them or none."""
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -106,7 +110,16 @@ SPARSE_MOE = OperatorSpec(
         OperatorValue("down", ("num_experts", "hidden", "intermediate")),
     ),
     outputs=(OperatorValue("y", ("num_tokens", "hidden")),),
-    attributes=(OperatorAttribute("top_k", "int", "Experts that each token visits."),),
+    attributes=(
+        OperatorAttribute("top_k", "int", "Experts that each token visits."),
+        OperatorAttribute(
+            "weight_format", "string", "Of gate_up and down: none, int8 or int4.", default="none"
+        ),
+    ),
+    optional_inputs=(
+        OperatorValue("gate_up_scales", ("num_experts", "2*intermediate"), "float32"),
+        OperatorValue("down_scales", ("num_experts", "hidden"), "float32"),
+    ),
 )
 """Jamba's mixture of SwiGLU experts.
 
@@ -114,6 +127,10 @@ routing_weights = the `top_k` largest of softmax(router_logits), the softmax in 
 experts and not renormalised, then cast to T; y = the weighted experts' outputs, product and running
 sum in T, in ascending order of expert. An expert is down(silu(gate x) * up x); its `gate_up` rows
 are gate's first, then up's.
+
+Quantised experts come with scales; `kernels/sparse_moe_formats.py` has the arithmetic. Where
+`weight_format` is int8, `gate_up` and `down` are int8 with a scale a row. Where it is int4, they are
+uint8, half as wide, with two codes a byte, and scales have a third axis: a scale a group of columns.
 """
 
 CAUSAL_CONV = OperatorSpec(

@@ -24,6 +24,13 @@ from __future__ import annotations
 from plugins_trt.kernels.plan import Launch, Workspace
 
 __all__ = [
+    "CONV_STEP_CHANNELS",
+    "CONV_TILE",
+    "MIN_CHUNK",
+    "PREFIX_ELEMENTS",
+    "PROGRAMS_WANTED",
+    "SCAN_CHANNELS",
+    "STEP_CHANNELS",
     "STEP_TOKENS",
     "plan_causal_conv",
     "plan_selective_scan",
@@ -32,13 +39,20 @@ __all__ = [
 
 STEP_TOKENS = 2
 """Up to this many tokens take the decode kernels."""
-_PROGRAMS_WANTED = 8 * 108
-_SCAN_CHANNELS = 32
-_STEP_CHANNELS = 8
-_MIN_CHUNK = 64
-_PREFIX_ELEMENTS = 256
-_CONV_TILE = {"channels_last": (64, 32), "channels_first": (8, 256)}
-_CONV_STEP_CHANNELS = 128
+PROGRAMS_WANTED = 8 * 108
+"""Programs of one scan that time is cut for."""
+SCAN_CHANNELS = 32
+"""Channels of a program of the chunked scan: one a thread of a warp."""
+STEP_CHANNELS = 8
+"""Channels of a program of the scan's decode kernel."""
+MIN_CHUNK = 64
+"""Tokens of a chunk, at least, unless the sequence is shorter."""
+PREFIX_ELEMENTS = 256
+"""States of a program of the prefix kernel."""
+CONV_TILE = {"channels_last": (64, 32), "channels_first": (8, 256)}
+"""Channels and tokens of a program of the convolution, by layout."""
+CONV_STEP_CHANNELS = 128
+"""Channels of a program of the convolution's decode kernel."""
 
 
 def scan_chunks(
@@ -53,8 +67,8 @@ def scan_chunks(
         chunks: At most so many, instead of as many as fill the GPU.
     """
     if chunks is None:
-        programs = batch * _ceil_div(d_inner, _SCAN_CHANNELS)
-        chunks = min(_ceil_div(_PROGRAMS_WANTED, programs), max(seq_len // _MIN_CHUNK, 1))
+        programs = batch * _ceil_div(d_inner, SCAN_CHANNELS)
+        chunks = min(_ceil_div(PROGRAMS_WANTED, programs), max(seq_len // MIN_CHUNK, 1))
     length = _ceil_div(seq_len, chunks)
     return _ceil_div(seq_len, length), length
 
@@ -75,12 +89,12 @@ def plan_selective_scan(
     """
     sizes = {"seq_len": seq_len, "d_inner": d_inner}
     if seq_len <= STEP_TOKENS:
-        grid = (_ceil_div(d_inner, _STEP_CHANNELS), batch, 1)
-        return [Launch("scan_step", grid, sizes, _scan_blocks(d_state, _STEP_CHANNELS), 1)], []
+        grid = (_ceil_div(d_inner, STEP_CHANNELS), batch, 1)
+        return [Launch("scan_step", grid, sizes, _scan_blocks(d_state, STEP_CHANNELS), 1)], []
     count, length = scan_chunks(batch, seq_len, d_inner, chunks=chunks)
     sizes |= {"chunk_len": length}
-    blocks = _scan_blocks(d_state, _SCAN_CHANNELS)
-    columns = _ceil_div(d_inner, _SCAN_CHANNELS)
+    blocks = _scan_blocks(d_state, SCAN_CHANNELS)
+    columns = _ceil_div(d_inner, SCAN_CHANNELS)
     outputs = Launch("scan_outputs", (columns, count, batch), sizes, blocks, 1)
     slots = count - 1
     if slots == 0:
@@ -89,8 +103,8 @@ def plan_selective_scan(
         Workspace("chunk_states", (batch, slots, d_inner, d_state)),
         Workspace("chunk_deltas", (batch, slots, d_inner)),
     ]
-    prefix_grid = (_ceil_div(d_inner * d_state, _PREFIX_ELEMENTS), batch, 1)
-    prefix_blocks = {"d_state": d_state, "block_elements": _PREFIX_ELEMENTS}
+    prefix_grid = (_ceil_div(d_inner * d_state, PREFIX_ELEMENTS), batch, 1)
+    prefix_blocks = {"d_state": d_state, "block_elements": PREFIX_ELEMENTS}
     prefix = {"d_inner": d_inner, "slots": slots}
     return [
         Launch("scan_summaries", (columns, slots, batch), sizes, blocks, 1),
@@ -126,11 +140,11 @@ def plan_causal_conv(
     sizes = {"seq_len": seq_len, "d_inner": d_inner} | dict(zip(names, strides, strict=True))
     blocks = {"d_conv": d_conv, "channels_last": int(channels_last)}
     if seq_len <= STEP_TOKENS:
-        blocks |= {"block_channels": _CONV_STEP_CHANNELS}
+        blocks |= {"block_channels": CONV_STEP_CHANNELS}
         return Launch(
-            "conv_step", (_ceil_div(d_inner, _CONV_STEP_CHANNELS), batch, 1), sizes, blocks, 4
+            "conv_step", (_ceil_div(d_inner, CONV_STEP_CHANNELS), batch, 1), sizes, blocks, 4
         )
-    channels, tokens = _CONV_TILE["channels_last" if channels_last else "channels_first"]
+    channels, tokens = CONV_TILE["channels_last" if channels_last else "channels_first"]
     grid = (_ceil_div(d_inner, channels), _ceil_div(seq_len, tokens), batch)
     blocks |= {"block_channels": channels, "block_tokens": tokens}
     return Launch("conv_chunk", grid, sizes, blocks, 4)

@@ -13,8 +13,10 @@ from longllava_trt.errors import ContractError
 from plugins_trt.kernels.plan import Launch, Workspace
 
 __all__ = [
+    "COMBINE_COLUMNS",
     "DECODE_TOKENS",
     "MAX_EXPERTS",
+    "ROUTE_TOKENS",
     "TILES",
     "MoeShape",
     "Tile",
@@ -30,8 +32,10 @@ DECODE_TOKENS = 16
 """Up to this many tokens take the decode path: one tensor-core tile holds them all."""
 MAX_EXPERTS = 64
 """Experts that a kernel holds side by side; fewer cost nothing."""
-_ROUTE_TOKENS = 32
-_COMBINE_COLUMNS = 512
+ROUTE_TOKENS = 32
+"""Tokens of a program that routes or sorts."""
+COMBINE_COLUMNS = 512
+"""Outputs of a program that sums experts up."""
 _SORT_ROWS = 32
 _GROUP_ROWS = 8
 
@@ -186,7 +190,7 @@ def plan_launches(
         integers = {name: sizes[name] for name in _INTEGERS[kernel]}
         return Launch(kernel, (x, y, z), integers, blocks, warps, stages)
 
-    route = {"block_tokens": _ROUTE_TOKENS, "block_experts": MAX_EXPERTS}
+    route = {"block_tokens": ROUTE_TOKENS, "block_experts": MAX_EXPERTS}
     route_grid = (_route_blocks(shape),)
     product = {"block_rows": tile.rows, "block_depth": tile.depth // itemsize}
     if not is_decode:
@@ -208,11 +212,11 @@ def plan_launches(
             launch("grouped_gate_up", (rows * up_tiles,), *threads, **up),
             launch("grouped_down", (rows * down_tiles,), *threads, **down),
         ]
-    combine_grid = (shape.num_tokens, _ceil_div(shape.hidden, _COMBINE_COLUMNS))
+    combine_grid = (shape.num_tokens, _ceil_div(shape.hidden, COMBINE_COLUMNS))
     return [
         launch("route_tokens", route_grid, **route),
         *matrices,
-        launch("combine_slots", combine_grid, block_columns=_COMBINE_COLUMNS),
+        launch("combine_slots", combine_grid, block_columns=COMBINE_COLUMNS),
     ]
 
 
@@ -224,7 +228,7 @@ def max_row_tiles(shape: MoeShape, rows: int) -> int:
 
 
 def _route_blocks(shape: MoeShape) -> int:
-    return _ceil_div(shape.num_tokens, _ROUTE_TOKENS)
+    return _ceil_div(shape.num_tokens, ROUTE_TOKENS)
 
 
 def _ceil_div(size: int, block: int) -> int:

@@ -1,0 +1,242 @@
+"""The C++ host launches what Python plans: kernels, grids, threads, arguments, workspaces.
+
+The expectation is made from the plans and from the kernels' own signatures; what was launched comes from a driver that
+records. No GPU is needed, and none is used.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from plugins_trt.codegen import KernelImage
+from plugins_trt.kernels.launch import plan_causal_conv, plan_selective_scan
+from plugins_trt.kernels.plan import Launch, Variant, Workspace
+from plugins_trt.kernels.sparse_moe_launch import MoeShape, plan_launches, plan_workspaces
+
+pytest.importorskip("triton", reason="kernel signatures need Triton: longllava-trt[plugins]")
+
+from plugins_trt.kernels import sparse_moe_variants, variants
+
+Plan = tuple[list[Launch], list[Workspace]]
+Images = dict[str, tuple[KernelImage, int]]
+
+
+@functools.cache
+def _variants(dtype: Any, weights: Any = "none") -> list[Variant]:
+    return variants.list_variants(dtype) + sparse_moe_variants.list_variants(dtype, weights)
+
+
+def _variant(launch: Launch, known: list[Variant], outputs: str) -> Variant:
+    """Return the one that fits, of experts' outputs in this dtype."""
+    (found,) = {
+        v.name: v
+        for v in known
+        if v.kernel.fn.__name__ == launch.kernel
+        and v.blocks == launch.blocks
+        and v.signature.get("expert_outputs", outputs) == outputs
+    }.values()
+    return found
+
+
+def _counts(known: list[Variant]) -> dict[str, int]:
+    """Return each kernel's arguments, with the two that Triton adds."""
+    return {
+        v.kernel.fn.__name__: sum(t != "constexpr" for t in v.signature.values()) + 2 for v in known
+    }
+
+
+class _Expectation:
+    """Compares recorded launches with a plan."""
+
+    def __init__(self, plan: Plan, dtype: str, weights: str, call: Any, images: Images) -> None:
+        self.known = _variants(dtype, weights)
+        self._launches, spaces = plan
+        self._call, self._images = call, images
+        item = 4 if dtype == "fp32" else 2
+        sizes = {"T": item, "float32": 4, "int32": 4}
+        self._bytes = {s.name: math.prod(s.shape) * sizes[s.dtype] for s in spaces}
+        self._outputs = next(
+            (dtype if s.dtype == "T" else "fp32" for s in spaces if s.name == "expert_outputs"), ""
+        )
+        self._places: dict[str, int] = {}
+
+    def check(self, host: Any) -> None:
+        said = host(self._call, counts=_counts(self.known))
+        assert (said["status"], said["sized"]) == (0, 0), said["error"]
+        assert [r["name"] for r in said["launches"]] == [x.kernel for x in self._launches]
+        for planned, recorded in zip(self._launches, said["launches"], strict=True):
+            self._check_launch(planned, recorded)
+        assert self._places.keys() == self._bytes.keys()
+        spans = sorted((place, place + self._bytes[n]) for n, place in self._places.items())
+        assert all(end <= begin for (_, end), (begin, _) in pairwise(spans))
+        if spans:
+            assert spans[0][0] >= self._call.workspace
+            assert spans[-1][1] <= self._call.workspace + said["workspace_bytes"]
+
+    def _check_launch(self, planned: Launch, recorded: dict[str, Any]) -> None:
+        variant = _variant(planned, self.known, f"*{self._outputs}")
+        image, checksum = self._images[variant.name]
+        assert recorded["checksum"] == checksum, f"another kernel than {variant.name}"
+        assert tuple(recorded["grid"]) == planned.grid
+        assert recorded["block"] == [32 * planned.num_warps, 1, 1] == [image.threads, 1, 1]
+        assert recorded["shared_bytes"] == recorded["max_shared"] == image.shared_bytes
+        assert recorded["stream"] == self._call.stream
+        arguments = iter(recorded["arguments"])
+        for name, type_ in variant.signature.items():
+            if type_ != "constexpr":
+                self._check_argument(name, next(arguments), planned, type_)
+        # Triton's scratch memory, of which there is none
+        assert [next(arguments), next(arguments)] == [0, 0]
+
+    def _check_argument(self, name: str, value: int, planned: Launch, type_: str) -> None:
+        if name in planned.integers:
+            width = 32 if type_ == "i32" else 64
+            assert value % 2**width == planned.integers[name], name
+        elif name in self._bytes:
+            assert value % 256 == 0, name
+            assert self._places.setdefault(name, value) == value, name
+        else:
+            # what a kernel never reads is null: a single chunk's states, scales of plain weights
+            assert value == self._call.pointers.get(name, 0), name
+
+
+def _scan_shapes() -> Iterator[Any]:
+    lengths = (1, 2, 3, 63, 64, 65, 127, 128, 129, 1000, 4095, 4096, 144_001)
+    for seq_len in lengths:
+        for batch, d_inner in ((1, 8192), (3, 256), (1, 33), (2, 4096)):
+            yield pytest.param(batch, seq_len, d_inner, id=f"{batch}x{seq_len}x{d_inner}")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize(("batch", "seq_len", "d_inner"), list(_scan_shapes()))
+def test_scan_is_launched_as_planned(
+    host: Any,
+    host_call: Callable[..., Any],
+    kernel_images: Images,
+    batch: int,
+    seq_len: int,
+    d_inner: int,
+    dtype: str,
+) -> None:
+    sizes = {"batch": batch, "seq_len": seq_len, "d_inner": d_inner, "d_state": 16}
+    call = host_call("SelectiveScan", dtype, sizes)
+    plan = plan_selective_scan(batch, seq_len, d_inner, 16)
+    _Expectation(plan, dtype, "none", call, kernel_images).check(host)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("channels_last", [False, True], ids=["channels", "tokens"])
+@pytest.mark.parametrize("seq_len", [1, 2, 3, 31, 32, 33, 255, 256, 257, 4096])
+@pytest.mark.parametrize(("batch", "d_inner"), [(1, 8192), (3, 80), (2, 144)])
+def test_convolution_is_launched_as_planned(
+    host: Any,
+    host_call: Callable[..., Any],
+    kernel_images: Images,
+    batch: int,
+    seq_len: int,
+    d_inner: int,
+    channels_last: bool,
+    dtype: str,
+) -> None:
+    sizes = {"batch": batch, "seq_len": seq_len, "d_inner": d_inner, "d_conv": 4}
+    variant, attributes = "", "activation=silu"
+    if channels_last:
+        variant, attributes = "channels_last", "activation=silu channels_last=1"
+    call = host_call("CausalConvWithState", dtype, sizes, variant=variant, attributes=attributes)
+    launch = plan_causal_conv(batch, seq_len, d_inner, 4, channels_last=channels_last)
+    call.workspace = None
+    _Expectation(([launch], []), dtype, "none", call, kernel_images).check(host)
+
+
+def _moe_shapes() -> Iterator[Any]:
+    rng = np.random.default_rng(3)
+    yield pytest.param(MoeShape(1, 4096, 14336, 16, 2), id="published-step")
+    yield pytest.param(MoeShape(4096, 4096, 14336, 16, 2), id="published-chunk")
+    yield pytest.param(MoeShape(7, 32, 32, 1, 1), id="one-expert")
+    for tokens in (1, 2, 15, 16, 17, 31, 33, 100, 512, 513, 1000, 4095):
+        experts = int(rng.integers(2, 65))
+        top_k = int(rng.integers(1, min(experts, 8) + 1))
+        hidden, intermediate = (32 * int(n) for n in rng.integers(1, 150, 2))
+        shape = MoeShape(tokens, hidden, intermediate, experts, top_k)
+        yield pytest.param(shape, id=f"{tokens}x{hidden}x{intermediate}-{top_k}of{experts}")
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("weights", ["none", "int8", "int4"])
+@pytest.mark.parametrize("shape", list(_moe_shapes()))
+def test_experts_are_launched_as_planned(
+    host: Any,
+    host_call: Callable[..., Any],
+    kernel_images: Images,
+    shape: MoeShape,
+    weights: str,
+    dtype: str,
+) -> None:
+    sizes = {
+        name: getattr(shape, name)
+        for name in ("num_tokens", "hidden", "intermediate", "num_experts")
+    }
+    attributes = f"top_k={shape.top_k} weight_format={weights}"
+    call = host_call("SparseMoE", dtype, sizes, variant=weights, attributes=attributes)
+    item = 4 if dtype == "fp32" else 2
+    plan = plan_launches(shape, itemsize=item), plan_workspaces(shape, itemsize=item)
+    _Expectation(plan, dtype, weights, call, kernel_images).check(host)
+
+
+def test_the_comparison_sees_a_wrong_plan(
+    host: Any, host_call: Callable[..., Any], kernel_images: Images
+) -> None:
+    sizes = {"batch": 1, "seq_len": 1000, "d_inner": 256, "d_state": 16}
+    call = host_call("SelectiveScan", "bf16", sizes)
+    for wrong in ((1, 1001, 256, 16), (2, 1000, 256, 16), (1, 1000, 288, 16)):
+        with pytest.raises(AssertionError):
+            _Expectation(plan_selective_scan(*wrong), "bf16", "none", call, kernel_images).check(
+                host
+            )
+    for wrong_dtype in ("fp16", "fp32"):
+        plan = plan_selective_scan(1, 1000, 256, 16)
+        with pytest.raises(AssertionError):
+            _Expectation(plan, wrong_dtype, "none", call, kernel_images).check(host)
+
+
+def _needed(spaces: list[Workspace], item: int) -> int:
+    sizes = {"T": item, "float32": 4, "int32": 4}
+    return sum(-(-math.prod(s.shape) * sizes[s.dtype] // 256) * 256 for s in spaces)
+
+
+@pytest.mark.parametrize(
+    ("batch", "seq_len", "d_inner"),
+    [(1, 4096, 8192), (4, 4096, 8192), (4, 700, 256), (9, 5000, 33), (2, 3, 64)],
+)
+def test_workspace_of_a_scan_is_enough_for_every_smaller_call(
+    host: Any, host_call: Callable[..., Any], batch: int, seq_len: int, d_inner: int
+) -> None:
+    sizes = {"batch": batch, "seq_len": seq_len, "d_inner": d_inner, "d_state": 16}
+    said = host(host_call("SelectiveScan", "bf16", sizes))
+    lengths = {*range(1, min(seq_len, 300) + 1), *range(seq_len, 0, -37)}
+    most = max(
+        _needed(plan_selective_scan(b, n, d_inner, 16)[1], 2)
+        for b in range(1, batch + 1)
+        for n in lengths
+    )
+    assert most <= said["workspace_bytes"] <= 2 * most + 1024
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("num_tokens", [1, 16, 17, 18, 40, 1000])
+def test_workspace_of_experts_is_enough_for_every_smaller_call(
+    host: Any, host_call: Callable[..., Any], num_tokens: int, dtype: str
+) -> None:
+    sizes = {"hidden": 4096, "intermediate": 14336, "num_experts": 16, "num_tokens": num_tokens}
+    said = host(host_call("SparseMoE", dtype, sizes, variant="none", attributes="top_k=2"))
+    item = 4 if dtype == "fp32" else 2
+    smaller = [MoeShape(n, 4096, 14336, 16, 2) for n in range(1, num_tokens + 1)]
+    most = max(_needed(plan_workspaces(each, itemsize=item), item) for each in smaller)
+    assert said["workspace_bytes"] == most
