@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -24,11 +24,15 @@ class Answer:
     prompt_tokens: int
     """Positions of the prompt, images included."""
     num_images: int
-    """Images encoded; each tile and each frame of a video is one."""
+    """Images in the context; each tile and each frame of a video is one."""
     prefill_s: float
     """From the call to the first token's logits: image decoding, vision, projector and prompt."""
     decode_s: float
     """For all tokens after the first."""
+    timings: Mapping[str, float]
+    """Seconds by stage: `decode_image`, summed over threads, `vision`, `projector`, `embed`, `prefill`, `decode`."""
+    skipped: tuple[str, ...] = ()
+    """Images that were left out, each with the reason."""
 
     @property
     def decode_tokens_per_s(self) -> float | None:

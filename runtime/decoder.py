@@ -1,17 +1,19 @@
 """The decoder stage with its carried state.
 
 Keys and values are written in place: one buffer is bound both as input and as output, and ONNX Runtime's
-TensorScatter then copies nothing. Conv and recurrent states are double-buffered, because a kernel may read a
+TensorScatter then copies nothing. Its attention costs time and memory for every position of the buffer, used or not; so
+the buffer grows with the sequence, by an eighth at a time and within memory that was reserved at once. Conv and recurrent states are double-buffered, because a kernel may read a
 state after it has begun to write the next.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from longllava_trt.contracts import TensorSpec, present_name
+from longllava_trt.contracts import StageSpec, TensorSpec, present_name
 from longllava_trt.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,9 +22,11 @@ if TYPE_CHECKING:
 
     from runtime.onnxrt import OnnxSession
 
-__all__ = ["Decoder", "DecoderState"]
+__all__ = ["Decoder", "DecoderState", "StateMark"]
 
 _PAST = "past_key_values."
+_FIRST_EXTENT = 1024
+_SPARE_SHARE = 8
 
 
 class _Buffer(NamedTuple):
@@ -32,14 +36,51 @@ class _Buffer(NamedTuple):
     value: onnxruntime.OrtValue
 
     @classmethod
-    def zeros(cls, spec: TensorSpec, capacity: int) -> _Buffer:
-        """Allocate one carried-state tensor for a single sequence."""
+    def over(cls, array: NDArray[Any]) -> _Buffer:
+        """Share an array, which must be contiguous."""
         import onnxruntime
 
-        sizes = {"batch": 1, "capacity": capacity}
-        shape = [sizes[d] if isinstance(d, str) else d for d in spec.shape]
-        array = np.zeros(shape, dtype=spec.dtype)
         return cls(array, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+
+    @classmethod
+    def zeros(cls, spec: TensorSpec) -> _Buffer:
+        """Allocate a tensor of a fixed size for a single sequence."""
+        shape = [d if isinstance(d, int) else 1 for d in spec.shape]
+        return cls.over(np.zeros(shape, dtype=spec.dtype))
+
+
+class _Cache:
+    """Keys or values, [1, num_key_value_heads, extent, head_dim], in one block of memory.
+
+    The block has room for all that was reserved, but pages that were never touched cost nothing. Only `extent` positions
+    are shown to ONNX Runtime, whose attention works through all it is shown.
+    """
+
+    def __init__(self, spec: TensorSpec, *, capacity: int, extent: int) -> None:
+        _, self._heads, _, self._head_dim = (d if isinstance(d, int) else 0 for d in spec.shape)
+        # zeros, not garbage: attention weighs positions beyond the last with zero, and 0 * NaN is NaN
+        self._block = np.zeros(self._heads * capacity * self._head_dim, dtype=spec.dtype)
+        self.buffer = _Buffer.over(self._view(extent))
+
+    def extend(self, extent: int, *, used: int) -> None:
+        """Show more positions, moving the ``used`` ones to where they then belong."""
+        old, new = self.buffer.array, self._view(extent)
+        # from the last head, so that none is overwritten before it has been moved
+        for head in reversed(range(self._heads)):
+            new[0, head, :used] = old[0, head, :used]
+        self.buffer = _Buffer.over(new)
+
+    def _view(self, extent: int) -> NDArray[Any]:
+        shown = self._block[: self._heads * extent * self._head_dim]
+        return shown.reshape(1, self._heads, extent, self._head_dim)
+
+
+class StateMark(NamedTuple):
+    """A point to which a state can go back, as long as it has not gone back beyond it."""
+
+    past_len: int
+    recurrent: Mapping[str, NDArray[Any]]
+    """Copies of what is not appended to, by input name; never changed."""
 
 
 class DecoderState:
@@ -47,19 +88,26 @@ class DecoderState:
 
     Args:
         spec: The decoder's carried-state inputs.
-        capacity: Positions to make room for.
+        capacity: Positions to make room for. Memory is taken as they are fed.
     """
 
     def __init__(self, spec: tuple[TensorSpec, ...], *, capacity: int) -> None:
         self.past_len = 0
         """Positions fed so far."""
         self.capacity = capacity
-        self._in_place = {t.name: t for t in spec if "capacity" in t.shape}
-        # zeros, not garbage: attention weighs positions beyond the last with zero, and 0 * NaN is NaN
-        self.current = {t.name: _Buffer.zeros(t, capacity) for t in spec}
-        self.spare = {
-            t.name: _Buffer.zeros(t, capacity) for t in spec if t.name not in self._in_place
-        }
+        self._extent = min(capacity, _FIRST_EXTENT)
+        self._cache_specs = {t.name: t for t in spec if "capacity" in t.shape}
+        self._caches = self._new_caches(capacity, self._extent)
+        rewritten = [t for t in spec if t.name not in self._cache_specs]
+        self.current = {t.name: _Buffer.zeros(t) for t in rewritten}
+        self.spare = {t.name: _Buffer.zeros(t) for t in rewritten}
+        self.current |= {name: cache.buffer for name, cache in self._caches.items()}
+
+    @classmethod
+    def of_stage(cls, stage: StageSpec, *, capacity: int) -> DecoderState:
+        """Return the state of a sequence that has not begun; the stage need not be loaded."""
+        carried = tuple(t for t in stage.inputs if t.name.startswith(_PAST))
+        return cls(carried, capacity=capacity)
 
     def advance(self, seq_len: int) -> None:
         """Make the state just written the current one."""
@@ -71,17 +119,67 @@ class DecoderState:
         """Make room for more positions, keeping what is there. Copies the cache, so ask for enough at once."""
         if capacity <= self.capacity:
             return
-        for name, spec in self._in_place.items():
-            grown = _Buffer.zeros(spec, capacity)
-            grown.array[:, :, : self.past_len] = self.current[name].array[:, :, : self.past_len]
-            self.current[name] = grown
+        for name, grown in self._new_caches(capacity, self._extent).items():
+            kept = self.current[name].array[:, :, : self.past_len]
+            grown.buffer.array[:, :, : self.past_len] = kept
+            self._caches[name], self.current[name] = grown, grown.buffer
         self.capacity = capacity
+
+    def make_room(self, seq_len: int) -> None:
+        """Show the decoder enough of the cache for the next positions.
+
+        Raises:
+            InputError: If they exceed the capacity.
+        """
+        needed = self.past_len + seq_len
+        if needed > self.capacity:
+            raise InputError(
+                f"decoder: {self.past_len} positions fed and {seq_len} more exceed the cache of "
+                f"{self.capacity}; reserve more, shorten the prompt or show fewer images"
+            )
+        if needed <= self._extent:
+            return
+        self._extent = min(self.capacity, needed + needed // _SPARE_SHARE)
+        for name, cache in self._caches.items():
+            cache.extend(self._extent, used=self.past_len)
+            self.current[name] = cache.buffer
+
+    def mark(self) -> StateMark:
+        """Return the present point; copies the recurrent states alone."""
+        return StateMark(
+            self.past_len, {name: self.current[name].array.copy() for name in self.spare}
+        )
+
+    def restore(self, mark: StateMark) -> None:
+        """Go back to a point of this sequence; keys and values after it are given up, and overwritten later."""
+        for name, array in mark.recurrent.items():
+            self.current[name].array[...] = array
+        self.past_len = mark.past_len
+
+    def load(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
+        """Take over a state of so many positions, as `views` returns it. There must be room for it."""
+        self.past_len = 0
+        self.make_room(past_len)
+        for name, array in arrays:
+            held = self.current[name].array
+            (held[:, :, :past_len] if name in self._caches else held)[...] = array
+        self.past_len = past_len
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Copy the state out, by input name; keys and values up to `past_len` only."""
+        return {name: array.copy() for name, array in self.views().items()}
+
+    def views(self) -> dict[str, NDArray[Any]]:
+        """Return the state by input name, keys and values up to `past_len` only; valid until the next step."""
         return {
-            name: (array[:, :, : self.past_len] if name in self._in_place else array).copy()
+            name: array[:, :, : self.past_len] if name in self._caches else array
             for name, (array, _) in self.current.items()
+        }
+
+    def _new_caches(self, capacity: int, extent: int) -> dict[str, _Cache]:
+        return {
+            name: _Cache(spec, capacity=capacity, extent=extent)
+            for name, spec in self._cache_specs.items()
         }
 
 
@@ -94,12 +192,11 @@ class Decoder:
 
     def __init__(self, session: OnnxSession) -> None:
         self._session = session
-        self._state_spec = tuple(t for t in session.spec.inputs if t.name.startswith(_PAST))
         self.vocab_size = int(session.spec.outputs[0].shape[-1])
 
     def new_state(self, *, capacity: int) -> DecoderState:
         """Return the state of a sequence that has not begun."""
-        return DecoderState(self._state_spec, capacity=capacity)
+        return DecoderState.of_stage(self._session.spec, capacity=capacity)
 
     def step(self, inputs_embeds: NDArray[np.float32], state: DecoderState) -> NDArray[np.float32]:
         """Feed one or more positions and carry the state on.
@@ -115,11 +212,7 @@ class Decoder:
             InputError: If the state has no room for them.
         """
         seq_len = inputs_embeds.shape[1]
-        if state.past_len + seq_len > state.capacity:
-            raise InputError(
-                f"decoder: {state.past_len} positions fed and {seq_len} more exceed the cache of "
-                f"{state.capacity}; reserve more, shorten the prompt or show fewer images"
-            )
+        state.make_room(seq_len)
         binding = self._session.session.io_binding()
         binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(inputs_embeds))
         binding.bind_cpu_input("past_len", np.array([state.past_len], dtype=np.int64))

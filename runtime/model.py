@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,18 +13,19 @@ import numpy as np
 
 from longllava_trt.contracts import STAGES
 from longllava_trt.errors import InputError, ManifestError
-from longllava_trt.logs import Progress, ProgressEvent
+from longllava_trt.logs import Progress
 from longllava_trt.manifest import Manifest
-from runtime.answer import Answer, AnswerText
-from runtime.decoder import Decoder, DecoderState
-from runtime.generate import generate_tokens
+from runtime.answer import Answer
+from runtime.chunks import ChunkPlan
+from runtime.context import Context
+from runtime.decoder import Decoder
 from runtime.images import ImageSource
-from runtime.ingest import embed_segments, encode_images, in_chunks
-from runtime.media import MediaOptions, UserTurn, prepare_turn
+from runtime.ingest import Encoder
+from runtime.media import MediaOptions
 from runtime.onnxrt import Kernels, OnnxSession
 from runtime.pixels import load_processor_config
-from runtime.prompt import build_prompt, prompt_length, split_segments, tokenize_prompt
 from runtime.sampling import SamplingParams
+from runtime.session import Session
 from runtime.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ __all__ = ["Answer", "LongLLaVA", "RunOptions"]
 
 _HASH_AT_LOAD_BYTES = 64 * 2**20
 """Files up to this size are hashed whenever a bundle is loaded; larger ones are compared by length."""
+
+_CHECKPOINT_EVERY = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,9 +71,13 @@ class LongLLaVA:
         self.manifest = manifest
         self.options = options
         self.tokenizer = ChatTokenizer(bundle)
-        self.eos_token_id = _read_eos(bundle)
+        self.eos_token_id = _read_number(bundle / "generation_config.json", "eos_token_id")
         self.num_image_tokens = int(manifest.stage("projector").spec.outputs[0].shape[1])
-        self._processor = load_processor_config(bundle)
+        self.chunk_plan = ChunkPlan(
+            longest=options.chunk_size,
+            num_heads=_read_number(bundle / "config.json", "num_attention_heads"),
+            weight_bytes=sum(weight.nbytes for weight in manifest.weights.values()),
+        )
 
     @classmethod
     def from_bundle(cls, bundle: str | Path, options: RunOptions | None = None) -> LongLLaVA:
@@ -96,7 +102,7 @@ class LongLLaVA:
             )
         return cls(folder, manifest, options or RunOptions())
 
-    def session(self, stage: str) -> OnnxSession:
+    def load_stage(self, stage: str) -> OnnxSession:
         """Load one stage with this model's options."""
         return OnnxSession(
             self.bundle,
@@ -109,22 +115,63 @@ class LongLLaVA:
     @cached_property
     def vision(self) -> OnnxSession:
         """The vision stage."""
-        return self.session("vision")
+        return self.load_stage("vision")
 
     @cached_property
     def projector(self) -> OnnxSession:
         """The projector stage."""
-        return self.session("projector")
+        return self.load_stage("projector")
 
     @cached_property
     def embed(self) -> OnnxSession:
         """The embed stage."""
-        return self.session("embed")
+        return self.load_stage("embed")
 
     @cached_property
     def decoder(self) -> Decoder:
         """The decoder stage."""
-        return Decoder(self.session("decoder"))
+        return Decoder(self.load_stage("decoder"))
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """Images to embeddings; its stages load with the first image."""
+        return Encoder(
+            lambda: self.vision,
+            lambda: self.projector,
+            processor=load_processor_config(self.bundle),
+            batch_size=self.options.vision_batch,
+            num_workers=self.options.num_threads,
+        )
+
+    def embed_tokens(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Return the embeddings of ids. [1, len(ids), hidden_size]."""
+        input_ids = np.array([ids], dtype=np.int64)
+        embeds: NDArray[np.float32] = self.embed.run({"input_ids": input_ids})["inputs_embeds"]
+        return embeds
+
+    def session(
+        self, *, media: MediaOptions | None = None, checkpoint_every: int = _CHECKPOINT_EVERY
+    ) -> Session:
+        """Return a session without any image.
+
+        Args:
+            media: How images and videos are shown.
+            checkpoint_every: Images between the points to which the session can go back at no cost. Each takes as much
+                memory as the recurrent state.
+        """
+        context = Context(self, checkpoint_every=checkpoint_every)
+        return Session(context, media=media or MediaOptions())
+
+    def load_session(self, folder: str | Path) -> Session:
+        """Return a session that `Session.save` wrote; may be used and changed without changing the folder.
+
+        Raises:
+            InputError: If it is none, is damaged, is another version's or another bundle's, or is longer than this model's
+                ``max_context``.
+        """
+        from runtime.session_file import load_session
+
+        return load_session(self, Path(folder))
 
     def chat(
         self, query: str, images: Sequence[ImageSource] = (), *, max_new_tokens: int | None = None
@@ -161,108 +208,22 @@ class LongLLaVA:
                 match, or the whole does not fit.
             MissingDependencyError: If there is a video and the `video` extra is not installed.
         """
-        begin = time.perf_counter()
-        sampling = sampling or SamplingParams()
-        if max_new_tokens is not None:
-            sampling = replace(sampling, max_new_tokens=max_new_tokens)
-        turn = prepare_turn(query, images=images, videos=videos, options=media or MediaOptions())
-        ids = tokenize_prompt(build_prompt(turn.text), self.tokenizer)
-        length = self._check_length(ids, sampling.max_new_tokens)
-        state = self.decoder.new_state(capacity=length + sampling.max_new_tokens)
-        logits = self._prefill(ids, turn, state, length, progress)
-        first = time.perf_counter()
-        text, tokens = self._decode(logits, state, sampling, on_text or (lambda _: None))
-        at_limit = len(tokens) == sampling.max_new_tokens and not text.is_stopped
-        return Answer(
-            text=text.text.strip(),
-            token_ids=tuple(tokens),
-            finish_reason="length" if at_limit else "stop",
-            prompt_tokens=length,
-            num_images=turn.num_images,
-            prefill_s=first - begin,
-            decode_s=time.perf_counter() - first,
-        )
-
-    def _decode(
-        self,
-        logits: NDArray[np.float32],
-        state: DecoderState,
-        sampling: SamplingParams,
-        emit: Callable[[str], None],
-    ) -> tuple[AnswerText, list[int]]:
-        """Generate the answer, handing out its text as it becomes certain."""
-        text = AnswerText(self.tokenizer.stream(), sampling.stop)
-        tokens: list[int] = []
-        for token in generate_tokens(
-            self.decoder,
-            state,
-            logits,
-            embed=self._embed_token,
-            eos_token_id=self.eos_token_id,
+        context = Context(self, checkpoint_every=_CHECKPOINT_EVERY, keep_checkpoints=False)
+        return Session(context, media=media or MediaOptions()).ask(
+            query,
+            images,
+            videos=videos,
             sampling=sampling,
-        ):
-            tokens.append(token)
-            emit(text.push(token))
-            if text.is_stopped:
-                break
-        emit(text.finish())
-        return text, tokens
-
-    def _check_length(self, ids: Sequence[int], max_new_tokens: int) -> int:
-        """Return the prompt's positions, or say why the request cannot fit."""
-        length = prompt_length(ids, self.num_image_tokens)
-        limit = self.options.max_context
-        if length + max_new_tokens > limit:
-            raise InputError(
-                f"generate: the prompt takes {length} positions and the answer up to {max_new_tokens}, the cache "
-                f"has {limit}; show fewer images, ask for fewer tokens, or raise --max-context"
-            )
-        return length
-
-    def _prefill(
-        self,
-        ids: Sequence[int],
-        turn: UserTurn,
-        state: DecoderState,
-        length: int,
-        progress: Progress | None,
-    ) -> NDArray[np.float32]:
-        """Feed the prompt in chunks; returns the logits after it."""
-        pieces = embed_segments(
-            split_segments(ids), embed=self.embed, image_embeds=self._encode(turn)
+            max_new_tokens=max_new_tokens,
+            on_text=on_text,
+            progress=progress,
         )
-        logits = None
-        for chunk in in_chunks(pieces, self.options.chunk_size):
-            if progress is not None:
-                progress(ProgressEvent("prefill", state.past_len, length, "tokens"))
-            logits = self.decoder.step(chunk, state)
-        if progress is not None:
-            progress(ProgressEvent("prefill", state.past_len, length, "tokens"))
-        assert logits is not None, "Bug: a prompt is never empty"
-        return logits
-
-    def _encode(self, turn: UserTurn) -> Iterator[NDArray[np.float32]]:
-        # a question without images does not load the vision stage
-        if turn.num_images:
-            yield from encode_images(
-                turn.images,
-                processor=self._processor,
-                vision=self.vision,
-                projector=self.projector,
-                batch_size=self.options.vision_batch,
-            )
-
-    def _embed_token(self, token: int) -> NDArray[np.float32]:
-        ids = np.array([[token]], dtype=np.int64)
-        embeds: NDArray[np.float32] = self.embed.run({"input_ids": ids})["inputs_embeds"]
-        return embeds
 
 
-def _read_eos(bundle: Path) -> int:
-    path = bundle / "generation_config.json"
+def _read_number(path: Path, key: str) -> int:
     try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["eos_token_id"])
+        return int(json.loads(path.read_text(encoding="utf-8"))[key])
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise ManifestError(
-            f"{path}: must be JSON with an integer 'eos_token_id' ({err}); export the bundle again"
+            f"{path}: must be JSON with an integer '{key}' ({err}); export the bundle again"
         ) from err

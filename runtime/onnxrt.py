@@ -93,6 +93,8 @@ def _load(
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    # it plans one block for each shape it meets, and the decoder meets a new one whenever its context grows
+    options.enable_mem_pattern = False
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
     try:

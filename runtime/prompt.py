@@ -8,7 +8,6 @@ filled with an image's embeddings.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from longllava_trt.errors import InputError
 from runtime.tokenizer import BOS_TOKEN, ChatTokenizer
@@ -17,15 +16,14 @@ __all__ = [
     "ASSISTANT_ROLE",
     "IMAGE_PLACEHOLDER",
     "IMAGE_TOKEN_INDEX",
+    "SEPARATOR",
     "USER_ROLE",
-    "ImageSlot",
-    "PromptSegments",
-    "TextRun",
+    "WRAPPED_IMAGE",
     "build_prompt",
     "expand_tiles",
     "prompt_length",
-    "split_segments",
     "tokenize_prompt",
+    "video_clip",
     "wrap_images",
     "wrap_video",
 ]
@@ -38,30 +36,13 @@ IMAGE_TOKEN_INDEX = -200
 
 USER_ROLE = f"{BOS_TOKEN}<|User|>\n"
 ASSISTANT_ROLE = f"{BOS_TOKEN}<|Assistant|>\n"
-_SEPARATOR = "\n"
+SEPARATOR = "\n"
+"""Ends every message."""
+
 _OPEN, _CLOSE = "<img>", "</img>"
-_WRAPPED = f"{_OPEN}{IMAGE_PLACEHOLDER}{_CLOSE}"
+WRAPPED_IMAGE = f"{_OPEN}{IMAGE_PLACEHOLDER}{_CLOSE}"
 _OPEN_VIDEO, _CLOSE_VIDEO = "<vid>", "</vid>"
 _BETWEEN_FRAMES = "<t>"
-
-
-@dataclass(frozen=True, slots=True)
-class TextRun:
-    """Ids between two images, embedded in one call."""
-
-    ids: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSlot:
-    """The place of one image."""
-
-    index: int
-    """Which image, counted from 0 in the order of the placeholders."""
-
-
-PromptSegments = tuple[TextRun | ImageSlot, ...]
-"""A prompt in order, as its embeddings are put together."""
 
 
 def wrap_images(query: str, *, num_images: int) -> str:
@@ -107,10 +88,14 @@ def wrap_video(text: str, *, num_frames: int, official_compat: bool = False) -> 
     """
     _check_not_blank(text)
     if not official_compat:
-        frames = _BETWEEN_FRAMES.join([_WRAPPED] * num_frames)
-        return f"{_OPEN_VIDEO}{frames}{_CLOSE_VIDEO}{text}"
-    clip = _OPEN_VIDEO + (_WRAPPED + _BETWEEN_FRAMES) * num_frames
+        return video_clip(num_frames) + text
+    clip = _OPEN_VIDEO + (WRAPPED_IMAGE + _BETWEEN_FRAMES) * num_frames
     return _wrap_placeholders(clip.rstrip(_BETWEEN_FRAMES) + _CLOSE_VIDEO + text)
+
+
+def video_clip(num_frames: int) -> str:
+    """Return the text of a clip of so many frames."""
+    return _OPEN_VIDEO + _BETWEEN_FRAMES.join([WRAPPED_IMAGE] * num_frames) + _CLOSE_VIDEO
 
 
 def expand_tiles(
@@ -129,7 +114,8 @@ def expand_tiles(
             their pixels stay in the images' order. One image reads the same both ways.
     """
     expansions = [
-        f"{IMAGE_PLACEHOLDER}\n" + "\n".join([_WRAPPED * columns] * rows) for rows, columns in grids
+        f"{IMAGE_PLACEHOLDER}\n" + "\n".join([WRAPPED_IMAGE * columns] * rows)
+        for rows, columns in grids
     ]
     if official_compat:
         for expansion in expansions:
@@ -145,7 +131,7 @@ def _check_not_blank(query: str) -> None:
 
 
 def _wrap_placeholders(text: str) -> str:
-    return text if _CLOSE in text else text.replace(IMAGE_PLACEHOLDER, _WRAPPED)
+    return text if _CLOSE in text else text.replace(IMAGE_PLACEHOLDER, WRAPPED_IMAGE)
 
 
 def build_prompt(user_text: str, history: Sequence[tuple[str, str]] = ()) -> str:
@@ -166,8 +152,8 @@ def build_prompt(user_text: str, history: Sequence[tuple[str, str]] = ()) -> str
                 f"history: the answer of turn {turn} holds '{IMAGE_PLACEHOLDER}', and only the "
                 "user shows images; remove it from the answer"
             )
-        prompt += USER_ROLE + question + _SEPARATOR + ASSISTANT_ROLE + answer + _SEPARATOR
-    return prompt + USER_ROLE + user_text + _SEPARATOR + ASSISTANT_ROLE
+        prompt += USER_ROLE + question + SEPARATOR + ASSISTANT_ROLE + answer + SEPARATOR
+    return prompt + USER_ROLE + user_text + SEPARATOR + ASSISTANT_ROLE
 
 
 def tokenize_prompt(prompt: str, tokenizer: ChatTokenizer) -> list[int]:
@@ -182,25 +168,6 @@ def tokenize_prompt(prompt: str, tokenizer: ChatTokenizer) -> list[int]:
         ids.append(IMAGE_TOKEN_INDEX)
         ids += tokenizer.encode(chunk)
     return ids
-
-
-def split_segments(ids: Sequence[int]) -> PromptSegments:
-    """Return the runs of text and the images between them, in order; no run is empty."""
-    segments: list[TextRun | ImageSlot] = []
-    run: list[int] = []
-    num_images = 0
-    for token_id in ids:
-        if token_id != IMAGE_TOKEN_INDEX:
-            run.append(token_id)
-            continue
-        if run:
-            segments.append(TextRun(tuple(run)))
-            run = []
-        segments.append(ImageSlot(num_images))
-        num_images += 1
-    if run:
-        segments.append(TextRun(tuple(run)))
-    return tuple(segments)
 
 
 def prompt_length(ids: Sequence[int], num_image_tokens: int) -> int:

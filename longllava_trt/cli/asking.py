@@ -1,17 +1,61 @@
-"""Options of every verb that asks a question: what is shown, and how the answer is generated."""
+"""Options and output of every verb that asks a question: what is shown, how it runs, how the answer is generated."""
 
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from longllava_trt.cli.options import count, from_zero
 
 if TYPE_CHECKING:
+    from runtime.answer import Answer
     from runtime.media import MediaOptions
+    from runtime.model import RunOptions
     from runtime.sampling import SamplingParams
 
-__all__ = ["add_media_options", "add_sampling_options", "chosen_media", "chosen_sampling"]
+__all__ = [
+    "KERNELS",
+    "add_engine_options",
+    "add_media_options",
+    "add_sampling_options",
+    "add_shown_options",
+    "answer_document",
+    "chosen_media",
+    "chosen_run_options",
+    "chosen_sampling",
+    "print_skipped",
+]
+
+KERNELS = ("fast", "bodies")
+
+
+def add_shown_options(parser: argparse.ArgumentParser) -> None:
+    """Add what is shown."""
+    parser.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an image; repeat it for more, in the order of the placeholders (default: none)",
+    )
+    parser.add_argument(
+        "--images-dir",
+        type=Path,
+        metavar="DIR",
+        help="every image of a folder, frame2 before frame10, after those of --image (default: none)",
+    )
+    parser.add_argument(
+        "--video",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a video, shown before the text as a clip of frames; repeat it for more (default: none)",
+    )
 
 
 def add_media_options(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +80,13 @@ def add_media_options(parser: argparse.ArgumentParser) -> None:
         default=128,
         metavar="N",
         help="most frames of a video, evenly spread; 1200 are sensible with a larger --max-context "
+        "(default: %(default)s)",
+    )
+    media.add_argument(
+        "--on-broken",
+        choices=("stop", "skip"),
+        default="stop",
+        help="what an image that cannot be used does: stop with an error, or be left out with a note "
         "(default: %(default)s)",
     )
     media.add_argument(
@@ -107,6 +158,46 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_engine_options(parser: argparse.ArgumentParser) -> None:
+    """Add how the bundle is run."""
+    engine = parser.add_argument_group("how it runs")
+    engine.add_argument(
+        "--kernels",
+        choices=KERNELS,
+        default="fast",
+        help="fast: this project's CPU kernels; bodies: plain ONNX Runtime, slower, with nothing of ours registered "
+        "(default: %(default)s)",
+    )
+    engine.add_argument(
+        "--chunk",
+        type=count,
+        default=512,
+        metavar="N",
+        help="prompt positions fed at a time; memory grows with it (default: %(default)s)",
+    )
+    engine.add_argument(
+        "--vision-batch",
+        type=count,
+        default=4,
+        metavar="N",
+        help="images encoded at a time (default: %(default)s)",
+    )
+    engine.add_argument(
+        "--max-context",
+        type=count,
+        default=176_000,
+        metavar="N",
+        help="most positions of prompt and answer together, an image taking 144 and its markers 6 "
+        "(default: %(default)s)",
+    )
+    engine.add_argument(
+        "--threads",
+        type=count,
+        metavar="N",
+        help="threads of one operator (default: one a core)",
+    )
+
+
 def chosen_media(args: argparse.Namespace) -> MediaOptions:
     """Return how images and videos are shown.
 
@@ -120,6 +211,7 @@ def chosen_media(args: argparse.Namespace) -> MediaOptions:
         seconds_per_frame=args.seconds_per_frame,
         max_frames=args.frames,
         official_compat=args.official_compat,
+        on_broken=args.on_broken,
     )
 
 
@@ -141,3 +233,41 @@ def chosen_sampling(args: argparse.Namespace) -> SamplingParams:
         max_new_tokens=args.max_new_tokens,
         min_new_tokens=args.min_new_tokens,
     )
+
+
+def chosen_run_options(args: argparse.Namespace) -> RunOptions:
+    """Return how the bundle is run."""
+    from runtime.model import RunOptions
+
+    return RunOptions(
+        kernels=args.kernels,
+        num_threads=args.threads,
+        chunk_size=args.chunk,
+        vision_batch=args.vision_batch,
+        max_context=args.max_context,
+    )
+
+
+def answer_document(answer: Answer, *, total_s: float) -> dict[str, Any]:
+    """Return an answer for machines."""
+    return {
+        "text": answer.text,
+        "token_ids": list(answer.token_ids),
+        "prompt_tokens": answer.prompt_tokens,
+        "finish_reason": answer.finish_reason,
+        "num_images": answer.num_images,
+        "skipped": list(answer.skipped),
+        "timings": {
+            "total_s": total_s,
+            "prefill_s": answer.prefill_s,
+            "decode_s": answer.decode_s,
+            "decode_tokens_per_s": answer.decode_tokens_per_s,
+            "stages_s": dict(answer.timings),
+        },
+    }
+
+
+def print_skipped(skipped: Sequence[str]) -> None:
+    """Say on stderr which images were left out, and why."""
+    for note in skipped:
+        print(f"skipped: {note}", file=sys.stderr)

@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longllava_trt.cli.asking import (
+    KERNELS,
+    add_engine_options,
     add_media_options,
     add_sampling_options,
+    add_shown_options,
+    answer_document,
     chosen_media,
+    chosen_run_options,
     chosen_sampling,
+    print_skipped,
 )
 from longllava_trt.cli.options import (
     Subparsers,
     add_verb,
     chosen_images,
-    count,
     print_json,
 )
 from longllava_trt.cli.options import shown_progress as shown
@@ -30,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["KERNELS", "add_parser", "run"]
 
-KERNELS = ("fast", "bodies")
 _EXAMPLES = """\
   longllava-trt run bundle --image cat.jpg -p "What is this?"
   longllava-trt run bundle --image a.jpg --image b.jpg -p "<image> was before, <image> after. What changed?"
@@ -61,88 +65,21 @@ def add_parser(subparsers: Subparsers) -> None:
         help="the question; '-' reads it from stdin. <image> marks where each image goes; without any, the images "
         "come first",
     )
-    parser.add_argument(
-        "--image",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="an image; repeat it for more, in the order of the placeholders (default: none)",
-    )
-    parser.add_argument(
-        "--images-dir",
-        type=Path,
-        metavar="DIR",
-        help="every image of a folder, frame2 before frame10, after those of --image (default: none)",
-    )
-    parser.add_argument(
-        "--video",
-        type=Path,
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a video, shown before the text as a clip of frames; repeat it for more (default: none)",
-    )
+    add_shown_options(parser)
     add_media_options(parser)
     add_sampling_options(parser)
-    _add_engine_options(parser)
+    add_engine_options(parser)
     parser.set_defaults(run=run)
-
-
-def _add_engine_options(parser: argparse.ArgumentParser) -> None:
-    engine = parser.add_argument_group("how it runs")
-    engine.add_argument(
-        "--kernels",
-        choices=KERNELS,
-        default="fast",
-        help="fast: this project's CPU kernels; bodies: plain ONNX Runtime, slower, with nothing of ours registered "
-        "(default: %(default)s)",
-    )
-    engine.add_argument(
-        "--chunk",
-        type=count,
-        default=512,
-        metavar="N",
-        help="prompt positions fed at a time; memory grows with it (default: %(default)s)",
-    )
-    engine.add_argument(
-        "--vision-batch",
-        type=count,
-        default=4,
-        metavar="N",
-        help="images encoded at a time (default: %(default)s)",
-    )
-    engine.add_argument(
-        "--max-context",
-        type=count,
-        default=176_000,
-        metavar="N",
-        help="most positions of prompt and answer together, an image taking 144 and its markers 6 "
-        "(default: %(default)s)",
-    )
-    engine.add_argument(
-        "--threads",
-        type=count,
-        metavar="N",
-        help="threads of one operator (default: one a core)",
-    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Answer, streaming."""
-    from runtime.model import LongLLaVA, RunOptions
+    from runtime.model import LongLLaVA
 
     images = chosen_images(args)
     sampling, media = chosen_sampling(args), chosen_media(args)
-    options = RunOptions(
-        kernels=args.kernels,
-        num_threads=args.threads,
-        chunk_size=args.chunk,
-        vision_batch=args.vision_batch,
-        max_context=args.max_context,
-    )
     begin = time.perf_counter()
-    model = LongLLaVA.from_bundle(args.bundle, options)
+    model = LongLLaVA.from_bundle(args.bundle, chosen_run_options(args))
     with ExitStack() as bars:
         progress = bars.enter_context(shown(args))
 
@@ -176,27 +113,13 @@ def _prompt(text: str) -> str:
 
 def _finish(args: argparse.Namespace, answer: Answer, *, total_s: float) -> None:
     """End the answer's line, and say what it cost."""
-    rate = answer.decode_tokens_per_s
     if args.json:
-        timings = {
-            "total_s": total_s,
-            "prefill_s": answer.prefill_s,
-            "decode_s": answer.decode_s,
-            "decode_tokens_per_s": rate,
-        }
-        print_json(
-            {
-                "text": answer.text,
-                "token_ids": list(answer.token_ids),
-                "prompt_tokens": answer.prompt_tokens,
-                "finish_reason": answer.finish_reason,
-                "num_images": answer.num_images,
-                "timings": timings,
-            }
-        )
+        print_json(answer_document(answer, total_s=total_s))
     else:
         print(flush=True)
     if not args.quiet:
+        print_skipped(answer.skipped)
+        rate = answer.decode_tokens_per_s
         shown = "1 image" if answer.num_images == 1 else f"{answer.num_images} images"
         speed = f", {rate:.1f} tokens/s after it" if rate is not None else ""
         print(

@@ -22,7 +22,15 @@ def test_body_has_the_signature_of_its_spec(spec: OperatorSpec) -> None:
     (body,) = [f for f in function_bodies() if (f.domain, f.name) == (spec.domain, spec.op_type)]
     assert tuple(body.input) == spec.input_names
     assert tuple(body.output) == spec.output_names
-    assert list(body.attribute) == [a.name for a in spec.attributes]
+    assert list(body.attribute) == [a.name for a in spec.attributes if a.default is None]
+
+
+@pytest.mark.parametrize("weight_format", ["int8", "int4"])
+def test_quantised_body_takes_the_optional_inputs_too(weight_format: str) -> None:
+    _, body = function_bodies(weight_format)
+    optional = tuple(v.name for v in SPARSE_MOE.optional_inputs)
+    assert tuple(body.input) == SPARSE_MOE.input_names + optional
+    assert list(body.attribute) == [a.name for a in SPARSE_MOE.attributes]
 
 
 @pytest.mark.parametrize("spec", OPERATORS, ids=lambda s: s.op_type)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from longllava_trt.errors import InputError
 from runtime.media import MediaOptions, UserTurn, prepare_turn
+from runtime.showing import Load, open_images
 
 FRAME = "<img><image></img>"
 
@@ -38,15 +40,19 @@ def write_video(path: Path, level: int, num_frames: int) -> Path:
     return path
 
 
-def turn(query: str, images: Any = (), videos: Any = (), **options: Any) -> UserTurn:
+def turn(query: str | None, images: Any = (), videos: Any = (), **options: Any) -> UserTurn:
     return prepare_turn(query, images=images, videos=videos, options=MediaOptions(**options))
 
 
 def levels(shown: UserTurn) -> list[int]:
     """Return the red of each image, in tens; there must be one for each placeholder."""
-    images = list(shown.images)
+    images = [load() for load in loads(shown)]
     assert len(images) == shown.num_images == shown.text.count("<image>")
     return [round(float(np.asarray(i)[..., 0].mean()) / 10) * 10 for i in images]
+
+
+def loads(shown: UserTurn) -> Iterator[Load]:
+    return (load for exhibit in shown.exhibits for load in open_images(exhibit.images))
 
 
 def test_stills_stand_where_the_text_says() -> None:
@@ -123,17 +129,18 @@ def test_nothing_is_decoded_before_it_is_asked_for(tmp_path: Path) -> None:
         still(30, (400, 300)).save(path)
     shown = turn("What?", paths, high_resolution=True)
     paths[2].unlink()
-    assert sum(1 for _ in zip(range(6), shown.images, strict=False)) == 6
+    pending = loads(shown)
+    assert sum(1 for _ in zip(range(6), pending, strict=False)) == 6
     with pytest.raises(InputError, match=r"image 3 \(.*2\.png\): cannot be opened"):
-        next(shown.images)
+        next(pending)
 
 
 def test_a_still_that_changes_meanwhile_is_explained(tmp_path: Path) -> None:
     still(10, (400, 300)).save(tmp_path / "a.png")
     shown = turn("What?", [tmp_path / "a.png"], high_resolution=True)
     still(10, (100, 300)).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match="image 1: is not the size"):
-        list(shown.images)
+    with pytest.raises(InputError, match=r"image 1 \(.*a\.png\): is not the size"):
+        list(loads(shown))
 
 
 @pytest.mark.parametrize(
@@ -144,15 +151,19 @@ def test_a_still_that_changes_meanwhile_is_explained(tmp_path: Path) -> None:
         ("<image>?", {}, "got 1 for 0 images"),
         ("<image>?", {"official_compat": True}, "one clip, and got '<image>'"),
         ("Hi", {"official_compat": True, "high_resolution": True}, "does not tile the frames"),
+        ("Hi", {"official_compat": True, "on_broken": "skip"}, "leave out on_broken='skip'"),
+        ("Hi", {"on_broken": "ask"}, "must be 'stop' or 'skip', got 'ask'"),
+        (None, {"official_compat": True}, "give the images with the question"),
         ("Hi", {"max_frames": 0}, "max_frames must be at least 1, got 0"),
         ("Hi", {"seconds_per_frame": -1.0}, "seconds_per_frame must be a number from 0"),
         ("Hi", {"seconds_per_frame": float("nan")}, "seconds_per_frame must be a number from 0"),
     ],
-    ids="blank official-blank placeholder official-placeholder official-tiles no-frames "
+    ids="blank official-blank placeholder official-placeholder official-tiles official-skip on-broken "
+    "official-open no-frames "
     "negative-seconds nan-seconds".split(),
 )
 def test_bad_requests_are_explained(
-    query: str, options: dict[str, Any], message: str, films: list[Path]
+    query: str | None, options: dict[str, Any], message: str, films: list[Path]
 ) -> None:
     with pytest.raises(InputError, match=message):
         turn(query, [], films[1:], **options)

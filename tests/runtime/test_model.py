@@ -14,6 +14,7 @@ from longllava_trt.logs import ProgressEvent
 from runtime.media import MediaOptions
 from runtime.model import LongLLaVA, RunOptions
 from runtime.sampling import SamplingParams
+from runtime.timings import STAGES
 
 
 def picture(seed: int) -> Image.Image:
@@ -137,8 +138,37 @@ def test_progress_reaches_the_prompts_length(tiny_bundle: Path) -> None:
     model = LongLLaVA.from_bundle(tiny_bundle, RunOptions(chunk_size=50))
     events: list[ProgressEvent] = []
     answer = model.generate("Hi", PICTURES[:1], max_new_tokens=1, progress=events.append)
-    assert [e.done for e in events] == [0, 50, 100, 150, answer.prompt_tokens]
-    assert events[-1].done == events[-1].total
+    prefill = [e for e in events if e.task == "prefill"]
+    # the chunk after the third ends with the image
+    assert [e.done for e in prefill[:4]] == [0, 50, 100, 150]
+    assert prefill[-1].done == prefill[-1].total == answer.prompt_tokens
+    for task in ("decode images", "encode images"):
+        assert [(e.done, e.total) for e in events if e.task == task] == [(0, 1), (1, 1)]
+
+
+def test_timings_name_every_stage(model: LongLLaVA) -> None:
+    shown = model.generate("Hi", PICTURES[:1], max_new_tokens=2).timings
+    assert tuple(shown) == STAGES
+    assert all(seconds > 0 for seconds in shown.values())
+    unseen = model.generate("Hi", max_new_tokens=2).timings
+    assert [stage for stage, seconds in unseen.items() if not seconds] == [
+        "decode_image",
+        "vision",
+        "projector",
+    ]
+
+
+def test_a_broken_image_is_skipped_as_if_it_had_not_been_shown(
+    model: LongLLaVA, tmp_path: Path
+) -> None:
+    (tmp_path / "b.jpg").write_bytes(b"")
+    skip = MediaOptions(on_broken="skip")
+    images: list[Path | Image.Image] = [PICTURES[0], tmp_path / "b.jpg", PICTURES[1]]
+    answer = model.generate("Hi", images, media=skip, max_new_tokens=4)
+    assert answer.token_ids == model.generate("Hi", PICTURES[:2], max_new_tokens=4).token_ids
+    assert answer.num_images == 2
+    assert len(answer.skipped) == 1
+    assert answer.skipped[0].startswith(f"image 2 ({tmp_path / 'b.jpg'}): the file is empty")
 
 
 @pytest.mark.parametrize(
@@ -160,7 +190,9 @@ def test_bad_requests_are_explained(
 
 def test_a_prompt_longer_than_the_cache_is_refused_before_any_work(tiny_bundle: Path) -> None:
     model = LongLLaVA.from_bundle(tiny_bundle, RunOptions(max_context=100))
-    with pytest.raises(InputError, match=r"the cache has 100; show fewer images"):
+    with pytest.raises(
+        InputError, match=r"the cache has 100; show fewer images \(0 of the 1 images fit\)"
+    ):
         model.generate("Hi", PICTURES[:1])
     assert "decoder" not in vars(model)
 

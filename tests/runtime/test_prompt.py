@@ -12,12 +12,9 @@ import pytest
 from longllava_trt.errors import InputError
 from runtime.prompt import (
     IMAGE_TOKEN_INDEX,
-    ImageSlot,
-    TextRun,
     build_prompt,
     expand_tiles,
     prompt_length,
-    split_segments,
     tokenize_prompt,
     wrap_images,
     wrap_video,
@@ -140,30 +137,6 @@ def test_history_repeats_the_template_and_every_role_opens_with_bos(
 def test_answer_with_a_placeholder_is_refused() -> None:
     with pytest.raises(InputError, match="turn 2"):
         build_prompt("And now?", [("Hi", "Hello."), ("Echo", "an <image> tag")])
-
-
-def test_segments_alternate_text_and_images_in_order() -> None:
-    image = IMAGE_TOKEN_INDEX
-    assert split_segments([1, 2, image, 3, image, image, 4]) == (
-        TextRun((1, 2)),
-        ImageSlot(0),
-        TextRun((3,)),
-        ImageSlot(1),
-        ImageSlot(2),
-        TextRun((4,)),
-    )
-    assert split_segments([image]) == (ImageSlot(0),)
-    assert split_segments([7]) == (TextRun((7,)),)
-    assert split_segments([]) == ()
-
-
-@pytest.mark.parametrize("vector", GOLD, ids=lambda vector: vector["name"])
-def test_segments_hold_all_of_a_prompt(vector: dict[str, Any]) -> None:
-    segments = split_segments(vector["ids"])
-    lengths = [len(s.ids) if isinstance(s, TextRun) else NUM_IMAGE_TOKENS for s in segments]
-    assert sum(lengths) == vector["positions"]
-    slots = [s.index for s in segments if isinstance(s, ImageSlot)]
-    assert slots == list(range(vector["num_images"]))
 
 
 @pytest.mark.parametrize("official", [True, False], ids=["official", "intended"])

@@ -1,0 +1,199 @@
+"""A session on disk: one JSON file and two of safetensors, bound to the bundle that made them.
+
+    session.json              text, images, checkpoints and history; hash of the bundle and of the files below
+    state.safetensors         keys and values up to the last position, convolution and recurrent states
+    checkpoints.safetensors   convolution and recurrent states of each checkpoint
+
+Pixels are not among them: images that were shown from files are named, those from memory are not kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longllava_trt.digests import FileHasher
+from longllava_trt.errors import InputError
+from longllava_trt.manifest import MANIFEST_FILE
+from longllava_trt.publish import published
+from longllava_trt.safetensors_header import DTYPES
+from runtime.context import Context, ContextImage, ContextMark
+from runtime.decoder import StateMark
+from runtime.media import MediaOptions
+from runtime.session import RememberedTurn, Session
+from runtime.showing import ShownImage
+from runtime.tiles import TileGrid
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from runtime.model import LongLLaVA
+
+__all__ = ["FORMAT_VERSION", "SESSION_FILE", "load_session", "save_session"]
+
+FORMAT_VERSION = 1
+"""Raised when a session written before can no longer be read."""
+
+SESSION_FILE = "session.json"
+_STATE_FILE = "state.safetensors"
+_CHECKPOINTS_FILE = "checkpoints.safetensors"
+
+_DTYPES = {ours: theirs for theirs, ours in DTYPES.items()}
+
+Tensors = Mapping[str, "NDArray[Any]"]
+
+
+def save_session(session: Session, folder: Path, *, overwrite: bool) -> None:
+    """Write a session; see `Session.save`."""
+    context = session.context
+    with published(folder, overwrite=overwrite, marker=SESSION_FILE) as staging:
+        _write_tensors(staging / _STATE_FILE, context.state.views())
+        _write_tensors(staging / _CHECKPOINTS_FILE, _checkpoint_tensors(context))
+        document = {
+            "format_version": FORMAT_VERSION,
+            "bundle": _bundle_digest(context.model),
+            "num_positions": context.num_positions,
+            "checkpoint_every": context.checkpoint_every,
+            "media": asdict(session.media),
+            "said": context.said,
+            "pending": context.pending,
+            "images": [_image_to_json(image) for image in context.images],
+            "checkpoints": [
+                {**mark._asdict(), "state": mark.state.past_len} for mark in context.checkpoints
+            ],
+            "turns": [turn._asdict() for turn in session.turns],
+            "files": _digests(staging),
+        }
+        text = json.dumps(document, ensure_ascii=False, indent=1)
+        (staging / SESSION_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def load_session(model: LongLLaVA, folder: Path) -> Session:
+    """Read a session; see `LongLLaVA.load_session`."""
+    path = folder / SESSION_FILE
+    if not path.is_file():
+        raise InputError(f"{folder}: not a session, it has no {SESSION_FILE}; save one first")
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        _check_fits(raw, model, folder)
+        return _session_from(raw, model, folder)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        raise InputError(
+            f"{path}: damaged ({type(err).__name__}: {err}); show the images again"
+        ) from err
+
+
+def _check_fits(raw: Mapping[str, Any], model: LongLLaVA, folder: Path) -> None:
+    """Refuse, before anything large is read, what does not belong to this program, bundle or size."""
+    if raw["format_version"] != FORMAT_VERSION:
+        raise InputError(
+            f"{folder}: session format must be {FORMAT_VERSION}, got {raw['format_version']}; show the images again"
+        )
+    if raw["bundle"] != _bundle_digest(model):
+        raise InputError(
+            f"{folder}: was made with another bundle than {model.bundle}, or with one that has been exported again; "
+            "name that bundle, or show the images again"
+        )
+    limit = model.options.max_context
+    if raw["num_positions"] > limit:
+        raise InputError(
+            f"{folder}: holds {raw['num_positions']} positions, the cache has {limit}; raise --max-context"
+        )
+    found = _digests(folder)
+    wrong = [name for name, digest in raw["files"].items() if found.get(name) != digest]
+    if wrong or not raw["files"]:
+        raise InputError(
+            f"{folder}: missing, or changed since they were saved: {', '.join(wrong)}; show the images again"
+        )
+
+
+def _session_from(raw: Mapping[str, Any], model: LongLLaVA, folder: Path) -> Session:
+    context = Context(model, checkpoint_every=raw["checkpoint_every"])
+    length: int = raw["num_positions"]
+    context.reserve(length)
+    context.state.load(length, _read_tensors(folder / _STATE_FILE))
+    context.images = [_image_from_json(image) for image in raw["images"]]
+    context.said, context.pending = raw["said"], raw["pending"]
+    context.checkpoints = _checkpoints_from(raw["checkpoints"], folder)
+    turns = [RememberedTurn(**turn) for turn in raw["turns"]]
+    return Session(context, media=MediaOptions(**raw["media"]), turns=turns)
+
+
+def _checkpoint_tensors(context: Context) -> dict[str, NDArray[Any]]:
+    return {
+        f"{number}.{name}": array
+        for number, mark in enumerate(context.checkpoints)
+        for name, array in mark.state.recurrent.items()
+    }
+
+
+def _checkpoints_from(raw: list[dict[str, Any]], folder: Path) -> list[ContextMark]:
+    arrays: list[dict[str, NDArray[Any]]] = [{} for _ in raw]
+    for key, array in _read_tensors(folder / _CHECKPOINTS_FILE):
+        number, _, name = key.partition(".")
+        arrays[int(number)][name] = array
+    return [
+        ContextMark(**{**mark, "state": StateMark(mark["state"], recurrent)})
+        for mark, recurrent in zip(raw, arrays, strict=True)
+    ]
+
+
+def _image_to_json(image: ContextImage) -> dict[str, Any]:
+    source = image.shown.source
+    # a path must lead to the file from wherever the session is loaded
+    kept = str(Path(source).absolute()) if isinstance(source, str | Path) else None
+    return {"before": image.before, **asdict(replace(image.shown, source=kept))}
+
+
+def _image_from_json(raw: Mapping[str, Any]) -> ContextImage:
+    fields = dict(raw)
+    before = fields.pop("before")
+    grid, stamp = fields.pop("grid"), fields.pop("stamp")
+    shown = ShownImage(
+        **fields, grid=TileGrid(*grid) if grid else None, stamp=tuple(stamp) if stamp else None
+    )
+    return ContextImage(shown, before)
+
+
+def _bundle_digest(model: LongLLaVA) -> str:
+    """Return the hash of the manifest, which holds the hashes of all else."""
+    return hashlib.sha256((model.bundle / MANIFEST_FILE).read_bytes()).hexdigest()
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    paths = [path for name in (_STATE_FILE, _CHECKPOINTS_FILE) if (path := folder / name).is_file()]
+    with FileHasher() as hasher:
+        for path in paths:
+            hasher.start(path)
+        return {path.name: hasher.digest(path) for path in paths}
+
+
+def _write_tensors(path: Path, tensors: Tensors) -> None:
+    """Write one tensor after the other; at most one is copied at a time, which the format's own package does not offer."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, array in tensors.items():
+        begin, end = end, end + array.nbytes
+        dtype = _DTYPES[array.dtype.name]
+        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": (begin, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for array in tensors.values():
+            file.write(np.ascontiguousarray(array).view(np.uint8).data)
+
+
+def _read_tensors(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
+    """Yield tensors, one in memory at a time."""
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as file:
+        for name in file.keys():  # noqa: SIM118 - not a mapping
+            yield name, file.get_tensor(name)

@@ -1,0 +1,111 @@
+"""Where the time of a call goes, by stage, and what is told about it while it runs."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from longllava_trt.logs import Progress, ProgressEvent
+
+__all__ = ["STAGES", "Meter", "Timings", "Work"]
+
+STAGES = ("decode_image", "vision", "projector", "embed", "prefill", "decode")
+"""In the order in which an image meets them."""
+
+
+class Timings:
+    """Seconds by stage, as they add up."""
+
+    def __init__(self) -> None:
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    def add(self, stage: str, seconds: float) -> None:
+        """Count time that was measured elsewhere, as worker threads do."""
+        self._seconds[stage] += seconds
+
+    @contextmanager
+    def measure(self, stage: str) -> Iterator[None]:
+        """Count the time of a block."""
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(stage, time.perf_counter() - begin)
+
+    def by_stage(self) -> dict[str, float]:
+        """Return seconds for every stage, 0 for one that was not needed.
+
+        `decode_image` adds up over threads that work at the same time as the other stages.
+        """
+        return {stage: self._seconds[stage] for stage in STAGES}
+
+
+class Meter:
+    """Reports one task with its rate and the time that is left.
+
+    Args:
+        progress: Who is told; may be nobody.
+        task: What is being done.
+        total: How much there is to do; with 0, nothing is reported at all.
+        unit: Of what.
+    """
+
+    def __init__(self, progress: Progress | None, task: str, *, total: int, unit: str) -> None:
+        self._progress = progress if total else None
+        self._task = task
+        self._total = total
+        self._unit = unit
+        self._begin = time.perf_counter()
+        self._done = 0
+        self._report(0, total)
+
+    def at(self, done: int) -> None:
+        """Say how much is done."""
+        if done != self._done:
+            self._done = done
+            self._report(done, self._total)
+
+    def finish(self) -> None:
+        """End the task, of which some may have been skipped."""
+        if self._done != self._total:
+            self._report(self._done, self._done)
+
+    def _report(self, done: int, total: int) -> None:
+        if self._progress is None:
+            return
+        seconds = time.perf_counter() - self._begin
+        note = ""
+        if done and seconds:
+            note = f"{done / seconds:.1f} {self._unit}/s"
+            left = int(seconds * (total - done) / done)
+            note += f", {left // 60}:{left % 60:02} left" if done < total else ""
+        self._progress(ProgressEvent(self._task, done, total, self._unit, note))
+
+
+class Work:
+    """What one call measures and reports.
+
+    Args:
+        progress: Who is told; may be nobody.
+    """
+
+    def __init__(self, progress: Progress | None = None) -> None:
+        self.timings = Timings()
+        self.progress = progress
+        self._prefill = Meter(None, "prefill", total=0, unit="tokens")
+        self._begin = 0
+
+    def expect(self, *, begin: int, end: int) -> None:
+        """Announce the positions that will be fed."""
+        self._begin = begin
+        self._prefill = Meter(self.progress, "prefill", total=end - begin, unit="tokens")
+
+    def fed(self, positions: int) -> None:
+        """Take note of the positions of the sequence."""
+        self._prefill.at(positions - self._begin)
+
+    def finish(self) -> None:
+        """End the prefill, of which images may have been left out."""
+        self._prefill.finish()
