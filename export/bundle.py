@@ -16,6 +16,8 @@ import onnx_ir as ir
 
 from export.check import check_stage
 from export.memory import check_memory, peak_rss_bytes
+from export.quantise import QuantisedExperts
+from export.resume import Journal, resume_key
 from export.trace import trace_stage
 from export.weights import WeightsMode, bind_weights, place_weight_files
 from longllava_trt.config import LongLLaVAConfig, load_config
@@ -27,11 +29,13 @@ from longllava_trt.manifest import (
     MANIFEST_FILE,
     FileRecord,
     Manifest,
+    MoeQuant,
+    QuantisationError,
     StageRecord,
     WeightRecord,
     record_files,
 )
-from longllava_trt.publish import published
+from longllava_trt.publish import JOURNAL_FILE, published
 from longllava_trt.safetensors_index import TensorSource, index_checkpoint
 from longllava_trt.version import __version__
 from plugins_trt.bodies import function_bodies
@@ -69,6 +73,11 @@ class ExportReport:
     seconds: float
     peak_rss_bytes: int
     """Largest resident set of this process since its start."""
+    moe_quant: MoeQuant = "none"
+    quantisation_errors: tuple[QuantisationError, ...] = ()
+    quantised_bytes: int = 0
+    """Bytes of the checkpoint's experts that this process has quantised; those finished before do not count."""
+    quantise_seconds: float = 0.0
 
 
 def export_bundle(  # noqa: PLR0913 - the options of a command
@@ -79,11 +88,14 @@ def export_bundle(  # noqa: PLR0913 - the options of a command
     stages: Sequence[str] = STAGES,
     weights: WeightsMode = "auto",
     vision_tower: Path | None = None,
+    moe_quant: MoeQuant = "none",
     overwrite: bool = False,
     max_ram_gib: float | None = None,
     progress: Progress | None = None,
 ) -> ExportReport:
     """Export a checkpoint.
+
+    A call that was killed goes on when it is made again: layers of experts that are finished are not quantised twice.
 
     Args:
         checkpoint: Folder with config.json, safetensors and tokenizer.json.
@@ -92,6 +104,8 @@ def export_bundle(  # noqa: PLR0913 - the options of a command
         stages: Which stages to export.
         weights: How the checkpoint's files get into the bundle; see `place_weight_files`.
         vision_tower: Folder of a CLIP checkpoint to use in place of the copy in the checkpoint.
+        moe_quant: How the experts of routed layers are stored; all else stays as it is. Without the decoder among
+            the stages it has no effect.
         overwrite: Replace a bundle that is there.
         max_ram_gib: Fail if this process has taken more memory than that.
         progress: Called before and after each stage.
@@ -109,22 +123,37 @@ def export_bundle(  # noqa: PLR0913 - the options of a command
     if dtype == "auto":
         dtype = sources["lm_head.weight"].dtype
     specs = stage_specs(config, dtype)
+    experts = QuantisedExperts.of(config.decoder, moe_quant if "decoder" in stages else "none")
+    shards = sorted({checkpoint / source.file for source in sources.values()})
+    key = resume_key(
+        shards,
+        config=(checkpoint / "config.json").read_text(encoding="utf-8"),
+        tensors=sorted((name, str(s.file), s.offset, s.dtype) for name, s in sources.items()),
+        options=[dtype, list(stages), weights, moe_quant],
+        versions=_versions(),
+    )
     with (
-        published(bundle, overwrite=overwrite, marker=MANIFEST_FILE) as staging,
+        published(bundle, overwrite=overwrite, marker=MANIFEST_FILE, resume_key=key) as staging,
         FileHasher() as hasher,
     ):
+        journal = Journal(staging, hasher)
         if "decoder" in stages and weights != "copy":
             # its weights are nearly all there are; most of the hashing is done while the stages are traced
-            for file in sorted({checkpoint / source.file for source in sources.values()}):
+            for file in shards:
                 hasher.start(file)
         _copy_side_files(checkpoint, config, staging)
+        total = len(stages) + len(experts.layers) + 1
         records: dict[str, WeightRecord] = {}
         for done, name in enumerate(stages):
-            _tell(progress, done, len(stages) + 1, name)
-            records |= _export_stage(config, name, dtype, sources, staging)
+            _tell(progress, done, total, name)
+            records |= _export_stage(config, name, dtype, sources, staging, experts)
             check_memory(max_ram_gib, place=name)
-        _tell(progress, len(stages), len(stages) + 1, "hashing")
-        used = [sources[name] for name in records]
+        for done, layer in enumerate(experts.layers, start=len(stages)):
+            _tell(progress, done, total, f"experts of layer {layer}")
+            experts.write(layer, staging, journal=journal, sources=sources, checkpoint=checkpoint)
+            check_memory(max_ram_gib, place=f"experts of layer {layer}")
+        _tell(progress, total - 1, total, "hashing")
+        used = [sources[name] for name in records if name in sources]
         copied = place_weight_files(checkpoint, used, staging, mode=weights)
         files = record_files(staging, hasher)
         Manifest(
@@ -133,19 +162,27 @@ def export_bundle(  # noqa: PLR0913 - the options of a command
             weights=records,
             files=files,
             produced_by=_versions(),
+            moe_quant=experts.quant,
+            quantisation_errors=tuple(experts.errors),
         ).save(staging)
         check_memory(max_ram_gib, place="hashing")
-        _tell(progress, len(stages) + 1, len(stages) + 1, f"{len(files)} files")
-        own = sum(p.stat().st_size for p in staging.iterdir() if p.is_file())
-    linked = _weight_bytes(files) - copied
+        _tell(progress, total, total, f"{len(files)} files")
+        own = sum(
+            p.stat().st_size for p in staging.iterdir() if p.name != JOURNAL_FILE and p.is_file()
+        )
+    derived = sum(files[file].nbytes for file in experts.files)
     return ExportReport(
         bundle=bundle,
         dtype=dtype,
         stages=tuple(stages),
-        new_bytes=own + copied,
-        linked_bytes=linked,
+        new_bytes=own + copied + derived,
+        linked_bytes=_weight_bytes(files) - copied - derived,
         seconds=time.monotonic() - begin,
         peak_rss_bytes=peak_rss_bytes(),
+        moe_quant=experts.quant,
+        quantisation_errors=tuple(experts.errors),
+        quantised_bytes=experts.bytes_read,
+        quantise_seconds=experts.seconds,
     )
 
 
@@ -165,22 +202,25 @@ def _export_stage(
     dtype: str,
     sources: dict[str, TensorSource],
     staging: Path,
+    experts: QuantisedExperts,
 ) -> dict[str, WeightRecord]:
     """Trace, bind, check and write one stage; returns its weight map."""
     spec = stage_specs(config, dtype)[name]
-    model = trace_stage(config, spec, dtype=dtype)
-    records = bind_weights(model, sources, keep_inputs=len(spec.inputs), dtype=dtype)
-    proto = _with_bodies(ir.to_proto(model))
+    model = trace_stage(config, spec, dtype=dtype, moe_quant=experts.quant)
+    records = bind_weights(
+        model, sources, derived=experts.records, keep_inputs=len(spec.inputs), dtype=dtype
+    )
+    proto = _with_bodies(ir.to_proto(model), experts.weight_format)
     check_stage(proto, spec)
     (staging / _graph_file(name)).write_bytes(proto.SerializeToString(deterministic=True))
     logger.info("export %s: %d nodes, %d weights", name, len(proto.graph.node), len(records))
     return records
 
 
-def _with_bodies(model: onnx.ModelProto) -> onnx.ModelProto:
+def _with_bodies(model: onnx.ModelProto, weight_format: str) -> onnx.ModelProto:
     """Give every custom node its function body, so that any ONNX runtime can run the file."""
     used = {(node.domain, node.op_type) for node in model.graph.node}
-    model.functions.extend(f for f in function_bodies() if (f.domain, f.name) in used)
+    model.functions.extend(f for f in function_bodies(weight_format) if (f.domain, f.name) in used)
     model.ir_version = onnx.helper.find_min_ir_version_for(model.opset_import, ignore_unknown=True)
     model.producer_name, model.producer_version = "longllava-trt", __version__
     return model

@@ -18,10 +18,12 @@ import torch
 from onnxscript import optimizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from export.quantised_graph import read_quantised_experts
 from export.stages import STAGE_MODULES
 from longllava_trt.config import LongLLaVAConfig
 from longllava_trt.contracts import StageSpec, TensorSpec, layer_output_names
 from longllava_trt.errors import ExportError
+from longllava_trt.manifest import MoeQuant
 from reference.model import LongLLaVA
 
 __all__ = ["OPSET", "trace_stage"]
@@ -48,13 +50,16 @@ traced stops the export, so that a change of meaning cannot slip in.
 """
 
 
-def trace_stage(config: LongLLaVAConfig, spec: StageSpec, *, dtype: str) -> ir.Model:
+def trace_stage(
+    config: LongLLaVAConfig, spec: StageSpec, *, dtype: str, moe_quant: MoeQuant = "none"
+) -> ir.Model:
     """Trace a stage.
 
     Args:
         config: The model.
         spec: The stage's contract.
         dtype: Arithmetic dtype: float32, float16 or bfloat16.
+        moe_quant: How routed experts are stored.
 
     Returns:
         The graph. Its inputs are the contract's, followed by the weights it uses under their checkpoint names.
@@ -85,6 +90,8 @@ def trace_stage(config: LongLLaVAConfig, spec: StageSpec, *, dtype: str) -> ir.M
     assert traced is not None, "Bug: torch.onnx.export with dynamo returns a program"
     model = traced.model
     _lift_weights(model.graph)
+    if moe_quant != "none":
+        read_quantised_experts(model.graph, config.decoder, quant=moe_quant)
     optimizer.optimize_ir(model, input_size_limit=4096, output_size_limit=4096)
     _drop_unused_weights(model.graph, keep=len(spec.inputs))
     del model.graph.outputs[len(spec.outputs) :]

@@ -1,7 +1,7 @@
 """Weights of a traced stage become initializers that point into the checkpoint's own files.
 
-Nothing is written: a dtype that differs is cast by a node in the graph, experts are stacked by nodes in the
-graph, and runtimes fold both when they load. Files are hard links, so that every tool that reads ONNX finds them
+Nothing is written here: a dtype that differs is cast by a node in the graph, experts are stacked by nodes in the
+graph, and runtimes fold both when they load. Quantised experts are files of their own (`export.quantise`). Files are hard links, so that every tool that reads ONNX finds them
 below the bundle; ONNX Runtime refuses symbolic links that lead elsewhere.
 """
 
@@ -20,7 +20,7 @@ from longllava_trt.errors import InputError
 from longllava_trt.manifest import WEIGHTS_FOLDER, WeightRecord
 from longllava_trt.safetensors_index import TensorSource
 
-__all__ = ["WeightsMode", "bind_weights", "bundled_name", "place_weight_files"]
+__all__ = ["WeightsMode", "bind_weights", "bundled_name", "ir_dtype", "place_weight_files"]
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +63,8 @@ def place_weight_files(
 
 
 def _place(original: Path, target: Path, mode: WeightsMode) -> int:
+    # an export that was killed may have placed it
+    target.unlink(missing_ok=True)
     if mode == "copy":
         shutil.copyfile(original, target)
         return target.stat().st_size
@@ -88,13 +90,19 @@ def _place(original: Path, target: Path, mode: WeightsMode) -> int:
 
 
 def bind_weights(
-    model: ir.Model, sources: Mapping[str, TensorSource], *, keep_inputs: int, dtype: str
+    model: ir.Model,
+    sources: Mapping[str, TensorSource],
+    *,
+    derived: Mapping[str, WeightRecord],
+    keep_inputs: int,
+    dtype: str,
 ) -> dict[str, WeightRecord]:
     """Turn the weight inputs of a traced stage into initializers with external data.
 
     Args:
         model: From `trace_stage`; changed in place.
         sources: Where each weight lies, by checkpoint name.
+        derived: Where weights lie that are not the checkpoint's; the graph takes them as they are stored.
         keep_inputs: Number of leading inputs that stay inputs.
         dtype: Dtype of the graph.
 
@@ -105,38 +113,42 @@ def bind_weights(
     records = {}
     for value in list(graph.inputs[keep_inputs:]):
         assert value.name is not None, "Bug: traced inputs have names"
-        name, source = value.name, sources[value.name]
+        name = value.name
+        record = derived[name] if name in derived else _record(sources[name], dtype)
         graph.inputs.remove(value)
-        if source.dtype == dtype:
-            stored = value
-        else:
-            stored = _insert_cast(graph, value, stored_dtype=source.dtype, dtype=dtype)
+        stored = value
+        if record.transform == "cast":
+            stored = _insert_cast(graph, value, stored_dtype=record.dtype, dtype=dtype)
         stored.const_value = ir.ExternalTensor(
-            bundled_name(source),
-            source.offset,
-            source.nbytes,
-            _ir_dtype(source.dtype),
-            shape=ir.Shape(source.shape),
+            record.file,
+            record.offset,
+            record.nbytes,
+            ir_dtype(record.dtype),
+            shape=ir.Shape(record.shape),
             name=name,
         )
         graph.initializers.add(stored)
-        records[name] = WeightRecord(
-            file=bundled_name(source),
-            offset=source.offset,
-            nbytes=source.nbytes,
-            shape=source.shape,
-            dtype=source.dtype,
-            transform="none" if source.dtype == dtype else "cast",
-        )
+        records[name] = record
     return records
+
+
+def _record(source: TensorSource, dtype: str) -> WeightRecord:
+    return WeightRecord(
+        file=bundled_name(source),
+        offset=source.offset,
+        nbytes=source.nbytes,
+        shape=source.shape,
+        dtype=source.dtype,
+        transform="none" if source.dtype == dtype else "cast",
+    )
 
 
 def _insert_cast(graph: ir.Graph, value: ir.Value, *, stored_dtype: str, dtype: str) -> ir.Value:
     """Put a Cast in front of a weight; returns the stored tensor's value, which takes over the name."""
     stored = ir.Value(
-        name=value.name, type=ir.TensorType(_ir_dtype(stored_dtype)), shape=value.shape
+        name=value.name, type=ir.TensorType(ir_dtype(stored_dtype)), shape=value.shape
     )
-    cast = ir.node("Cast", inputs=[stored], attributes={"to": _ir_dtype(dtype)})
+    cast = ir.node("Cast", inputs=[stored], attributes={"to": ir_dtype(dtype)})
     cast.outputs[0].name = f"{value.name}.{dtype}"
     cast.outputs[0].type, cast.outputs[0].shape = value.type, value.shape
     ir.convenience.replace_all_uses_with(value, cast.outputs[0])
@@ -144,6 +156,6 @@ def _insert_cast(graph: ir.Graph, value: ir.Value, *, stored_dtype: str, dtype: 
     return stored
 
 
-def _ir_dtype(dtype: str) -> ir.DataType:
-    names = {"float32": "FLOAT", "float16": "FLOAT16", "bfloat16": "BFLOAT16"}
-    return ir.DataType[names[dtype]]
+def ir_dtype(dtype: str) -> ir.DataType:
+    """Return ONNX's word for a dtype."""
+    return ir.DataType["FLOAT" if dtype == "float32" else dtype.upper()]

@@ -48,9 +48,13 @@ class Finding:
     detail: str
 
 
-def diagnose() -> list[Finding]:
-    """Look at this machine; it can run a bundle on its CPU unless a finding is `failed`."""
-    findings = [*_machine(), *_packages(), *_providers(), *_gpu()]
+def diagnose(*, plugins: Path | None = None) -> list[Finding]:
+    """Look at this machine; it can run a bundle on its CPU unless a finding is `failed`.
+
+    Args:
+        plugins: A plugin library to load into TensorRT as well.
+    """
+    findings = [*_machine(), *_packages(), *_providers(), *_gpu(), *_tensorrt(plugins)]
     if not any(f.status == "failed" for f in findings):
         findings.append(_kernels())
     return findings
@@ -143,6 +147,33 @@ def _gpu() -> Iterator[Finding]:
         status="ok" if driver else "absent",
         detail=driver or "not installed; a CPU is enough to run a bundle",
     )
+
+
+def _tensorrt(plugins: Path | None) -> Iterator[Finding]:
+    """Yield what can build engines here and for what, and what a plugin library gives it."""
+    from export.engine_target import supported_targets
+    from plugins_trt.registry import import_tensorrt, load_plugins
+
+    try:
+        tensorrt = import_tensorrt()
+    except LongLLaVAError as err:
+        yield Finding(topic="TensorRT", status="absent", detail=f"{err}; a CPU runs ONNX bundles")
+        return
+    targets = ", ".join(supported_targets(tensorrt)) or "no GPU, since none is here"
+    yield Finding(
+        topic="TensorRT",
+        status="ok",
+        detail=f"{tensorrt.flavour} {tensorrt.version}, builds engines for {targets}",
+    )
+    if plugins is None:
+        return
+    try:
+        creators = load_plugins(tensorrt, plugins)
+    except LongLLaVAError as err:
+        yield Finding(topic="plugins", status="failed", detail=str(err))
+        return
+    names = ", ".join(f"{name} {version}" for name, version in creators.items())
+    yield Finding(topic="plugins", status="ok", detail=f"{names} in {plugins}")
 
 
 def _kernels() -> Finding:

@@ -9,14 +9,14 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from longllava_trt.config import DecoderConfig, LongLLaVAConfig, load_config
 from longllava_trt.contracts import TensorSpec
 from longllava_trt.errors import ManifestError
-from longllava_trt.manifest import MANIFEST_FILE, Manifest
+from longllava_trt.manifest import MANIFEST_FILE, MOE_QUANTS, Manifest
 from longllava_trt.safetensors_index import INDEX_FILE, index_checkpoint
 from longllava_trt.tensor_names import VISION_PREFIX, expected_tensors
 
@@ -191,7 +191,7 @@ def inspect_bundle(bundle: Path) -> BundleSummary:
         dtype=manifest.dtype,
         layer_pattern=_bundle_pattern(manifest),
         parameters=count_parameters(
-            {name: w.shape for name, w in manifest.weights.items()},
+            dict(_parameter_shapes(manifest)),
             experts_per_token=_experts_per_token(bundle),
         ),
         stages={name: _inspect_stage(bundle, manifest, name) for name in manifest.stages},
@@ -205,6 +205,19 @@ def inspect_bundle(bundle: Path) -> BundleSummary:
         nbytes=sum(record.nbytes for record in manifest.files.values()),
         produced_by=manifest.produced_by,
     )
+
+
+def _parameter_shapes(manifest: Manifest) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield what the weights stand for: of quantised experts each matrix by itself, and no scales."""
+    for name, record in manifest.weights.items():
+        if record.transform not in MOE_QUANTS[1:]:
+            yield name, record.shape
+        elif not name.endswith("_scales"):
+            prefix, _, matrix = name.rpartition(".")
+            experts, rows, columns = record.shape
+            per_column = 2 if record.dtype == "uint8" else 1
+            for expert in range(experts):
+                yield f"{prefix}.{expert}.{matrix}", (rows, columns * per_column)
 
 
 def _inspect_stage(bundle: Path, manifest: Manifest, name: str) -> StageSummary:

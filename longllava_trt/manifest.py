@@ -4,7 +4,7 @@ A bundle is a folder:
 
     manifest.json                    this
     vision.onnx projector.onnx embed.onnx decoder.onnx
-    weights/                         the checkpoint's own safetensors files, linked
+    weights/                         the checkpoint's own safetensors files, linked; and quantised experts
     config.json tokenizer.json ...   the checkpoint's own
 
 Graphs lie beside `weights/`, because ONNX Runtime opens external data only below a model's own folder.
@@ -16,18 +16,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from longllava_trt.contracts import STAGES, StageSpec, TensorSpec
 from longllava_trt.digests import FileHasher
 from longllava_trt.errors import ManifestError
+from longllava_trt.publish import JOURNAL_FILE
 
 __all__ = [
     "FORMAT_VERSION",
     "MANIFEST_FILE",
+    "MOE_QUANTS",
     "WEIGHTS_FOLDER",
     "FileRecord",
     "Manifest",
+    "MoeQuant",
+    "QuantisationError",
     "StageRecord",
     "WeightRecord",
     "record_files",
@@ -38,6 +42,11 @@ FORMAT_VERSION = 1
 
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FOLDER = "weights"
+
+MoeQuant = Literal["none", "w8a16", "w4a16"]
+"""How the experts of routed layers are stored: as in the checkpoint, int8 with a scale a row, or int4 with a scale a
+group of 128 columns."""
+MOE_QUANTS: tuple[MoeQuant, ...] = ("none", "w8a16", "w4a16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +69,21 @@ class WeightRecord:
     dtype: str
     """As stored."""
     transform: str
-    """`none`, or `cast`: the graph holds a Cast to its own dtype, which runtimes fold at load."""
+    """`none`; or `cast`: the graph holds a Cast to its own dtype, which runtimes fold at load; or a `MoeQuant`: not of
+    the checkpoint, but the codes or the scales of a layer's experts."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantisationError:
+    """What one kind of matrix lost, over all experts of a layer."""
+
+    layer: int
+    matrix: str
+    """`gate`, `up` or `down`."""
+    relative_rms: float
+    """Root mean square of the differences over that of the weights."""
+    max_abs: float
+    """Largest difference over the largest magnitude."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,6 +106,9 @@ class Manifest:
     """Every file of the bundle but manifest.json, by path in the bundle."""
     produced_by: Mapping[str, str]
     """Versions of the packages that took part."""
+    moe_quant: MoeQuant = "none"
+    quantisation_errors: tuple[QuantisationError, ...] = ()
+    """Empty unless experts are quantised."""
     format_version: int = FORMAT_VERSION
 
     def save(self, bundle: Path) -> None:
@@ -116,6 +142,10 @@ class Manifest:
                 weights={name: _weight_from_json(w) for name, w in raw["weights"].items()},
                 files={name: FileRecord(**record) for name, record in raw["files"].items()},
                 produced_by=raw["produced_by"],
+                moe_quant=raw.get("moe_quant", "none"),
+                quantisation_errors=tuple(
+                    QuantisationError(**error) for error in raw.get("quantisation_errors", ())
+                ),
             )
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
             raise ManifestError(
@@ -168,7 +198,7 @@ def record_files(bundle: Path, hasher: FileHasher | None = None) -> dict[str, Fi
     names = sorted(
         p.relative_to(bundle).as_posix()
         for p in bundle.rglob("*")
-        if p.is_file() and p.name != MANIFEST_FILE
+        if p.is_file() and p.name not in {MANIFEST_FILE, JOURNAL_FILE}
     )
     return {
         name: FileRecord(nbytes=(bundle / name).stat().st_size, sha256=digest)

@@ -6,6 +6,7 @@ difference over largest magnitude, which sees one wrong element. A metric that w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,11 +26,12 @@ __all__ = [
     "compare",
     "compare_logits",
     "compare_tokens",
+    "measure",
     "worst_of",
 ]
 
-Status = Literal["passed", "failed", "skipped"]
-_MARKS: dict[Status, str] = {"passed": "✓", "failed": "✗", "skipped": "-"}
+Status = Literal["passed", "failed", "skipped", "measured"]
+_MARKS: dict[Status, str] = {"passed": "✓", "failed": "✗", "skipped": "-", "measured": "~"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,9 +89,7 @@ class ParityRow:
 
     def line(self, width: int = 0) -> str:
         """Return the row as one line, its name padded to ``width``."""
-        parts = []
-        for what, value, limit in self._measured():
-            parts.append(f"{what} {value:.1e} (limit {limit:.0e})")
+        parts = list(self._errors())
         if self.top_one is not None:
             top = self.top_one
             parts.append(f"argmax {top.agreeing}/{top.rows}")
@@ -97,13 +97,14 @@ class ParityRow:
         parts += [text for text in (self.problem, self.note) if text]
         return f"[{_MARKS[self.status]}] {self.name:<{width}}  {', '.join(parts)}".rstrip()
 
-    def _measured(self) -> Iterable[tuple[str, float, float]]:
-        if self.tolerance is None:
-            return
-        if self.relative_rms is not None:
-            yield "rel rms", self.relative_rms, self.tolerance.relative_rms
-        if self.max_abs is not None:
-            yield "max", self.max_abs, self.tolerance.max_abs
+    def _errors(self) -> Iterable[str]:
+        limits = self.tolerance
+        for what, value, limit in (
+            ("rel rms", self.relative_rms, limits and limits.relative_rms),
+            ("max", self.max_abs, limits and limits.max_abs),
+        ):
+            if value is not None:
+                yield f"{what} {value:.1e}" + (f" (limit {limit:.0e})" if limit else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +171,12 @@ def compare(
         max_abs=max_abs,
         problem=None if within else "error above its limit",
     )
+
+
+def measure(name: str, actual: NDArray[Any], expected: NDArray[Any]) -> ParityRow:
+    """Return how far apart two arrays are that need not agree; what `compare` cannot compare still fails."""
+    row = compare(name, actual, expected, Tolerance(relative_rms=math.inf, max_abs=math.inf))
+    return replace(row, status="measured", tolerance=None) if row.status == "passed" else row
 
 
 def compare_logits(

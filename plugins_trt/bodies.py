@@ -8,14 +8,16 @@ export costs where nothing else is registered.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from plugins_trt.kernels.sparse_moe_formats import GROUP
 from plugins_trt.spec import SELECTIVE_SCAN, SPARSE_MOE, OperatorSpec
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["function_bodies"]
+__all__ = ["dequantise_body", "function_bodies"]
 
 _OPSET = 27
 
@@ -100,9 +102,10 @@ _SPARSE_MOE = """
     x_shape = Shape(x)
     float_zeros = ConstantOfShape(x_shape)
     zeros = CastLike(float_zeros, x)
-    y = Scan<num_scan_inputs = 3, body = add_expert (
-        sums, expert, gate_up_e, down_e
+    y = Scan<num_scan_inputs = NUM_SCANNED, body = add_expert (
+        sums, expert, SLICES
     ) => (next_sums) {
+        DEQUANTISED
         is_chosen = Equal(top_experts, expert)
         hits = NonZero(is_chosen)
         tokens, slots = Split<axis = 0, num_outputs = 2>(hits)
@@ -122,23 +125,107 @@ _SPARSE_MOE = """
         weighted = Mul(expert_y, weights)
         token_column = Unsqueeze(token_ids, i1)
         next_sums = ScatterND<reduction = "add">(sums, token_column, weighted)
-    }>(zeros, experts, gate_up, down)
+    }>(zeros, experts, STORED)
 }
 """
 
+# w = code * scale, in float32, whatever axes come before rows and columns.
+_DEQUANTISE = {
+    "int8": """
+        NAME_codes = Cast<to = 1>(NAME)
+        NAME_end = Constant<value_ints = [-1]>()
+        NAME_row_scales = Unsqueeze(NAME_scales, NAME_end)
+        NAME_float = Mul(NAME_codes, NAME_row_scales)
+    """,
+    "int4": f"""
+        NAME_mask = Constant<value = uint8 {{15}}>()
+        NAME_shift = Constant<value = uint8 {{4}}>()
+        NAME_even = BitwiseAnd(NAME, NAME_mask)
+        NAME_odd = BitShift<direction = "RIGHT">(NAME, NAME_shift)
+        NAME_end = Constant<value_ints = [-1]>()
+        NAME_even_column = Unsqueeze(NAME_even, NAME_end)
+        NAME_odd_column = Unsqueeze(NAME_odd, NAME_end)
+        NAME_pairs = Concat<axis = -1>(NAME_even_column, NAME_odd_column)
+        NAME_rows = Shape<end = -1>(NAME)
+        NAME_wide = Concat<axis = 0>(NAME_rows, NAME_end)
+        NAME_flat = Reshape(NAME_pairs, NAME_wide)
+        NAME_raw = Cast<to = 1>(NAME_flat)
+        NAME_zero_point = Constant<value_float = 8.0>()
+        NAME_codes = Sub(NAME_raw, NAME_zero_point)
+        NAME_group = Constant<value_ints = [{GROUP}]>()
+        NAME_groups = Shape(NAME_scales)
+        NAME_by_group = Concat<axis = 0>(NAME_groups, NAME_group)
+        NAME_scale_column = Unsqueeze(NAME_scales, NAME_end)
+        NAME_repeated = Expand(NAME_scale_column, NAME_by_group)
+        NAME_roomy = Reshape(NAME_repeated, NAME_wide)
+        NAME_begin = Constant<value_ints = [0]>()
+        NAME_columns = Shape<start = -1>(NAME_codes)
+        NAME_column_scales = Slice(NAME_roomy, NAME_begin, NAME_columns, NAME_end)
+        NAME_float = Mul(NAME_codes, NAME_column_scales)
+    """,
+}
 
-def function_bodies() -> list[onnx.FunctionProto]:
-    """Return the body of every `longllava` operator, for a model of IR version 11 or later."""
-    return [_function(SELECTIVE_SCAN, _SELECTIVE_SCAN), _function(SPARSE_MOE, _SPARSE_MOE)]
+
+def function_bodies(weight_format: str = "none") -> list[onnx.FunctionProto]:
+    """Return the body of every `longllava` operator, for a model of IR version 11 or later.
+
+    Args:
+        weight_format: Of the experts: `none`, `int8` or `int4`. A function has a fixed list of
+            inputs, so one model holds experts of one format.
+    """
+    scan = _function(SELECTIVE_SCAN, _SELECTIVE_SCAN)
+    return [scan, _sparse_moe(weight_format)]
+
+
+def dequantise_body(weight_format: str) -> onnx.FunctionProto:
+    """Return a function (w, w_scales) => (w_float) for experts stacked along the first axis.
+
+    It stands in no file: `cpu/lower.py` puts it in front of a kernel that takes float32 only.
+
+    Args:
+        weight_format: `int8` or `int4`.
+    """
+    text = _DEQUANTISE[weight_format].replace("NAME", "w")
+    return _parse(f"Dequantise_{weight_format} (w, w_scales) => (w_float) {{{text}}}")
+
+
+def _sparse_moe(weight_format: str) -> onnx.FunctionProto:
+    """Say how an expert's matrices are stored; the Scan hands them over one expert at a time."""
+    if weight_format == "none":
+        always = tuple(a for a in SPARSE_MOE.attributes if a.default is None)
+        spec, slices, dequantised = replace(SPARSE_MOE, attributes=always), "gate_up_e, down_e", ""
+    else:
+        spec = replace(SPARSE_MOE, inputs=SPARSE_MOE.inputs + SPARSE_MOE.optional_inputs)
+        slices = "gate_up_q, down_q, gate_up_q_scales, down_q_scales"
+        dequantised = "".join(
+            _DEQUANTISE[weight_format].replace("NAME", f"{name}_q")
+            + f"{name}_e = CastLike({name}_q_float, x)\n"
+            for name in ("gate_up", "down")
+        )
+    stored = spec.input_names[2:]
+    words = {
+        "NUM_SCANNED": str(1 + len(stored)),
+        "STORED": ", ".join(stored),
+        "SLICES": slices,
+        "DEQUANTISED": dequantised,
+    }
+    body = _SPARSE_MOE
+    for word, meaning in words.items():
+        body = body.replace(word, meaning)
+    return _function(spec, body)
 
 
 def _function(spec: OperatorSpec, body: str) -> onnx.FunctionProto:
     """Parse a body under the operator's own name, inputs, outputs and attributes."""
-    from onnx import parser
-
     attributes = ", ".join(attribute.name for attribute in spec.attributes)
     inputs = ", ".join(value.name for value in spec.inputs)
     outputs = ", ".join(value.name for value in spec.outputs)
-    head = f'<domain: "{spec.domain}", opset_import: ["": {_OPSET}]>\n{spec.op_type} '
-    head += f"<{attributes}> " if attributes else ""
-    return parser.parse_function(f"{head}({inputs}) => ({outputs}) {body}")
+    head = f"{spec.op_type} <{attributes}> " if attributes else f"{spec.op_type} "
+    return _parse(f"{head}({inputs}) => ({outputs}) {body}")
+
+
+def _parse(text: str) -> onnx.FunctionProto:
+    from onnx import parser
+
+    head = f'<domain: "{SPARSE_MOE.domain}", opset_import: ["": {_OPSET}]>\n'
+    return parser.parse_function(head + text)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from longllava_trt.errors import ManifestError
-from longllava_trt.manifest import Manifest, record_files
+from longllava_trt.manifest import Manifest, QuantisationError, record_files
 
 
 @pytest.fixture
@@ -25,6 +25,21 @@ def test_saved_manifest_loads_as_it_was(bundle: Path) -> None:
     manifest.save(bundle)
     assert Manifest.load(bundle) == manifest
     assert list(manifest.stages) == ["vision", "projector", "embed", "decoder"]
+
+
+def test_errors_of_quantisation_survive_and_old_manifests_have_none(bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    raw = json.loads(path.read_text())
+    error = {"layer": 3, "matrix": "up", "relative_rms": 0.1, "max_abs": 0.25}
+    path.write_text(json.dumps(raw | {"moe_quant": "w4a16", "quantisation_errors": [error]}))
+    manifest = Manifest.load(bundle)
+    assert manifest.quantisation_errors == (QuantisationError(**error),)  # type: ignore[arg-type]
+    manifest.save(bundle)
+    assert Manifest.load(bundle) == manifest
+    del raw["moe_quant"], raw["quantisation_errors"]
+    path.write_text(json.dumps(raw))
+    old = Manifest.load(bundle)
+    assert (old.moe_quant, old.quantisation_errors) == ("none", ())
 
 
 def test_an_untouched_bundle_has_no_differences(bundle: Path) -> None:

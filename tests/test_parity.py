@@ -16,6 +16,7 @@ from longllava_trt.parity import (
     compare,
     compare_logits,
     compare_tokens,
+    measure,
     worst_of,
 )
 
@@ -196,3 +197,17 @@ def test_json_holds_every_metric_and_no_stand_in() -> None:
     assert read["rows"][0]["top_one"]["agreeing"] == 2
     assert read["rows"][1]["relative_rms"] is None
     assert math.isclose(read["rows"][0]["tolerance"]["relative_rms"], 1e-4)
+
+
+def test_a_figure_is_measured_and_neither_passes_nor_fails() -> None:
+    want = np.arange(1, 7, dtype=np.float32)
+    row = measure("far", want * 2, want)
+    assert (row.status, row.relative_rms, row.max_abs) == ("measured", 1.0, 1.0)
+    assert row.line() == "[~] far  rel rms 1.0e+00, max 1.0e+00"
+    assert not ParityReport((row,)).passed, "nothing was judged"
+    assert ParityReport((row, compare("same", want, want, FLOAT32_MODEL))).passed
+
+
+@pytest.mark.parametrize("wrong", [np.full(6, np.nan, np.float32), np.ones(5, np.float32)])
+def test_a_figure_that_cannot_be_measured_fails(wrong: np.ndarray) -> None:
+    assert measure("bad", wrong, np.ones(6, np.float32)).status == "failed"

@@ -2,7 +2,7 @@
 
 options.py      options that several verbs share
 asking.py       options of every verb that asks a question
-synth.py plan.py export.py run.py validate.py inspect.py verify.py doctor.py
+synth.py plan.py export.py build.py run.py chat.py validate.py needle.py inspect.py verify.py doctor.py
 """
 
 from __future__ import annotations
@@ -15,13 +15,25 @@ import traceback
 from collections.abc import Sequence
 from typing import NoReturn
 
-from longllava_trt.cli import doctor, export, inspect, plan, run, synth, validate, verify
+from longllava_trt.cli import (
+    build,
+    chat,
+    doctor,
+    export,
+    inspect,
+    needle,
+    plan,
+    run,
+    synth,
+    validate,
+    verify,
+)
 from longllava_trt.errors import LongLLaVAError
 from longllava_trt.version import __version__
 
 __all__ = ["VERBS", "build_parser", "main"]
 
-VERBS = (synth, plan, export, run, validate, inspect, verify, doctor)
+VERBS = (synth, plan, export, build, run, chat, validate, needle, inspect, verify, doctor)
 
 _DESCRIPTION = (
     "Export LongLLaVA checkpoints to ONNX bundles, check them, and ask them about images."

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from longllava_trt.cli.options import (
     Subparsers,
@@ -16,6 +19,10 @@ from longllava_trt.cli.options import (
     shown_progress,
 )
 from longllava_trt.contracts import STAGES
+from longllava_trt.manifest import MOE_QUANTS
+
+if TYPE_CHECKING:
+    from export.bundle import ExportReport
 
 __all__ = ["add_parser", "run"]
 
@@ -25,6 +32,7 @@ _EXAMPLES = """\
   longllava-trt export LongLLaVA-9B bundle --dtype float32      to run on a CPU
   longllava-trt export LongLLaVA-9B bundle --weights copy       a bundle that stands alone
   longllava-trt export LongLLaVA-9B bundle --stages vision,projector
+  longllava-trt export LongLLaVA-53B bundle --moe-quant w8a16   half the size on the device
 """
 
 
@@ -73,6 +81,14 @@ def add_parser(subparsers: Subparsers) -> None:
         help="CLIP checkpoint to take the vision tower from (default: the checkpoint's own copy)",
     )
     parser.add_argument(
+        "--moe-quant",
+        choices=MOE_QUANTS,
+        default="none",
+        help="how the experts of routed layers are stored: w8a16, int8 with a scale a row; w4a16, int4 with a scale a "
+        "group of 128 columns. Both are written into the bundle; an export that was killed keeps its finished layers "
+        "for the next run (default: %(default)s)",
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace a bundle that is already there"
     )
     parser.add_argument(
@@ -97,6 +113,7 @@ def run(args: argparse.Namespace) -> int:
             stages=args.stages,
             weights=args.weights,
             vision_tower=args.vision_tower,
+            moe_quant=args.moe_quant,
             overwrite=args.overwrite,
             max_ram_gib=args.max_ram,
             progress=progress,
@@ -113,6 +130,10 @@ def run(args: argparse.Namespace) -> int:
                 "linked_bytes": report.linked_bytes,
                 "seconds": report.seconds,
                 "peak_rss_bytes": report.peak_rss_bytes,
+                "moe_quant": report.moe_quant,
+                "quantised_bytes": report.quantised_bytes,
+                "quantise_seconds": report.quantise_seconds,
+                "quantisation_errors": [asdict(error) for error in report.quantisation_errors],
                 "files": sizes,
             }
         )
@@ -120,7 +141,25 @@ def run(args: argparse.Namespace) -> int:
     print(f"bundle  {args.bundle}  ({report.dtype})")
     for name, nbytes in sizes.items():
         print(f"  {name:44} {format_bytes(nbytes):>10}")
+    if report.moe_quant != "none":
+        print("\n".join(_quantisation_lines(report)))
     new, linked = format_bytes(report.new_bytes), format_bytes(report.linked_bytes)
     print(f"{new} written, {linked} of the checkpoint's weights linked")
     print(f"{report.seconds:.1f} s, peak memory {report.peak_rss_bytes / 2**30:.2f} GiB")
     return 0
+
+
+def _quantisation_lines(report: ExportReport) -> Iterator[str]:
+    """Yield a table of what the experts lost, a layer a line, and how fast it went."""
+    matrices = ("gate", "up", "down")
+    yield f"experts {report.moe_quant}: relative RMS error, and largest over the largest weight"
+    yield f"  {'layer':>5}" + "".join(f"{matrix:>19}" for matrix in matrices)
+    errors = {(error.layer, error.matrix): error for error in report.quantisation_errors}
+    for layer in dict.fromkeys(layer for layer, _ in errors):
+        found = [errors[layer, matrix] for matrix in matrices]
+        cells = (f"{e.relative_rms:>10.5f} {e.max_abs:>8.5f}" for e in found)
+        yield f"  {layer:>5}" + "".join(cells)
+    if report.quantised_bytes:
+        size, seconds = format_bytes(report.quantised_bytes), report.quantise_seconds
+        rate = report.quantised_bytes / seconds / 1e9
+        yield f"{size} quantised in {seconds:.1f} s, {rate:.2f} GB/s"

@@ -16,6 +16,7 @@ from longllava_trt.cli.options import (
     from_zero,
     print_json,
 )
+from longllava_trt.manifest import MOE_QUANTS
 
 if TYPE_CHECKING:
     from longllava_trt.planning import Plan
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["add_parser", "run"]
 
 _DTYPES = ("bfloat16", "float16", "float32")
-_FORMATS = ("none", "w8a16", "w4a16")
 _EXAMPLES = """\
   longllava-trt plan LongLLaVA-53B --gpu a100-80gb                       does it fit?
   longllava-trt plan LongLLaVA-53B --gpu a100-80gb --moe-quant w8a16
@@ -68,7 +68,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--moe-quant",
-        choices=_FORMATS,
+        choices=MOE_QUANTS,
         default="none",
         help="format of routed experts: the dtype, int8 a row, or int4 a group of 128 (default: %(default)s)",
     )

@@ -17,7 +17,7 @@ from longllava_trt.cli.run import KERNELS
 
 __all__ = ["LEVELS", "add_parser", "run"]
 
-LEVELS = ("op", "layer", "stage", "generation")
+LEVELS = ("op", "layer", "stage", "generation", "experts")
 _EXAMPLES = """\
   longllava-trt validate bundle --reference LongLLaVA-9B
   longllava-trt validate bundle --reference LongLLaVA-9B --level stage,generation --image cat.jpg
@@ -31,7 +31,8 @@ def add_parser(subparsers: Subparsers) -> None:
         "validate",
         help_text="compare a bundle with its checkpoint, number by number",
         description="Run the bundle and the reference in PyTorch on the same inputs and compare them. One line a "
-        "comparison, ✓ or ✗; exit status 1 if one fails. Needs the 'export' extra and memory for the checkpoint.",
+        "comparison: ✓ or ✗, or ~ for a figure that nothing judges; exit status 1 if one fails. Needs the 'export' "
+        "extra and memory for the checkpoint.",
         examples=_EXAMPLES,
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder made by 'export'")
@@ -53,7 +54,8 @@ def add_parser(subparsers: Subparsers) -> None:
         type=comma_list,
         action="extend",
         metavar="A,B",
-        help=f"how deep: {', '.join(LEVELS)}, or all; repeat it or use commas (default: all)",
+        help=f"how deep: {', '.join(LEVELS)}, or all; repeat it or use commas; experts is for bundles with quantised "
+        "ones (default: all)",
     )
     parser.add_argument(
         "--image",

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 from longllava_trt.config import LongLLaVAConfig
 from longllava_trt.errors import InputError
+from longllava_trt.manifest import MOE_QUANTS
 from longllava_trt.planning.flops import StageFlops, count_flops, decoder_flops, paper_flops
 from longllava_trt.planning.gpus import Gpu
 from longllava_trt.planning.memory import (
-    MOE_FORMATS,
     WeightBytes,
     activation_bytes,
     count_weights,
@@ -182,7 +182,7 @@ def _problems(gpu: Gpu, request: PlanRequest, device: DeviceMemory, tokens: int)
 
 def _suggest(config: LongLLaVAConfig, gpu: Gpu, request: PlanRequest) -> str | None:
     """Name the nearest request that fits: the same images with smaller experts, then fewer images."""
-    smaller = MOE_FORMATS[MOE_FORMATS.index(request.moe_quant) :]
+    smaller = MOE_QUANTS[MOE_QUANTS.index(request.moe_quant) :]
     has_experts = count_weights(config, dtype=request.dtype).experts > 0
     formats = smaller if has_experts else (request.moe_quant,)
     plans = [_estimate(config, gpu, replace(request, moe_quant=name)) for name in formats]

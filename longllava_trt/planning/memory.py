@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from longllava_trt.config import DecoderConfig, LongLLaVAConfig
 from longllava_trt.contracts import carried_state
 from longllava_trt.errors import InputError
+from longllava_trt.manifest import MOE_QUANTS
 from longllava_trt.tensor_names import VISION_PREFIX, expected_tensors
 from plugins_trt.kernels.launch import plan_selective_scan
 from plugins_trt.kernels.plan import Workspace
@@ -22,7 +23,6 @@ from plugins_trt.kernels.sparse_moe_launch import MoeShape, plan_workspaces
 
 __all__ = [
     "ITEMSIZE",
-    "MOE_FORMATS",
     "WeightBytes",
     "activation_bytes",
     "count_weights",
@@ -33,9 +33,6 @@ __all__ = [
 
 ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of an element, by dtype."""
-
-MOE_FORMATS = ("none", "w8a16", "w4a16")
-"""Formats of routed experts: the model's dtype, int8 a row, int4 a group of 128 columns."""
 
 _INT4_GROUP = 128
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.moe\.experts\.(\d+)\.")
@@ -72,13 +69,13 @@ def count_weights(config: LongLLaVAConfig, *, dtype: str, moe_quant: str = "none
     Args:
         config: The model.
         dtype: Arithmetic dtype of the engines.
-        moe_quant: One of `MOE_FORMATS`.
+        moe_quant: One of `MOE_QUANTS`.
 
     Raises:
         InputError: If an argument is none of the known.
     """
     _require(dtype, ITEMSIZE, "dtype")
-    _require(moe_quant, MOE_FORMATS, "moe_quant")
+    _require(moe_quant, MOE_QUANTS, "moe_quant")
     itemsize = ITEMSIZE[dtype]
     parts = dict.fromkeys(("vision", "projector", "embed", "decoder", "experts"), 0)
     for name, shape in expected_tensors(config).items():

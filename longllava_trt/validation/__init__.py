@@ -1,12 +1,14 @@
-"""Parity of a bundle with the reference, at four depths.
+"""Parity of a bundle with the reference, at four depths; and what quantised experts cost.
 
     op          each operator of the decoder alone, as the bundle's own node
     layer       the residual stream and the carried state after each layer
     stage       each stage on the reference's inputs; whole prompt == chunks == steps
     generation  a prompt with images, from pixels to tokens
+    experts     quantised experts against the checkpoint's: codes and scales; how far the results move
 
     subject.py                                      a bundle and the reference that it must equal
     operators.py layers.py stages.py generation.py  one depth each
+    experts.py quantisation.py                      the reference with dequantised experts; level experts
     run.py                                          all of them, one decoder in memory at a time
 
 This room of the roof needs PyTorch, because the reference does; importing this module does not.
@@ -27,8 +29,9 @@ if TYPE_CHECKING:
 
 __all__ = ["KERNELS", "LEVELS", "validate"]
 
-LEVELS = ("op", "layer", "stage", "generation")
-"""Depths, the deepest first; each row's name begins with one of them."""
+LEVELS = ("op", "layer", "stage", "generation", "experts")
+"""Depths, the deepest first, and `experts`, which only a bundle with quantised ones has; each row's name begins with
+one of them."""
 
 KERNELS: tuple[Kernels, ...] = ("fast", "bodies")
 """Ways to run a bundle on a CPU."""
@@ -80,8 +83,11 @@ def validate(  # noqa: PLR0913 - the options of the command line, one to one
         raise MissingDependencyError(
             f"validate: the reference needs '{err.name}', which is not installed; install longllava-trt[export]"
         ) from err
+    subject = Subject.open(bundle, checkpoint, vision_tower=vision_tower)
+    if subject.original is None and set(levels) == {"experts"}:
+        raise InputError(f"{bundle}: has no quantised experts to compare; choose another level")
     return run_levels(
-        Subject.open(bundle, checkpoint, vision_tower=vision_tower),
+        subject,
         levels,
         kernels=kernels,
         seed=seed,

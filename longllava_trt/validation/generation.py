@@ -19,16 +19,9 @@ from longllava_trt.parity import FLOAT32_MODEL, ParityRow, compare_logits, compa
 from longllava_trt.validation.subject import Subject, array_of
 from reference.generate import assemble_embeds, greedy_tokens
 from runtime.images import ImageSource, load_image
-from runtime.ingest import embed_segments, encode_images, in_chunks
 from runtime.model import LongLLaVA as RuntimeLongLLaVA
 from runtime.pixels import load_processor_config, preprocess_batch
-from runtime.prompt import (
-    build_prompt,
-    prompt_length,
-    split_segments,
-    tokenize_prompt,
-    wrap_images,
-)
+from runtime.prompt import build_prompt, tokenize_prompt, wrap_images
 from runtime.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:
@@ -89,31 +82,8 @@ def generation_rows(case: GenerationCase, runtime: RuntimeLongLLaVA) -> Iterator
     place = f"generation.{runtime.options.kernels}"
     answer = runtime.generate(case.query, case.images, max_new_tokens=case.max_new_tokens)
     yield compare_tokens(f"{place}.tokens", answer.token_ids, case.tokens, logits=case.logits)
-    logits = _teacher_forced(case, runtime)
+    logits = runtime.session().score(case.query, case.tokens, images=case.images)
     yield compare_logits(f"{place}.logits", logits, case.logits, FLOAT32_MODEL)
-
-
-def _teacher_forced(case: GenerationCase, runtime: RuntimeLongLLaVA) -> NDArray[np.float32]:
-    """Return the logits after the reference's prompt and after each of its tokens but the last."""
-    length = prompt_length(case.input_ids, runtime.num_image_tokens)
-    state = runtime.decoder.new_state(capacity=length + len(case.tokens))
-    image_embeds = encode_images(
-        case.images,
-        processor=load_processor_config(runtime.bundle),
-        vision=runtime.vision,
-        projector=runtime.projector,
-        batch_size=runtime.options.vision_batch,
-    )
-    pieces = embed_segments(
-        split_segments(case.input_ids), embed=runtime.embed, image_embeds=image_embeds
-    )
-    *_, logits = (runtime.decoder.step(chunk, state) for chunk in in_chunks(pieces, CHUNK_SIZE))
-    rows = [logits]
-    for token in case.tokens[:-1]:
-        ids = np.array([[token]], dtype=np.int64)
-        embeds = runtime.embed.run({"input_ids": ids})["inputs_embeds"]
-        rows.append(runtime.decoder.step(embeds, state))
-    return np.stack(rows)
 
 
 def _synthetic_images(seed: int) -> Iterator[Image.Image]:

@@ -17,6 +17,7 @@ from onnx import helper
 from torch import Tensor
 
 from longllava_trt.parity import FLOAT32_OPERATOR, ParityRow, compare
+from longllava_trt.validation.experts import quantised_inputs
 from longllava_trt.validation.subject import Subject, array_of
 from plugins_trt.cpu.lower import lower_for_cpu
 from plugins_trt.cpu.register import register_kernels
@@ -120,11 +121,14 @@ def operator_rows(
         calls = _record(subject.reference, length, seed=seed)
         for op_type, call in calls.items():
             model, names = _cut_out(graph, op_type)
+            # of quantised experts the reference has only what they stand for
+            feeds = dict(zip(names, call.inputs, strict=False))
+            feeds |= quantised_inputs(subject.bundle, subject.manifest, names)
             kinds: Sequence[Kernels] = kernels if op_type in _OWN_KERNELS else ("bodies",)
             for kind in kinds:
                 label = f"{op_type}.{kind}" if op_type in _OWN_KERNELS else op_type
                 session = _load(model, kind)
-                actual = session.run(None, dict(zip(names, call.inputs, strict=True)))
+                actual = session.run(None, feeds)
                 for (name, want), got in zip(call.outputs.items(), actual, strict=True):
                     yield compare(
                         f"op.{label}.len{length}.{name}",

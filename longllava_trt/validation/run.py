@@ -12,6 +12,7 @@ from longllava_trt.validation import KERNELS, LEVELS
 from longllava_trt.validation.generation import CHUNK_SIZE, GenerationCase, generation_rows
 from longllava_trt.validation.layers import LayerCase, layer_rows
 from longllava_trt.validation.operators import operator_rows
+from longllava_trt.validation.quantisation import expert_rows
 from longllava_trt.validation.stages import (
     DecoderRun,
     StageCase,
@@ -52,8 +53,9 @@ def run_levels(
 ) -> ParityReport:
     """Compare a bundle with the reference that the subject holds; see `validate`."""
     parts = _parts(subject, levels, kernels, seed, images, max_new_tokens)
-    per_kernels = len(set(levels) - {"op"})
+    per_kernels = len(set(levels) - {"op", "experts"})
     total = ("op" in levels) + ("stage" in levels) + len(kernels) * per_kernels
+    total += _has_experts(subject, levels)
     tell = progress or (lambda _: None)
     tell(ProgressEvent("validate", 0, total, "parts"))
     rows: list[ParityRow] = []
@@ -93,6 +95,12 @@ def _parts(
         if "bodies" in runs:
             rows += plain_rows(cases.stage, subject)
         yield "stage, across kernels", rows
+    if _has_experts(subject, levels):
+        yield "experts", list(expert_rows(subject, seed=seed, max_new_tokens=max_new_tokens))
+
+
+def _has_experts(subject: Subject, levels: Sequence[str]) -> bool:
+    return "experts" in levels and subject.original is not None
 
 
 def _kernel_parts(

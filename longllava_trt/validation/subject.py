@@ -15,6 +15,7 @@ from longllava_trt.contracts import carried_state
 from longllava_trt.errors import InputError
 from longllava_trt.manifest import Manifest
 from longllava_trt.safetensors_index import TensorSource, index_checkpoint
+from longllava_trt.validation.experts import with_dequantised_experts
 from reference.cache import HybridCache
 from reference.checkpoint import load_model
 from reference.model import LongLLaVA
@@ -34,7 +35,9 @@ class Subject:
     bundle: Path
     manifest: Manifest
     reference: LongLLaVA
-    """Float32. A test may put a wrong one here."""
+    """Float32, with the experts that the bundle holds. A test may put a wrong one here."""
+    original: LongLLaVA | None = None
+    """With the checkpoint's experts, where the bundle's are quantised."""
 
     @classmethod
     def open(cls, bundle: Path, checkpoint: Path, *, vision_tower: Path | None = None) -> Subject:
@@ -64,7 +67,10 @@ class Subject:
             raise InputError(
                 f"{bundle}: was not exported from {checkpoint}: {problem}; name the checkpoint it was exported from"
             )
-        return cls(bundle=bundle, manifest=manifest, reference=reference)
+        if manifest.moe_quant == "none":
+            return cls(bundle=bundle, manifest=manifest, reference=reference)
+        twin = with_dequantised_experts(reference, bundle, manifest)
+        return cls(bundle=bundle, manifest=manifest, reference=twin, original=reference)
 
 
 def array_of(tensor: Tensor) -> NDArray[Any]:
@@ -97,6 +103,9 @@ def _weight_differences(
     """Yield weights that lie elsewhere, then files whose bytes differ."""
     files: dict[str, Path] = {}
     for name, record in manifest.weights.items():
+        if record.transform == manifest.moe_quant != "none":
+            # quantised experts are compared number by number
+            continue
         source = sources.get(name)
         if source is None:
             yield f"it has no tensor '{name}'"

@@ -2,7 +2,7 @@
 
 `longllava::SelectiveScan` becomes the Python operator of `register.py`; `longllava::SparseMoE`
 becomes ONNX Runtime's `com.microsoft::MoE`, which routes as Jamba does (softmax over all experts,
-no renormalisation).
+no renormalisation). Quantised experts are dequantised in front of it, once, as the graph is loaded.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from longllava_trt.errors import ContractError
+from plugins_trt.bodies import dequantise_body
 from plugins_trt.spec import SELECTIVE_SCAN, SPARSE_MOE
 
 if TYPE_CHECKING:
@@ -46,17 +47,20 @@ def lower_for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
     found = [n for n in model.graph.node if (n.domain, n.op_type) in _LOWERED]
     _require_float32(model, found)
     nodes: list[onnx.NodeProto] = []
+    floats: set[str] = set()
+    formats: set[str] = set()
     stacked: dict[str, str] = {}
     for node in model.graph.node:
         if (node.domain, node.op_type) == (SELECTIVE_SCAN.domain, SELECTIVE_SCAN.op_type):
             node.domain, node.op_type = PYTHON_DOMAIN, SCAN_OP_TYPE
         elif (node.domain, node.op_type) == (SPARSE_MOE.domain, SPARSE_MOE.op_type):
+            nodes += _dequantising(node, floats, formats)
             nodes += _interleaving(node.input[2], stacked)
             node.CopyFrom(_moe_node(node, stacked[node.input[2]]))
         nodes.append(node)
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    _drop_bodies(model)
+    _replace_bodies(model, formats)
     _import_domains(model)
     return model
 
@@ -89,6 +93,32 @@ def _require_float32(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> Non
             f"lower_for_cpu: the CPU kernels compute in float32, but {', '.join(wrong)}; "
             "export with --dtype float32, or run the graph as it is, on its function bodies"
         )
+
+
+def _dequantising(
+    node: onnx.NodeProto, floats: set[str], formats: set[str]
+) -> list[onnx.NodeProto]:
+    """Let a node with quantised experts read float32 ones; returns what makes these, once for each tensor.
+
+    ONNX Runtime expands the function and folds it at load where the weights are constant.
+    """
+    from onnx import helper
+
+    first, end = len(SPARSE_MOE.inputs) - 2, len(SPARSE_MOE.inputs)
+    stored = list(zip(node.input[first:end], node.input[end:], strict=False))
+    if not stored:
+        return []
+    weight_format = helper.get_node_attr_value(node, SPARSE_MOE.attributes[1].name).decode()
+    body = dequantise_body(weight_format)
+    formats.add(weight_format)
+    made = []
+    for place, (codes, scales) in enumerate(stored, start=first):
+        node.input[place] = name = f"{codes}.float32"
+        if name not in floats:
+            floats.add(name)
+            made.append(helper.make_node(body.name, [codes, scales], [name], domain=body.domain))
+    del node.input[end:]
+    return made
 
 
 def _interleaving(gate_up: str, stacked: dict[str, str]) -> list[onnx.NodeProto]:
@@ -145,10 +175,12 @@ def _moe_node(node: onnx.NodeProto, gate_up: str) -> onnx.NodeProto:
     )
 
 
-def _drop_bodies(model: onnx.ModelProto) -> None:
+def _replace_bodies(model: onnx.ModelProto, formats: set[str]) -> None:
+    """Drop the bodies that nothing calls any more; add the one that `_dequantising` calls."""
     kept = [f for f in model.functions if (f.domain, f.name) not in _LOWERED]
     del model.functions[:]
     model.functions.extend(kept)
+    model.functions.extend(dequantise_body(name) for name in sorted(formats))
 
 
 def _import_domains(model: onnx.ModelProto) -> None:

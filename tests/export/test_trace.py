@@ -26,7 +26,7 @@ def traced(stage: str, *, dtype: str = "float32", config: LongLLaVAConfig = TINY
 @pytest.fixture(scope="module")
 def decoder() -> onnx.ModelProto:
     """The traced decoder with its function bodies; its weights are inputs still."""
-    return _with_bodies(ir.to_proto(traced("decoder")))
+    return _with_bodies(ir.to_proto(traced("decoder")), "none")
 
 
 def bound(model: onnx.ModelProto) -> onnx.ModelProto:

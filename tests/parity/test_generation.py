@@ -25,7 +25,8 @@ def test_64_greedy_tokens_are_identical(report: ParityReport, kernels: str) -> N
 def test_rows_come_level_by_level(report: ParityReport) -> None:
     assert report.passed
     levels = [row.name.partition(".")[0] for row in report.rows]
-    assert list(dict.fromkeys(levels)) == list(LEVELS)
+    # experts are for quantised bundles
+    assert list(dict.fromkeys(levels)) == list(LEVELS[:-1])
 
 
 @pytest.mark.parametrize("made", ["tiny"], indirect=True)

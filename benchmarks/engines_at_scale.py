@@ -1,0 +1,131 @@
+"""Build the decoder engines of the published sizes for an A100, without weights and without a GPU.
+
+Checkpoints are sparse files: no weight is read, since engines take weights as inputs. The plugin library is compiled
+beforehand. Prints a table and, as its last line, one JSON document. Exit status 1 if a limit is missed.
+
+    python benchmarks/engines_at_scale.py
+    python benchmarks/engines_at_scale.py --presets 9b --target sm89 --max-context 40000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+LIMITS = {"seconds": 120, "peak_rss_bytes": 4 * 2**30, "engine_bytes": 50 * 10**6}
+LAYERS = {"attention": 4, "mamba": 28}
+ROUTED = {"9b": 0, "53b": 16}
+"""Layers with experts to choose from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What building one engine took."""
+
+    seconds: float
+    """Of the stage: graph, parser, audit and builder."""
+    peak_rss_bytes: int
+    """Of the whole process, Python and TensorRT included."""
+    engine_bytes: int
+    num_layers: int
+    num_weights: int
+    weight_bytes: int
+    """Of the weights that the engine will be given."""
+
+
+def main() -> int:
+    """Measure every preset that is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--presets", nargs="+", choices=ROUTED, default=list(ROUTED), help="which sizes"
+    )
+    parser.add_argument("--target", default="sm80", help="GPU architecture (default: sm80)")
+    parser.add_argument("--max-context", default="176000", help="tokens (default: 176000)")
+    parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
+    args = parser.parse_args()
+    if args.folder is not None:
+        args.folder.mkdir(parents=True, exist_ok=True)
+    print(f"{'preset':8}" + "".join(f"{field.name:>18}" for field in fields(Figures)))
+    figures, misses = {}, []
+    for preset in args.presets:
+        with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
+            options = ("--target", args.target, "--max-context", args.max_context)
+            found, wrong = measure(preset, Path(scratch), options)
+        figures[preset] = asdict(found)
+        print(f"{preset:8}" + "".join(f"{value:>18,}" for value in figures[preset].values()))
+        misses += [f"{preset}: {miss}" for miss in (*missed(found), *wrong)]
+    print("".join(f"missed: {miss}\n" for miss in misses), end="")
+    print(json.dumps({"figures": figures, "limits": LIMITS, "missed": misses}))
+    return 1 if misses else 0
+
+
+def measure(preset: str, folder: Path, options: tuple[str, ...]) -> tuple[Figures, list[str]]:
+    """Build one preset's decoder in a process of its own; returns what is wrong with it, too."""
+    checkpoint, bundle = folder / "checkpoint", folder / "bundle"
+    longllava("synth", checkpoint, "--preset", preset, "--sparse")
+    longllava("export", checkpoint, bundle, "--stages", "decoder", "--dtype", "bfloat16")
+    arguments: tuple[str | Path, ...] = (bundle, "--stages", "decoder", *options)
+    # once to have the plugins compiled
+    longllava("build", *arguments)
+    report, peak_rss_bytes = longllava("build", *arguments, "--force")
+    stage = report["stages"]["decoder"]
+    record = json.loads((Path(report["folder"]) / "engine.json").read_text(encoding="utf-8"))
+    weights = record["stages"]["decoder"]["weights"]
+    found = Figures(
+        seconds=stage["seconds"],
+        peak_rss_bytes=peak_rss_bytes,
+        engine_bytes=stage["nbytes"],
+        num_layers=stage["num_layers"],
+        num_weights=stage["num_weights"],
+        weight_bytes=sum(part["nbytes"] for weight in weights for part in weight["parts"]),
+    )
+    return found, list(_wrong(preset, stage))
+
+
+def longllava(verb: str, *arguments: str | Path) -> tuple[dict[str, Any], int]:
+    """Run a command; returns its JSON document, and the peak memory of its process and their children."""
+    command = [sys.executable, "-m", "longllava_trt", verb, *map(str, arguments), "--json", "-q"]
+    with tempfile.TemporaryFile("w+") as output:
+        stdout = (os.POSIX_SPAWN_DUP2, output.fileno(), 1)
+        pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=[stdout])
+        _, status, usage = os.wait4(pid, 0)
+        if code := os.waitstatus_to_exitcode(status):
+            sys.exit(f"error: '{' '.join(command)}' ended with exit status {code}")
+        output.seek(0)
+        document: dict[str, Any] = json.loads(output.read().splitlines()[-1])
+    return document, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def missed(found: Figures) -> list[str]:
+    """Say which limits do not hold."""
+    return [
+        f"{name} must be at most {limit}, got {getattr(found, name)}"
+        for name, limit in LIMITS.items()
+        if getattr(found, name) > limit
+    ]
+
+
+def _wrong(preset: str, stage: dict[str, Any]) -> list[str]:
+    wanted = {
+        "SelectiveScan": LAYERS["mamba"],
+        "CausalConvWithState": LAYERS["mamba"],
+        "SparseMoE": ROUTED[preset],
+    }
+    wanted = {name: number for name, number in wanted.items() if number}
+    kinds = list(stage["attention"].values())
+    problems = []
+    if stage["plugins"] != wanted:
+        problems.append(f"plugins must be {wanted}, got {stage['plugins']}")
+    if kinds != ["fused"] * LAYERS["attention"]:
+        problems.append(f"attention must be fused in {LAYERS['attention']} layers, got {kinds}")
+    return problems
+
+
+if __name__ == "__main__":
+    sys.exit(main())

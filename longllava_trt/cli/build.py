@@ -1,0 +1,187 @@
+"""`longllava-trt build`: a bundle gets engines."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longllava_trt.cli.options import (
+    Subparsers,
+    add_verb,
+    comma_list,
+    count,
+    format_bytes,
+    print_json,
+    requires_extra,
+    shown_progress,
+)
+from longllava_trt.contracts import STAGES
+
+if TYPE_CHECKING:
+    from export.engine import BuildReport
+
+__all__ = ["add_parser", "run"]
+
+_TARGETS = ("sm80", "sm86", "sm89", "sm90", "sm120", "sm121", "current")
+_FLAVOURS = ("auto", "tensorrt", "tensorrt-rtx")
+_WEIGHTS = ("external", "embedded")
+_EXAMPLES = """\
+  longllava-trt build bundle                                    for an A100, on any machine
+  longllava-trt build bundle --target sm89 --max-context 40000  for an L4 or RTX 4090, and less of its memory
+  longllava-trt build bundle --stages decoder --force           one engine, again
+
+targets: sm80 A100, sm86 A10 and RTX 30, sm89 L4, L40 and RTX 40, sm90 H100, sm120 RTX 50; current: the GPU at hand.
+TensorRT-RTX builds for all of them but sm90 without a GPU; the full TensorRT builds for the GPU at hand.
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "build",
+        help_text="build TensorRT engines for a GPU, which need not be here",
+        description="Build an engine from each stage of a bundle, check that TensorRT kept every operator, and put the "
+        "engines into BUNDLE/engines/. Engines hold no weights: they get them from the bundle's files when they are "
+        "loaded. What is up to date is not built again.",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder made by 'export'")
+    parser.add_argument(
+        "--target",
+        choices=_TARGETS,
+        default="sm80",
+        help="GPU architecture to build for (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--flavour",
+        choices=_FLAVOURS,
+        default="auto",
+        help="TensorRT to build with; an engine runs only with the one that built it; auto is tensorrt where it is "
+        "installed, else tensorrt-rtx (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--stages",
+        type=comma_list,
+        default=list(STAGES),
+        metavar="A,B",
+        help=f"which stages, with commas (default: {','.join(STAGES)})",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=_WEIGHTS,
+        default="external",
+        help="external: engines take weights as inputs, are small and quickly built; embedded: engines hold them, "
+        "which takes more than four times their size in memory to build (default: %(default)s)",
+    )
+    _add_limits(parser)
+    parser.add_argument(
+        "--plugins",
+        type=Path,
+        metavar="FILE",
+        help="plugin library to build with (default: compile it here, once)",
+    )
+    parser.add_argument("--force", action="store_true", help="build what is up to date as well")
+    parser.set_defaults(run=run)
+
+
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    limits = parser.add_argument_group("limits of the engines")
+    limits.add_argument(
+        "--max-context",
+        type=count,
+        default=176_000,
+        metavar="N",
+        help="tokens that a conversation may have, images included; their memory is taken whether used or not "
+        "(default: %(default)s)",
+    )
+    limits.add_argument(
+        "--chunk",
+        type=count,
+        default=4096,
+        metavar="N",
+        help="tokens that are read at once, at most (default: %(default)s)",
+    )
+    limits.add_argument(
+        "--vision-batch",
+        type=count,
+        default=16,
+        metavar="N",
+        help="images that are encoded at once, at most (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Build, then show each engine and say where they are."""
+    with requires_extra("trt-rtx"):
+        from export.engine import BuildOptions, build_engines
+        from export.engine_profiles import EngineLimits
+
+    options = BuildOptions(
+        target=args.target,
+        flavour=args.flavour,
+        stages=tuple(args.stages),
+        weights=args.weights,
+        limits=EngineLimits(
+            max_context=args.max_context, chunk=args.chunk, vision_batch=args.vision_batch
+        ),
+    )
+    with shown_progress(args) as progress:
+        report = build_engines(
+            args.bundle, options, plugins=args.plugins, force=args.force, progress=progress
+        )
+    if args.json:
+        print_json(_document(report))
+    else:
+        print("\n".join(_lines(report)))
+    return 0
+
+
+def _document(report: BuildReport) -> dict[str, Any]:
+    record = report.record
+    return {
+        "folder": str(report.folder),
+        "target": record.target,
+        "flavour": record.flavour,
+        "tensorrt_version": record.tensorrt_version,
+        "dtype": record.dtype,
+        "options": dict(record.options),
+        "built": list(report.built),
+        "reused": list(report.reused),
+        "seconds": report.seconds,
+        "peak_rss_bytes": report.peak_rss_bytes,
+        "stages": {
+            name: {
+                "file": stage.file,
+                "nbytes": stage.nbytes,
+                "seconds": stage.seconds,
+                "num_layers": stage.num_layers,
+                "plugins": dict(stage.plugins),
+                "attention": dict(stage.attention),
+                "num_weights": len(stage.weights),
+                "profiles": list(stage.profiles),
+            }
+            for name, stage in record.stages.items()
+        },
+    }
+
+
+def _lines(report: BuildReport) -> Iterator[str]:
+    record = report.record
+    yield f"engines  {record.target}, {record.flavour} {record.tensorrt_version}, {record.dtype}"
+    yield f"  {'stage':10} {'size':>9} {'seconds':>8} {'layers':>7} {'weights':>8}  plugins and attention"
+    for name, stage in record.stages.items():
+        kinds = list(stage.attention.values())
+        attention = {f"{kind} attention": kinds.count(kind) for kind in sorted(set(kinds))}
+        special = {**stage.plugins, **attention}
+        seconds = f"{stage.seconds:.1f}" if name in report.built else "as it was"
+        yield (
+            f"  {name:10} {format_bytes(stage.nbytes):>9} {seconds:>8} {stage.num_layers:>7} "
+            f"{len(stage.weights) or 'inside':>8}  {', '.join(f'{k} x {n}' for k, n in special.items())}".rstrip()
+        )
+    if not report.built:
+        yield "all of them were up to date; --force builds them again"
+    yield f"{report.seconds:.1f} s, peak memory {report.peak_rss_bytes / 2**30:.2f} GiB"
+    yield f"in {report.folder}"

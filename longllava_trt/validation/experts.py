@@ -1,0 +1,96 @@
+"""The experts that a bundle holds quantised, as the reference would hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+
+from export.expert_files import EXPERT_FORMATS, expert_records
+from longllava_trt.inspection import moe_layers
+from longllava_trt.manifest import MOE_QUANTS, Manifest, WeightRecord
+from plugins_trt.kernels.sparse_moe_formats import GROUP, dequantise_int4, dequantise_int8
+from reference.model import LongLLaVA
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = [
+    "StoredMatrix",
+    "quantised_inputs",
+    "stored_matrices",
+    "with_dequantised_experts",
+]
+
+Arrays: TypeAlias = "dict[str, NDArray[Any]]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredMatrix:
+    """One matrix of one expert, as the bundle holds it."""
+
+    layer: int
+    name: str
+    """The checkpoint's."""
+    values: NDArray[np.float32]
+    """Dequantised. [rows, columns]."""
+    scales: NDArray[np.float32]
+    """[rows, groups]"""
+    group: int
+    """Columns that share a scale; the last group may be shorter."""
+
+
+def stored_matrices(model: LongLLaVA, bundle: Path, manifest: Manifest) -> Iterator[StoredMatrix]:
+    """Yield every quantised matrix."""
+    config, quant = model.config.decoder, manifest.moe_quant
+    is_int4 = EXPERT_FORMATS[quant].weight_format == "int4"
+    dequantise = dequantise_int4 if is_int4 else dequantise_int8
+    for layer in moe_layers(config):
+        gate_up, down, gate_up_scales, down_scales = (
+            _read(bundle, manifest.weights[name]) for name in expert_records(config, layer, quant)
+        )
+        for expert in range(config.num_experts):
+            for kinds, codes, scales in (
+                (("gate", "up"), gate_up[expert], gate_up_scales[expert]),
+                (("down",), down[expert], down_scales[expert]),
+            ):
+                values = dequantise(codes, scales)
+                halves = (np.split(array, len(kinds)) for array in (values, scales))
+                for kind, part, part_scales in zip(kinds, *halves, strict=True):
+                    yield StoredMatrix(
+                        layer=layer,
+                        name=f"model.layers.{layer}.moe.experts.{expert}.{kind}_proj.weight",
+                        values=part,
+                        scales=part_scales.reshape(len(part), -1),
+                        group=GROUP if is_int4 else part.shape[1],
+                    )
+
+
+def with_dequantised_experts(model: LongLLaVA, bundle: Path, manifest: Manifest) -> LongLLaVA:
+    """Return a model with the bundle's experts; it shares all other weights with the one given."""
+    state = model.state_dict()
+    for matrix in stored_matrices(model, bundle, manifest):
+        state[matrix.name] = torch.from_numpy(matrix.values.copy())
+    twin = LongLLaVA.on_meta(model.config)
+    twin.load_state_dict(state, strict=True, assign=True)
+    return twin.eval().requires_grad_(False)
+
+
+def quantised_inputs(bundle: Path, manifest: Manifest, names: Sequence[str]) -> Arrays:
+    """Return the stored codes and scales among the inputs of a node, by name."""
+    records = {name: manifest.weights[name] for name in names if name in manifest.weights}
+    return {n: _read(bundle, r) for n, r in records.items() if r.transform in MOE_QUANTS[1:]}
+
+
+def _read(bundle: Path, record: WeightRecord) -> NDArray[Any]:
+    return np.memmap(
+        bundle / record.file,
+        np.dtype(record.dtype),
+        mode="r",
+        offset=record.offset,
+        shape=record.shape,
+    )

@@ -1,0 +1,137 @@
+"""Rewrites for TensorRT change what it cannot take, and not what is computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+
+from export.engine_graph import (
+    LENGTHS_INPUT,
+    convolve_channels_last,
+    fix_dims,
+    rewrite_for_tensorrt,
+)
+from longllava_trt.errors import ExportError
+from longllava_trt.manifest import Manifest
+
+
+def run(model: onnx.ModelProto, folder: Path, feed: dict[str, Any]) -> list[Any]:
+    # beside the bundle's weights, for the time of the call
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder)
+    )
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    outputs: list[Any] = session.run(None, feed)
+    return outputs
+
+
+def decoder_feed(bundle: Path, *, seq_len: int, capacity: int, past: int) -> dict[str, Any]:
+    sizes = {"batch": 1, "seq_len": seq_len, "capacity": capacity}
+    rng = np.random.default_rng(3)
+    feed: dict[str, Any] = {}
+    for tensor in Manifest.load(bundle).stage("decoder").spec.inputs:
+        shape = [sizes[d] if isinstance(d, str) else d for d in tensor.shape]
+        feed[tensor.name] = rng.standard_normal(shape).astype(np.float32)
+    feed["past_len"] = np.array([past], np.int64)
+    return feed
+
+
+@pytest.mark.parametrize(("seq_len", "past"), [(5, 0), (3, 4), (1, 8)])
+def test_the_rewritten_decoder_computes_the_same(
+    seq_len: int, past: int, tiny_bundle: Path
+) -> None:
+    model = onnx.load(tiny_bundle / "decoder.onnx", load_external_data=False)
+    feed = decoder_feed(tiny_bundle, seq_len=seq_len, capacity=9, past=past)
+    want = run(model, tiny_bundle, feed)
+    rewrite_for_tensorrt(model.graph)
+    # ONNX itself wants int64 lengths: undo that one, which is for TensorRT alone
+    for node in model.graph.node:
+        if node.op_type == "Attention":
+            node.input[LENGTHS_INPUT] = node.input[LENGTHS_INPUT].removesuffix(".int32")
+    fix_dims(model.graph, {"batch": 1, "capacity": 9})
+    got = run(model, tiny_bundle, feed)
+    assert got[0].shape == want[0].shape
+    for one, other in zip(got, want, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_queries_take_the_whole_scale(bfloat16_bundle: Path) -> None:
+    graph = onnx.load(bfloat16_bundle / "decoder.onnx", load_external_data=False).graph
+    rewrite_for_tensorrt(graph)
+    attention = next(node for node in graph.node if node.op_type == "Attention")
+    attributes = {a.name: onnx.helper.get_attribute_value(a) for a in attention.attribute}
+    assert attributes == {"is_causal": 1, "scale": 1.0}
+    made = {name: node for node in graph.node for name in node.output}
+    chain = [made[attention.input[0]]]
+    while chain[-1].op_type != "Transpose":
+        chain.append(made[chain[-1].input[0]])
+    assert [node.op_type for node in chain] == ["Cast", "Mul", "Cast", "Transpose"]
+    factor = next(i for i in graph.initializer if i.name == chain[1].input[1])
+    assert onnx.numpy_helper.to_array(factor) == np.float32(16**-0.5)
+    assert made[attention.input[1]].op_type == "TensorScatter"
+
+
+def test_names_are_of_one_node_each(tiny_bundle: Path) -> None:
+    graph = onnx.load(tiny_bundle / "decoder.onnx", load_external_data=False).graph
+    for node in graph.node:
+        node.name = ""
+    rewrite_for_tensorrt(graph)
+    assert len({node.name for node in graph.node}) == len(graph.node)
+
+
+def test_fixed_dims_are_numbers(tiny_bundle: Path) -> None:
+    graph = onnx.load(tiny_bundle / "decoder.onnx", load_external_data=False).graph
+    fix_dims(graph, {"batch": 1, "capacity": 77})
+    dims = {
+        dim.dim_param
+        for value in (*graph.input, *graph.output)
+        for dim in value.type.tensor_type.shape.dim
+        if dim.dim_param
+    }
+    assert dims == {"seq_len"}
+    assert not graph.value_info
+
+
+def test_a_graph_without_shapes_is_refused(tiny_bundle: Path) -> None:
+    graph = onnx.load(tiny_bundle / "decoder.onnx", load_external_data=False).graph
+    del graph.value_info[:]
+    with pytest.raises(ExportError, match="has no shape; export the bundle again"):
+        rewrite_for_tensorrt(graph)
+
+
+def test_convolutions_lose_their_transposes(tiny_bundle: Path) -> None:
+    graph = onnx.load(tiny_bundle / "decoder.onnx", load_external_data=False).graph
+    made = {name: node for node in graph.node for name in node.output}
+    convs = [node for node in graph.node if node.op_type == "CausalConvWithState"]
+    wanted = [made[node.input[0]].input[0] for node in convs]
+    users = {name: node for node in graph.node for name in node.input}
+    results = [users[node.output[0]].output[0] for node in convs]
+    before = len(graph.node)
+    convolve_channels_last(graph)
+    assert [node.input[0] for node in convs] == wanted
+    assert [node.output[0] for node in convs] == results
+    assert {onnx.helper.get_node_attr_value(node, "channels_last") for node in convs} == {1}
+    assert len(graph.node) == before - 2 * len(convs)
+
+
+@pytest.mark.parametrize("spoil", ["width", "second user"])
+def test_convolutions_that_need_their_transposes_keep_them(spoil: str, tiny_bundle: Path) -> None:
+    graph = onnx.load(tiny_bundle / "decoder.onnx", load_external_data=False).graph
+    conv = next(node for node in graph.node if node.op_type == "CausalConvWithState")
+    if spoil == "width":
+        state = next(v for v in graph.input if v.name == conv.input[3])
+        state.type.tensor_type.shape.dim[1].dim_value = 40
+    else:
+        graph.node.append(onnx.helper.make_node("Identity", [conv.output[0]], ["again"]))
+    taken = list(conv.input)
+    convolve_channels_last(graph)
+    assert list(conv.input) == taken
