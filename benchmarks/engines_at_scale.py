@@ -1,24 +1,30 @@
-"""Build the decoder engines of the published sizes for an A100, without weights and without a GPU.
+"""Build the engines of the published sizes for an A100, without weights and without a GPU.
 
 Checkpoints are sparse files: no weight is read, since engines take weights as inputs. The plugin library is compiled
 beforehand. Prints a table and, as its last line, one JSON document. Exit status 1 if a limit is missed.
 
-    python benchmarks/engines_at_scale.py
-    python benchmarks/engines_at_scale.py --presets 9b --target sm89 --max-context 40000
+    python -m benchmarks.engines_at_scale
+    python -m benchmarks.engines_at_scale --presets 9b --target sm89 --max-context 40000
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-LIMITS = {"seconds": 120, "peak_rss_bytes": 4 * 2**30, "engine_bytes": 50 * 10**6}
+from benchmarks.commands import longllava
+
+LIMITS = {
+    "seconds": 120,
+    "peak_rss_bytes": 4 * 2**30,
+    "decoder_bytes": 50 * 10**6,
+    "engines_bytes": 100 * 10**6,
+}
 LAYERS = {"attention": 4, "mamba": 28}
 ROUTED = {"9b": 0, "53b": 16}
 """Layers with experts to choose from."""
@@ -26,17 +32,20 @@ ROUTED = {"9b": 0, "53b": 16}
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What building one engine took."""
+    """What building all engines of a model took."""
 
     seconds: float
-    """Of the stage: graph, parser, audit and builder."""
+    """Of all stages: graphs, parser, audits and builder."""
+    decoder_seconds: float
     peak_rss_bytes: int
     """Of the whole process, Python and TensorRT included."""
-    engine_bytes: int
-    num_layers: int
+    decoder_bytes: int
+    engines_bytes: int
+    """Of all engines."""
     num_weights: int
+    """That the decoder takes as inputs."""
     weight_bytes: int
-    """Of the weights that the engine will be given."""
+    """Of these."""
 
 
 def main() -> int:
@@ -66,40 +75,27 @@ def main() -> int:
 
 
 def measure(preset: str, folder: Path, options: tuple[str, ...]) -> tuple[Figures, list[str]]:
-    """Build one preset's decoder in a process of its own; returns what is wrong with it, too."""
+    """Build one preset in a process of its own; returns what is wrong with it, too."""
     checkpoint, bundle = folder / "checkpoint", folder / "bundle"
     longllava("synth", checkpoint, "--preset", preset, "--sparse")
-    longllava("export", checkpoint, bundle, "--stages", "decoder", "--dtype", "bfloat16")
-    arguments: tuple[str | Path, ...] = (bundle, "--stages", "decoder", *options)
+    longllava("export", checkpoint, bundle, "--dtype", "bfloat16")
     # once to have the plugins compiled
-    longllava("build", *arguments)
-    report, peak_rss_bytes = longllava("build", *arguments, "--force")
-    stage = report["stages"]["decoder"]
+    longllava("build", bundle, *options, "--stages", "projector")
+    report, peak_rss_bytes = longllava("build", bundle, *options, "--force")
+    stages = report["stages"]
+    stage = stages["decoder"]
     record = json.loads((Path(report["folder"]) / "engine.json").read_text(encoding="utf-8"))
     weights = record["stages"]["decoder"]["weights"]
     found = Figures(
-        seconds=stage["seconds"],
+        seconds=report["seconds"],
+        decoder_seconds=stage["seconds"],
         peak_rss_bytes=peak_rss_bytes,
-        engine_bytes=stage["nbytes"],
-        num_layers=stage["num_layers"],
+        decoder_bytes=stage["nbytes"],
+        engines_bytes=sum(each["nbytes"] for each in stages.values()),
         num_weights=stage["num_weights"],
         weight_bytes=sum(part["nbytes"] for weight in weights for part in weight["parts"]),
     )
     return found, list(_wrong(preset, stage))
-
-
-def longllava(verb: str, *arguments: str | Path) -> tuple[dict[str, Any], int]:
-    """Run a command; returns its JSON document, and the peak memory of its process and their children."""
-    command = [sys.executable, "-m", "longllava_trt", verb, *map(str, arguments), "--json", "-q"]
-    with tempfile.TemporaryFile("w+") as output:
-        stdout = (os.POSIX_SPAWN_DUP2, output.fileno(), 1)
-        pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=[stdout])
-        _, status, usage = os.wait4(pid, 0)
-        if code := os.waitstatus_to_exitcode(status):
-            sys.exit(f"error: '{' '.join(command)}' ended with exit status {code}")
-        output.seek(0)
-        document: dict[str, Any] = json.loads(output.read().splitlines()[-1])
-    return document, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def missed(found: Figures) -> list[str]:

@@ -2,21 +2,21 @@
 
 Prints a table and, as its last line, one JSON document. Exit status 1 if a limit is missed.
 
-    python benchmarks/export_at_scale.py
-    python benchmarks/export_at_scale.py --presets 9b --folder scratch
+    python -m benchmarks.export_at_scale
+    python -m benchmarks.export_at_scale --presets 9b --folder scratch
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+
+from benchmarks.commands import longllava
 
 PARAMETERS = {"9b": 9_615_177_600, "53b": 51_894_810_496}
 """Of the published models."""
@@ -74,20 +74,6 @@ def measure(preset: str, folder: Path) -> Figures:
         linked_bytes=report["linked_bytes"],
         parameters=longllava("inspect", checkpoint)[0]["parameters"]["total"],
     )
-
-
-def longllava(verb: str, *arguments: str | Path) -> tuple[dict[str, Any], int]:
-    """Run a command; returns its JSON document, and the peak memory of its process and their children."""
-    command = [sys.executable, "-m", "longllava_trt", verb, *map(str, arguments), "--json", "-q"]
-    with tempfile.TemporaryFile("w+") as output:
-        stdout = (os.POSIX_SPAWN_DUP2, output.fileno(), 1)
-        pid = os.posix_spawn(sys.executable, command, os.environ, file_actions=[stdout])
-        _, status, usage = os.wait4(pid, 0)
-        if code := os.waitstatus_to_exitcode(status):
-            sys.exit(f"error: '{' '.join(command)}' ended with exit status {code}")
-        output.seek(0)
-        document: dict[str, Any] = json.loads(output.read().splitlines()[-1])
-    return document, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def disk_bytes(folder: Path) -> int:

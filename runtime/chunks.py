@@ -17,7 +17,7 @@ from runtime.timings import Timings
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from runtime.decoder import Decoder, DecoderState
+    from runtime.backend import SequenceState, StepDecoder
 
 __all__ = ["ChunkFeeder", "ChunkPlan"]
 
@@ -39,9 +39,13 @@ class ChunkPlan:
     """Attention heads of one layer."""
     weight_bytes: int
     """Of the whole model."""
+    holds_scores: bool = True
+    """Whether attention holds its scores at all; if not, chunks stay as long as they are."""
 
     def size_at(self, past_len: int) -> int:
         """Return the length of a chunk after so many positions; it depends on nothing else."""
+        if not self.holds_scores:
+            return self.longest
         budget = max(_LEAST_BUDGET, self.weight_bytes // _SHARE_OF_WEIGHTS)
         context = past_len + self.longest
         return min(self.longest, max(budget // (_BYTES_PER_SCORE * self.num_heads * context), 1))
@@ -60,8 +64,8 @@ class ChunkFeeder:
 
     def __init__(
         self,
-        decoder: Decoder,
-        state: DecoderState,
+        decoder: StepDecoder,
+        state: SequenceState,
         *,
         plan: ChunkPlan,
         timings: Timings,

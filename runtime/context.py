@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from longllava_trt.errors import InputError
 from runtime.chunks import ChunkFeeder
-from runtime.decoder import DecoderState, StateMark
+from runtime.decoder import StateMark
 from runtime.ingest import Decoded
 from runtime.media import Exhibit, OnBroken, UserTurn
 from runtime.prompt import USER_ROLE
@@ -69,7 +69,7 @@ class Context:
         self.model = model
         self.checkpoint_every = checkpoint_every
         self.keep_checkpoints = keep_checkpoints
-        self.state = DecoderState.of_stage(model.manifest.stage("decoder").spec, capacity=_SLACK)
+        self.state = model.backend.new_state(capacity=_SLACK)
         self.images: list[ContextImage] = []
         self.said = ""
         self.pending = USER_ROLE
@@ -284,9 +284,10 @@ class Context:
         total = sum(map(len, exhibits))
         decoded = Meter(work.progress, "decode images", total=total, unit="images")
         encoded = Meter(work.progress, "encode images", total=total, unit="images")
-        yield from self.model.encoder.encode(
+        images = self.model.encoder.encode(
             exhibits, timings=work.timings, on_decoded=decoded.at, on_encoded=encoded.at
         )
+        yield from self.model.backend.beside(images)
         decoded.finish()
         encoded.finish()
 

@@ -12,14 +12,14 @@ from runtime.sampling import Sampler, SamplingParams
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from runtime.decoder import Decoder, DecoderState
+    from runtime.backend import SequenceState, StepDecoder
 
 __all__ = ["generate_tokens"]
 
 
 def generate_tokens(
-    decoder: Decoder,
-    state: DecoderState,
+    decoder: StepDecoder,
+    state: SequenceState,
     logits: NDArray[np.float32],
     *,
     embed: Callable[[int], NDArray[np.float32]],

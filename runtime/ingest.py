@@ -24,7 +24,7 @@ from runtime.timings import Timings
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from runtime.onnxrt import OnnxSession
+    from runtime.backend import StageSession
 
 __all__ = ["Decoded", "Encoder", "decode_ahead"]
 
@@ -107,8 +107,8 @@ class Encoder:
 
     def __init__(
         self,
-        vision: Callable[[], OnnxSession],
-        projector: Callable[[], OnnxSession],
+        vision: Callable[[], StageSession],
+        projector: Callable[[], StageSession],
         *,
         processor: ImageProcessorConfig,
         batch_size: int,

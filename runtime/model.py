@@ -16,13 +16,21 @@ from longllava_trt.errors import InputError, ManifestError
 from longllava_trt.logs import Progress
 from longllava_trt.manifest import Manifest
 from runtime.answer import Answer
+from runtime.backend import (
+    BACKENDS,
+    Backend,
+    BackendName,
+    OrtBackend,
+    StageSession,
+    StepDecoder,
+    TrtBackend,
+)
 from runtime.chunks import ChunkPlan
 from runtime.context import Context
-from runtime.decoder import Decoder
 from runtime.images import ImageSource
 from runtime.ingest import Encoder
 from runtime.media import MediaOptions
-from runtime.onnxrt import Kernels, OnnxSession
+from runtime.onnxrt import Kernels
 from runtime.pixels import load_processor_config
 from runtime.sampling import SamplingParams
 from runtime.session import Session
@@ -43,8 +51,10 @@ _CHECKPOINT_EVERY = 16
 class RunOptions:
     """How a bundle is run."""
 
+    backend: BackendName = "ort"
+    """`ort`, ONNX Runtime on the CPU; or `trt`, the bundle's TensorRT engines on the GPU at hand."""
     kernels: Kernels = "fast"
-    """`fast`, or `bodies` for plain ONNX Runtime with nothing registered."""
+    """Of ONNX Runtime: `fast`, or `bodies` for plain ONNX Runtime with nothing registered."""
     num_threads: int | None = None
     """Threads of one operator; by default one a core."""
     chunk_size: int = 512
@@ -55,6 +65,10 @@ class RunOptions:
     """Most positions of prompt and answer together; the model was trained up to this length."""
 
     def __post_init__(self) -> None:
+        if self.backend not in BACKENDS:
+            raise InputError(
+                f"run: backend must be one of {', '.join(BACKENDS)}, got '{self.backend}'"
+            )
         for name in ("chunk_size", "vision_batch", "max_context"):
             if getattr(self, name) < 1:
                 raise InputError(f"run: {name} must be at least 1, got {getattr(self, name)}")
@@ -70,6 +84,7 @@ class LongLLaVA:
         self.bundle = bundle
         self.manifest = manifest
         self.options = options
+        self.backend = _open_backend(bundle, manifest, options)
         self.tokenizer = ChatTokenizer(bundle)
         self.eos_token_id = _read_number(bundle / "generation_config.json", "eos_token_id")
         self.num_image_tokens = int(manifest.stage("projector").spec.outputs[0].shape[1])
@@ -77,6 +92,7 @@ class LongLLaVA:
             longest=options.chunk_size,
             num_heads=_read_number(bundle / "config.json", "num_attention_heads"),
             weight_bytes=sum(weight.nbytes for weight in manifest.weights.values()),
+            holds_scores=self.backend.holds_scores,
         )
 
     @classmethod
@@ -102,35 +118,25 @@ class LongLLaVA:
             )
         return cls(folder, manifest, options or RunOptions())
 
-    def load_stage(self, stage: str) -> OnnxSession:
-        """Load one stage with this model's options."""
-        return OnnxSession(
-            self.bundle,
-            self.manifest,
-            stage,
-            kernels=self.options.kernels,
-            num_threads=self.options.num_threads,
-        )
-
     @cached_property
-    def vision(self) -> OnnxSession:
+    def vision(self) -> StageSession:
         """The vision stage."""
-        return self.load_stage("vision")
+        return self.backend.load_stage("vision")
 
     @cached_property
-    def projector(self) -> OnnxSession:
+    def projector(self) -> StageSession:
         """The projector stage."""
-        return self.load_stage("projector")
+        return self.backend.load_stage("projector")
 
     @cached_property
-    def embed(self) -> OnnxSession:
+    def embed(self) -> StageSession:
         """The embed stage."""
-        return self.load_stage("embed")
+        return self.backend.load_stage("embed")
 
     @cached_property
-    def decoder(self) -> Decoder:
+    def decoder(self) -> StepDecoder:
         """The decoder stage."""
-        return Decoder(self.load_stage("decoder"))
+        return self.backend.load_decoder()
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -218,6 +224,12 @@ class LongLLaVA:
             on_text=on_text,
             progress=progress,
         )
+
+
+def _open_backend(bundle: Path, manifest: Manifest, options: RunOptions) -> Backend:
+    if options.backend == "trt":
+        return TrtBackend(bundle)
+    return OrtBackend(bundle, manifest, kernels=options.kernels, num_threads=options.num_threads)
 
 
 def _read_number(path: Path, key: str) -> int:

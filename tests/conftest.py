@@ -11,6 +11,8 @@ _ENVIRONMENT = {
     "NUMBA_CACHE_DIR": str(Path(__file__).parents[1] / ".cache" / "numba"),
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # Triton reads it whenever it decorates a kernel, its own library's included; 0 sends kernels to the GPU
+    "TRITON_INTERPRET": "1",
 }
 for name, value in _ENVIRONMENT.items():
     os.environ.setdefault(name, value)

@@ -162,11 +162,17 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Add how the bundle is run."""
     engine = parser.add_argument_group("how it runs")
     engine.add_argument(
+        "--backend",
+        choices=("ort", "trt"),
+        default="ort",
+        help="ort: ONNX Runtime on the CPU; trt: the engines that 'build' made, on the GPU at hand (default: %(default)s)",
+    )
+    engine.add_argument(
         "--kernels",
         choices=KERNELS,
         default="fast",
-        help="fast: this project's CPU kernels; bodies: plain ONNX Runtime, slower, with nothing of ours registered "
-        "(default: %(default)s)",
+        help="of ort; fast: this project's CPU kernels; bodies: plain ONNX Runtime, slower, with nothing of ours "
+        "registered (default: %(default)s)",
     )
     engine.add_argument(
         "--chunk",
@@ -240,6 +246,7 @@ def chosen_run_options(args: argparse.Namespace) -> RunOptions:
     from runtime.model import RunOptions
 
     return RunOptions(
+        backend=args.backend,
         kernels=args.kernels,
         num_threads=args.threads,
         chunk_size=args.chunk,

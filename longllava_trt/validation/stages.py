@@ -28,7 +28,7 @@ from longllava_trt.parity import (
 from longllava_trt.validation.subject import Subject, array_of, state_arrays
 from reference.cache import empty_cache
 from reference.model import LongLLaVA
-from runtime.decoder import Decoder
+from runtime.backend import StepDecoder
 from runtime.model import LongLLaVA as RuntimeLongLLaVA
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ class DecoderRun:
     state: dict[str, NDArray[Any]]
 
 
-def run_decoder(case: StageCase, decoder: Decoder) -> dict[str, DecoderRun]:
+def run_decoder(case: StageCase, decoder: StepDecoder) -> dict[str, DecoderRun]:
     """Feed the prompt in each of the case's ways."""
     runs = {}
     for name, lengths in case.splits.items():

@@ -102,8 +102,9 @@ def _launch(tensors: dict[str, Tensor], shape: MoeShape, *, tiles: dict[str, Til
 
 
 def _empty(like: Tensor, shape: tuple[int, ...], dtype: str) -> Tensor:
-    buffer = like.new_empty(shape)
-    return {"T": buffer, "float32": buffer.float(), "int32": buffer.int()}[dtype]
+    none = like.new_empty(0)
+    kinds = {"T": none, "float32": none.float(), "int32": none.int()}
+    return like.new_empty(shape, dtype=kinds[dtype].dtype)
 
 
 def _check(inputs: dict[str, Tensor | None], *, top_k: int) -> MoeShape:

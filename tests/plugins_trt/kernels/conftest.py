@@ -14,8 +14,6 @@ import pytest
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
-# Triton reads this when it decorates a kernel, its own library's included
-os.environ.setdefault("TRITON_INTERPRET", "1")
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton decorates anything
-
 from collections.abc import Callable
 from typing import Any
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton decorates anything
-
 import math
+import os
 
 import numpy as np
 import pytest

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-
-os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton decorates anything
-
 import subprocess
 import sys
 from pathlib import Path

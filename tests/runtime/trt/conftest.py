@@ -188,8 +188,18 @@ class FakeEngine:
     def get_device_memory_size_for_profile_v2(self, place: int) -> int:
         return 64 * (1 + place)
 
-    def create_execution_context(self, strategy: str) -> FakeContext:
-        assert strategy == "user-managed"
+    def create_runtime_config(self) -> Any:
+        config = SimpleNamespace(strategy="", dynamic_shapes_kernel_specialization_strategy="lazy")
+
+        def choose(strategy: str) -> None:
+            config.strategy = strategy
+
+        config.set_execution_context_allocation_strategy = choose
+        return config
+
+    def create_execution_context(self, config: Any) -> FakeContext:
+        assert config.strategy == "user-managed"
+        assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
         return FakeContext(self)
 
     def compute(self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
@@ -357,5 +367,6 @@ def fake_tensorrt(fake_runtime: FakeRuntime) -> TensorRT:
         Runtime=Runtime,
         get_plugin_registry=Registry,
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user-managed"),
+        DynamicShapesKernelSpecializationStrategy=SimpleNamespace(EAGER="eager"),
     )
     return TensorRT(flavour="tensorrt-rtx", version="1.2.3", module=module)

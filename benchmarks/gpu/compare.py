@@ -1,0 +1,43 @@
+"""One implementation's row: its error, its time, and both beside the twin's and the roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.gpu.lane import Lane
+from benchmarks.gpu.oracles import relative_rms
+from benchmarks.gpu.roofline import Work
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["SINGLE", "attempt", "errors", "share"]
+
+SINGLE = 2e-6
+"""Relative error of float32 arithmetic; what comes out in fewer bits is compared with the twin's rounding."""
+
+
+def errors(
+    results: Sequence[Tensor], twins: Sequence[Tensor], expected: Sequence[Tensor]
+) -> dict[str, Any]:
+    """Return the largest errors against float64, and whether ours is within twice the twin's."""
+    own = [relative_rms(a, e) for a, e in zip(results, expected, strict=True)]
+    plain = [relative_rms(a, e) for a, e in zip(twins, expected, strict=True)]
+    ok = all(a <= max(SINGLE, 2 * b) for a, b in zip(own, plain, strict=True))
+    return {"ok": ok, "error": max(own), "twin_error": max(plain)}
+
+
+def share(work: Work, ms: float, lane: Lane) -> dict[str, Any]:
+    """Return a time beside the least one."""
+    floor, bound = work.floor(lane.ceilings)
+    return {"ms": ms, "roofline_ms": floor, "bound": bound, "share": floor / ms}
+
+
+def attempt(case: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return a row, of the reason if there is nothing else to say; a failed case must not cost the next ones."""
+    try:
+        return {"case": case, **measure()}
+    except Exception as err:  # noqa: BLE001 - out of memory, a refused shape, a compiler's failure: all are results
+        reason = str(err).strip().splitlines() or [""]
+        return {"case": case, "ok": False, "failure": f"{type(err).__name__}: {reason[0][:300]}"}

@@ -1,0 +1,71 @@
+"""What every step is given: where to look for things, on what to run, and the ceilings measured before."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.roofline import Ceilings
+
+__all__ = ["ROWS_FILE", "Lane", "read_rows"]
+
+ROWS_FILE = "rows.jsonl"
+"""In the results' folder: every row as it came, so that nothing is lost however a run ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lane:
+    """One run of the lane."""
+
+    out: Path
+    is_dry: bool = False
+    """Tiny sizes on the CPU: runs every line, measures nothing."""
+    library: Path | None = None
+    """liblongllava_plugins.so for this card."""
+    wheels: Path | None = None
+    """Folder of TensorRT-RTX's wheels."""
+    bundle: Path | None = None
+    """A bundle with weights and engines."""
+    scale: Path | None = None
+    """Folder of folders of engines of full-size decoders, which get random weights."""
+    mamba: Path | None = None
+    """Unpacked source of mamba-ssm."""
+
+    @property
+    def device(self) -> str:
+        """Where tensors go, in PyTorch's words."""
+        return "cpu" if self.is_dry else "cuda"
+
+    @cached_property
+    def ceilings(self) -> Ceilings:
+        """The rates that step `card` measured in this run, else measured now."""
+        found = [row for row in read_rows(self.out) if row["step"] == "card"]
+        rates = {row["case"]: row["per_s"] for row in found if "per_s" in row}
+        if not rates:
+            from benchmarks.gpu.card import measure_ceilings
+
+            rates = {row["case"]: row["per_s"] for row in measure_ceilings(self)}
+        return Ceilings(rates["copied bytes"], rates["bf16 GEMM flops"], rates["exponentials"])
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `Lane.from_json` reads."""
+        return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, text: str) -> Lane:
+        """Read what `to_json` wrote."""
+        raw: dict[str, Any] = json.loads(text)
+        held: dict[str, Any] = {k: Path(v) if isinstance(v, str) else v for k, v in raw.items()}
+        return cls(**held)
+
+
+def read_rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows written so far; a last line that was cut off is left out."""
+    path = folder / ROWS_FILE
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,97 @@
+"""mamba-ssm's own CUDA selective scan, compiled from its unpacked source, on the inputs that ours gets.
+
+Its forward files alone are compiled, for this card; its backward, which its bindings name, is stood in for. Its layout
+is channels before time, and it takes float32 weights and begins from a state of zeros.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.gpu.compare import attempt, share
+from benchmarks.gpu.inputs import scan_inputs
+from benchmarks.gpu.lane import Lane
+from benchmarks.gpu.oracles import relative_rms, scan_oracle
+from benchmarks.gpu.roofline import scan_work
+from benchmarks.gpu.scan import D_STATE, scan_sizes
+from benchmarks.gpu.timing import time_ms
+
+__all__ = ["mamba"]
+
+_STAND_IN = """
+#include <torch/extension.h>
+#include <cuda_runtime.h>
+#include "selective_scan.h"
+
+template <typename Input, typename Weight>
+void selective_scan_bwd_cuda(SSMParamsBwd&, cudaStream_t) { TORCH_CHECK(false, "forward only"); }
+
+#define BOTH(Input) \\
+    template void selective_scan_bwd_cuda<Input, float>(SSMParamsBwd&, cudaStream_t); \\
+    template void selective_scan_bwd_cuda<Input, c10::complex<float>>(SSMParamsBwd&, cudaStream_t);
+BOTH(at::Half)
+BOTH(at::BFloat16)
+BOTH(float)
+"""
+
+
+def mamba(lane: Lane) -> Iterator[dict[str, Any]]:
+    """Yield a row a length."""
+    if lane.mamba is None or lane.is_dry:
+        yield {"case": "not run: name the unpacked source with --mamba"}
+        return
+    kernels = _compile(lane.mamba)
+    lengths, d_inner = scan_sizes(lane)
+    for seq_len in lengths:
+        yield attempt(f"L {seq_len}", lambda n=seq_len: _row(kernels, lane, n, d_inner))  # type: ignore[misc]
+
+
+def _compile(source: Path) -> Any:
+    import torch
+    from torch.utils import cpp_extension
+
+    major, minor = torch.cuda.get_device_capability()
+    folder = next(source.rglob("selective_scan.cpp")).parent
+    stand_in = Path(tempfile.mkdtemp(prefix="mamba-")) / "stand_in.cpp"
+    stand_in.write_text(_STAND_IN, encoding="utf-8")
+    files = [folder / f"selective_scan_fwd_{dtype}.cu" for dtype in ("bf16", "fp16", "fp32")]
+    return cpp_extension.load(
+        "selective_scan_forward",
+        [str(file) for file in (folder / "selective_scan.cpp", *files, stand_in)],
+        extra_include_paths=[str(folder)],
+        extra_cuda_cflags=[
+            "-O3",
+            "--use_fast_math",
+            "--expt-relaxed-constexpr",
+            "--expt-extended-lambda",
+            "-U__CUDA_NO_HALF_OPERATORS__",
+            "-U__CUDA_NO_HALF_CONVERSIONS__",
+            "-U__CUDA_NO_BFLOAT16_OPERATORS__",
+            "-U__CUDA_NO_BFLOAT16_CONVERSIONS__",
+            f"-gencode=arch=compute_{major}{minor},code=sm_{major}{minor}",
+        ],
+        build_directory=str(stand_in.parent),
+        verbose=True,
+    )
+
+
+def _row(kernels: Any, lane: Lane, seq_len: int, d_inner: int) -> dict[str, Any]:
+    import torch
+
+    tensors = scan_inputs(seq_len, d_inner, D_STATE, dtype=torch.bfloat16, device=lane.device)
+    tensors["state"].zero_()
+    u, dt, z, b, c = (
+        tensors[name].transpose(1, 2).contiguous() for name in ("u", "dt", "z", "B", "C")
+    )
+    A, D = -tensors["A_log"].float().exp(), tensors["D"].float()
+    bias = tensors["dt_bias"].float()
+
+    def call(_: int) -> Any:
+        return kernels.fwd(u, dt, A, b[:, None], c[:, None], D, z, bias, True)
+
+    error = relative_rms(call(0)[2].transpose(1, 2), scan_oracle(tensors)[0])
+    work = scan_work(seq_len, d_inner, D_STATE, itemsize=2)
+    return {"error": error, **share(work, time_ms(call, device=lane.device), lane)}

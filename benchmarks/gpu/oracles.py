@@ -1,0 +1,87 @@
+"""The operators once more, in float64: what every implementation is compared with.
+
+Written from `plugins_trt.spec` alone, not from the kernels or their twins.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["conv_oracle", "moe_oracle", "relative_rms", "scan_oracle", "widened"]
+
+
+def relative_rms(actual: Tensor, expected: Tensor) -> float:
+    """Return the RMS of the error over that of the expectation; infinite where a number is not finite."""
+    error = (actual.double() - expected).square().sum().sqrt() / expected.square().sum().sqrt()
+    value = float(error)
+    return value if math.isfinite(value) else math.inf
+
+
+def scan_oracle(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Step through time. Returns y and the last state."""
+    import torch
+
+    t = {name: tensor.double() for name, tensor in tensors.items()}
+    delta = torch.nn.functional.softplus(t["dt"] + t["dt_bias"], threshold=50)
+    A, h = -t["A_log"].exp(), t["state"].clone()
+    y = torch.empty_like(t["u"])
+    for i in range(y.shape[1]):
+        h *= torch.exp(delta[:, i, :, None] * A)
+        h += (delta[:, i] * t["u"][:, i])[..., None] * t["B"][:, i, None]
+        y[:, i] = torch.einsum("bdn,bn->bd", h, t["C"][:, i])
+    return (y + t["D"] * t["u"]) * torch.nn.functional.silu(t["z"]), h
+
+
+def conv_oracle(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Convolve with PyTorch's own convolution. Returns the output and the present state."""
+    import torch
+
+    t = {name: tensor.double() for name, tensor in tensors.items()}
+    extended = torch.cat([t["past_state"], t["input"]], dim=2)
+    total = torch.nn.functional.conv1d(
+        extended, t["weight"], t["bias"], groups=t["weight"].shape[0]
+    )
+    return torch.nn.functional.silu(total), extended[:, :, t["input"].shape[2] :]
+
+
+def moe_oracle(tensors: dict[str, Tensor], *, top_k: int) -> Tensor:
+    """Visit expert after expert, each widened when its turn comes."""
+    import torch
+
+    x, weights = tensors["x"].double(), tensors["router_logits"].double().softmax(-1)
+    chosen = torch.zeros_like(weights, dtype=torch.bool)
+    chosen.scatter_(1, weights.topk(top_k, dim=-1).indices, value=True)
+    y = torch.zeros_like(x)
+    for expert in range(weights.shape[1]):
+        tokens = chosen[:, expert].nonzero().flatten()
+        if not len(tokens):
+            continue
+        gate_up, down = (
+            widened(tensors[name][expert], _of(tensors.get(f"{name}_scales"), expert))
+            for name in ("gate_up", "down")
+        )
+        gate, up = (x[tokens] @ gate_up.T).chunk(2, dim=-1)
+        out = (torch.nn.functional.silu(gate) * up) @ down.T
+        y[tokens] += weights[tokens, expert, None] * out
+    return y
+
+
+def widened(weights: Tensor, scales: Tensor | None) -> Tensor:
+    """Return one expert's matrix in float64. [rows, columns]."""
+    import torch
+
+    if scales is None:
+        return weights.double()
+    if scales.ndim == 1:
+        return weights.double() * scales.double()[:, None]
+    codes = torch.stack([weights & 15, weights >> 4], dim=-1).flatten(-2).double() - 8
+    columns = torch.arange(codes.shape[1], device=codes.device) // 128
+    return codes * scales.double()[:, columns]
+
+
+def _of(scales: Tensor | None, expert: int) -> Tensor | None:
+    return None if scales is None else scales[expert]

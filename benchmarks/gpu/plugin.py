@@ -1,0 +1,135 @@
+"""The plugins' host code: grids, arguments and workspaces that C++ works out, with real kernels on a real card.
+
+Each operator runs through the library's C interface and is compared with float64 and with the Triton launcher. Outputs
+and workspace begin full of NaN, and the bytes behind the workspace must stay as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from benchmarks.gpu.compare import attempt, errors, share
+from benchmarks.gpu.inputs import FORMATS, conv_inputs, moe_inputs, scan_inputs
+from benchmarks.gpu.lane import Lane
+from benchmarks.gpu.moe_sizes import TOP_K, make_moe, work_of
+from benchmarks.gpu.oracles import conv_oracle, moe_oracle, scan_oracle
+from benchmarks.gpu.plugin_library import PluginLibrary
+from benchmarks.gpu.roofline import Work, conv_work, scan_work
+from benchmarks.gpu.timing import time_ms
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["plugin"]
+
+_GUARD, _GUARD_BYTES = 0xA5, 4096
+_CONV = "activation=silu"
+Call = tuple[str, dict[str, Any], tuple["Tensor", ...], tuple["Tensor", ...], Work]
+"""Attributes, inputs, the Triton launcher's outputs, float64's, and the least work."""
+
+
+def plugin(lane: Lane) -> Iterator[dict[str, Any]]:
+    """Yield a row an operator, size and format."""
+    if lane.library is None:
+        yield {"case": "not run: name the library with --library"}
+        return
+    library = PluginLibrary(lane.library)
+    yield {"case": "library", "value": library.version}
+    if lane.is_dry:
+        yield from _workspaces(library)
+        return
+    for op_type, case, make in _calls(lane):
+        yield attempt(
+            f"{op_type}, {case}",
+            lambda o=op_type, m=make: _row(library, o, m(), lane),  # type: ignore[misc]
+        )
+
+
+def _workspaces(library: PluginLibrary) -> Iterator[dict[str, Any]]:
+    """Ask for what needs no driver: every operator and format is known, and its attributes are understood."""
+    import torch
+
+    options: dict[str, Any] = {"dtype": torch.bfloat16, "device": "meta"}
+    asked = {
+        ("SelectiveScan", ""): scan_inputs(4096, 8192, 16, **options),
+        ("CausalConvWithState", _CONV): conv_inputs(4096, 8192, 4, channels_last=False, **options),
+    }
+    for weights in FORMATS:
+        experts = moe_inputs(4096, 4096, 14336, num_experts=16, weights=weights, **options)
+        asked["SparseMoE", _moe_attributes(weights)] = experts
+    for (op_type, attributes), tensors in asked.items():
+        found = library.workspace_bytes(op_type, attributes, list(tensors.values()))
+        yield {"case": f"{op_type} {attributes}", "workspace_bytes": found}
+
+
+def _moe_attributes(weights: str) -> str:
+    return f"top_k={TOP_K} weight_format={'none' if weights == 'bf16' else weights}"
+
+
+def _calls(lane: Lane) -> Iterator[tuple[str, str, Callable[[], Call]]]:
+    for n in (1, 64, 4096):
+        yield "SelectiveScan", f"L {n}", lambda n=n: _scan(lane, n)  # type: ignore[misc]
+        yield "CausalConvWithState", f"L {n}", lambda n=n: _conv(lane, n)  # type: ignore[misc]
+        for weights in FORMATS:
+            case = f"{weights}, {n} tokens"
+            yield "SparseMoE", case, lambda n=n, w=weights: _moe(lane, n, w)  # type: ignore[misc]
+
+
+def _scan(lane: Lane, seq_len: int) -> Call:
+    import torch
+
+    from plugins_trt.kernels.selective_scan import selective_scan
+
+    tensors = scan_inputs(seq_len, 8192, 16, dtype=torch.bfloat16, device=lane.device)
+    work = scan_work(seq_len, 8192, 16, itemsize=2)
+    return "", tensors, selective_scan(**tensors), scan_oracle(tensors), work
+
+
+def _conv(lane: Lane, seq_len: int) -> Call:
+    import torch
+
+    from plugins_trt.kernels.causal_conv import causal_conv
+
+    tensors = conv_inputs(
+        seq_len, 8192, 4, dtype=torch.bfloat16, device=lane.device, channels_last=False
+    )
+    work = conv_work(seq_len, 8192, 4, itemsize=2)
+    return _CONV, tensors, causal_conv(**tensors), conv_oracle(tensors), work
+
+
+def _moe(lane: Lane, num_tokens: int, weights: str) -> Call:
+    from plugins_trt.kernels.sparse_moe import sparse_moe
+
+    tensors = make_moe(lane, num_tokens, weights)
+    kernels = (sparse_moe(**tensors, top_k=TOP_K),)
+    attributes = _moe_attributes(weights)
+    return (
+        attributes,
+        tensors,
+        kernels,
+        (moe_oracle(tensors, top_k=TOP_K),),
+        work_of(tensors, weights),
+    )
+
+
+def _row(library: PluginLibrary, op_type: str, call: Call, lane: Lane) -> dict[str, Any]:
+    import torch
+
+    attributes, tensors, kernels, expected, work = call
+    inputs = [t.contiguous() for t in tensors.values()]
+    outputs = [torch.full_like(t, torch.nan) for t in kernels]
+    nbytes = library.workspace_bytes(op_type, attributes, inputs)
+    # all ones are NaN in every float, and -1 in an integer
+    space = torch.full((nbytes + _GUARD_BYTES,), 255, dtype=torch.uint8, device=lane.device)
+    space[nbytes:] = _GUARD
+
+    def enqueue(_: int = 0) -> None:
+        library.enqueue(op_type, attributes, inputs, outputs=outputs, workspace=space)
+
+    enqueue()
+    torch.cuda.synchronize()
+    row = errors(outputs, kernels, expected)
+    row["ok"] = row["ok"] and bool((space[nbytes:] == _GUARD).all())
+    row |= share(work, time_ms(enqueue, device=lane.device), lane)
+    return row | {"workspace_bytes": nbytes}

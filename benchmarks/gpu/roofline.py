@@ -1,0 +1,90 @@
+"""What an operator must do at the least, and how long that takes at the rates that the card reached.
+
+Every byte is counted once: inputs read, outputs written. What a kernel moves or computes beyond that counts against
+it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Ceilings", "Work", "conv_work", "moe_work", "scan_work"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ceilings:
+    """Rates that were measured on the card at hand."""
+
+    bytes_per_s: float
+    """Of a large copy, bytes read and bytes written together."""
+    flops_per_s: float
+    """Of a large bfloat16 matrix product."""
+    exps_per_s: float
+    """Exponentials of registers."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The least that a call must do."""
+
+    bytes_: float
+    flops: float = 0.0
+    """Of matrix products alone."""
+    exps: float = 0.0
+
+    def floor(self, ceilings: Ceilings) -> tuple[float, str]:
+        """Return the least time in ms, and what sets it."""
+        times = {
+            "bytes": self.bytes_ / ceilings.bytes_per_s,
+            "flops": self.flops / ceilings.flops_per_s,
+            "exponentials": self.exps / ceilings.exps_per_s,
+        }
+        bound = max(times, key=lambda name: times[name])
+        return 1e3 * times[bound], bound
+
+
+def scan_work(seq_len: int, d_inner: int, d_state: int, *, itemsize: int) -> Work:
+    """Return the work of one sequence's SelectiveScan."""
+    rows = 4 * d_inner + 2 * d_state  # u, dt, z and y; B and C
+    weights = d_inner * (d_state + 2)
+    states = 2 * d_inner * d_state * 4
+    # a decay for each state; softplus and SiLU one each
+    exps = seq_len * d_inner * (d_state + 2)
+    return Work(itemsize * (seq_len * rows + weights) + states, exps=exps)
+
+
+def conv_work(seq_len: int, d_inner: int, d_conv: int, *, itemsize: int) -> Work:
+    """Return the work of one sequence's CausalConvWithState."""
+    weights = d_inner * (d_conv + 1)
+    states = 2 * d_inner * (d_conv - 1)
+    return Work(itemsize * (2 * seq_len * d_inner + weights + states), exps=seq_len * d_inner)
+
+
+def moe_work(
+    num_tokens: int,
+    hidden: int,
+    intermediate: int,
+    *,
+    num_experts: int,
+    top_k: int,
+    touched: int,
+    weight_bits: int,
+    itemsize: int,
+) -> Work:
+    """Return the work of one SparseMoE.
+
+    Args:
+        num_tokens: Rows.
+        hidden: Columns.
+        intermediate: Columns inside an expert.
+        num_experts: Experts to choose from.
+        top_k: Experts of one token.
+        touched: Experts that at least one token goes to.
+        weight_bits: Of one weight.
+        itemsize: Bytes of one activation.
+    """
+    weights = 3 * hidden * intermediate
+    scales = {16: 0, 32: 0, 8: 2 * intermediate + hidden, 4: weights // 128}[weight_bits]
+    bytes_ = touched * (weights * weight_bits / 8 + 4 * scales)
+    bytes_ += itemsize * num_tokens * (2 * hidden + num_experts)
+    return Work(bytes_, flops=2 * num_tokens * top_k * weights)

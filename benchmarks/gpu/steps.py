@@ -1,0 +1,61 @@
+"""The steps of the GPU lane, most important first: what each measures, where its code is, how long it may take."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from benchmarks.gpu.lane import Lane
+
+__all__ = ["STEPS", "Row", "Step", "load"]
+
+Row = dict[str, Any]
+"""One line of a step's table: `case` first, then figures; flat, and plain JSON."""
+
+
+class Measure(Protocol):
+    """A step's function."""
+
+    def __call__(self, lane: Lane) -> Iterator[Row]:
+        """Yield rows, each as soon as it is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One process of its own, so that its crash or hang costs nothing else."""
+
+    name: str
+    place: str
+    """`module:function` below this folder."""
+    seconds: int
+    """Longest it may take."""
+    about: str
+
+
+STEPS = (
+    Step("card", "card:card", 60, "The card, versions, and the three ceilings"),
+    Step("scan", "scan:scan", 90, "SelectiveScan against float64, its twin and its roofline"),
+    Step("moe", "moe:moe", 150, "SparseMoE against float64, its twin and its roofline"),
+    Step("conv", "conv:conv", 45, "CausalConvWithState, likewise"),
+    Step("plugin", "plugin:plugin", 60, "The plugin library's host code, through its C interface"),
+    Step("engine-sm80", "rtx:sm80", 60, "Does an engine made for SM80 run here?"),
+    Step("engine-default", "rtx:default", 60, "Does an engine made for no GPU in particular?"),
+    Step("engine-current", "rtx:current", 60, "Does an engine made for the GPU at hand?"),
+    Step("tests", "kernel_tests:kernel_tests", 240, "The kernels' own tests, on the GPU"),
+    Step("stages", "stages:stages", 150, "The bundle's engines, through the runtime's sessions"),
+    Step("scale", "scale:scale", 300, "Decoders of the published sizes with random weights"),
+    Step("tune-scan", "tuning:tune_scan", 150, "Scan: chunks, channels and warps of a program"),
+    Step("tune-moe", "tuning:tune_moe", 240, "Experts: tiles by number of tokens"),
+    Step("peers", "peers:peers", 150, "PyTorch: eager, compiled, and its own attention"),
+    Step("gpu-tests", "kernel_tests:gpu_tests", 150, "Tests marked gpu"),
+    Step("mamba", "mamba:mamba", 400, "mamba-ssm's own CUDA scan, compiled from its source"),
+)
+
+
+def load(step: Step) -> Measure:
+    """Import a step's function, and with it what it needs."""
+    module, _, function = step.place.partition(":")
+    found = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)
+    return cast("Measure", found)

@@ -1,0 +1,218 @@
+"""The GPU lane on a CPU: every step's code runs on tiny sizes, and however a step ends, its rows are kept."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.gpu import run
+from benchmarks.gpu.lane import ROWS_FILE, Lane, read_rows
+from benchmarks.gpu.oracles import conv_oracle, moe_oracle, relative_rms, scan_oracle
+from benchmarks.gpu.report import markdown
+from benchmarks.gpu.roofline import Ceilings, conv_work, moe_work, scan_work
+from benchmarks.gpu.steps import STEPS, Step, load
+from benchmarks.gpu.wheels import use_wheels
+
+ROOT = Path(__file__).parents[2]
+TRITON = importlib.util.find_spec("triton") is not None
+
+
+def lane(tmp_path: Path) -> Lane:
+    return Lane(out=tmp_path, is_dry=True)
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
+def test_every_step_can_be_imported(step: Step) -> None:
+    if not TRITON:
+        pytest.skip("Triton is not installed: longllava-trt[plugins]")
+    assert callable(load(step))
+    assert step.seconds <= 400
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not TRITON, reason="Triton is not installed: longllava-trt[plugins]")
+def test_a_dry_run_leaves_right_numbers_in_every_row(tmp_path: Path) -> None:
+    names = [
+        "card",
+        "scan",
+        "conv",
+        "moe",
+        "plugin",
+        "tune-scan",
+        "tune-moe",
+        "peers",
+        "stages",
+        "scale",
+    ]
+    code = run.main(["--out", str(tmp_path), "--dry-run", "--only", *names])
+    document = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert list(document["steps"]) == [step.name for step in STEPS if step.name in names]
+    for name, step in document["steps"].items():
+        assert step["status"] == "done", (name, step["log"])
+        assert step["rows"], name
+        assert [row for row in step["rows"] if row.get("ok") is False] == []
+    errors = [row["error"] for name in ("scan", "moe", "conv") for row in rows_of(document, name)]
+    assert len(errors) == 2 + 6 + 4
+    assert max(errors) < 2e-6
+    assert code == 0
+    assert "| L 5 channels last | ✓ |" in (tmp_path / "results.md").read_text(encoding="utf-8")
+
+
+def rows_of(document: Any, name: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = document["steps"][name]["rows"]
+    return found
+
+
+CHILD = """
+import os, sys, time
+from pathlib import Path
+rows = Path(sys.argv[1]) / "rows.jsonl"
+with rows.open("a") as file:
+    file.write('{"step": "card", "case": "before"}\\n')
+{end}
+"""
+ENDINGS = {
+    "raises": ("raise RuntimeError('no luck')", "failed"),
+    "crashes": ("import signal; os.kill(os.getpid(), signal.SIGSEGV)", "crashed: signal SIGSEGV"),
+    "hangs": ("time.sleep(60)", "cut off: time limit"),
+    "ends": ("", "done"),
+}
+
+
+@pytest.mark.parametrize(("end", "status"), ENDINGS.values(), ids=ENDINGS)
+def test_rows_survive_however_a_step_ends(end: str, status: str, tmp_path: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD.replace("{end}", end), str(tmp_path)],
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    document = {"date": "", "command": "", "steps": {"card": {"about": "", "status": "running"}}}
+    results = run.Results(lane(tmp_path), document)
+    found = run.wait_for(child, results, until=time.monotonic() + 3)
+    run.end(child)
+    results.write()
+    assert found == status
+    assert child.poll() is not None
+    written = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert written["steps"]["card"]["rows"] == [{"case": "before"}]
+
+
+def test_a_spent_budget_begins_nothing(tmp_path: Path) -> None:
+    code = run.main(["--out", str(tmp_path), "--dry-run", "--budget", "1", "--only", "card"])
+    step = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["steps"]["card"]
+    assert step["status"] == "not begun: the budget is spent"
+    assert code == 1
+
+
+def test_a_run_that_is_ended_leaves_what_it_had(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "benchmarks.gpu.run", "--out", str(tmp_path), "--dry-run"]
+    running = subprocess.Popen([*command, "--only", "card"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 30
+    while not read_rows(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    running.send_signal(signal.SIGTERM)
+    assert running.wait(timeout=10) == 143
+    document = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert rows_of(document, "card")[0]["case"] == "python"
+
+
+def test_a_row_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / ROWS_FILE).write_text('{"step": "scan", "case": 1}\n{"step": "sc')
+    assert read_rows(tmp_path) == [{"step": "scan", "case": 1}]
+
+
+def test_a_lane_is_passed_on_whole(tmp_path: Path) -> None:
+    given = Lane(out=tmp_path, is_dry=True, wheels=tmp_path / "w")
+    assert Lane.from_json(json.dumps(given.to_json())) == given
+
+
+def test_rooflines_are_what_paper_says() -> None:
+    ceilings = Ceilings(bytes_per_s=2e12, flops_per_s=300e12, exps_per_s=2e12)
+    floor, bound = scan_work(4096, 8192, 16, itemsize=2).floor(ceilings)
+    assert (bound, round(floor, 3)) == ("exponentials", round(4096 * 8192 * 18 / 2e9, 3))
+    prefill = moe_work(
+        4096,
+        4096,
+        14336,
+        num_experts=16,
+        top_k=2,
+        touched=16,
+        weight_bits=16,
+        itemsize=2,
+    )
+    assert prefill.floor(ceilings)[1] == "flops"
+    assert prefill.flops == 4096 * 2 * 2 * 3 * 4096 * 14336
+    decode = [
+        moe_work(
+            1, 4096, 14336, num_experts=16, top_k=2, touched=2, weight_bits=bits, itemsize=2
+        ).bytes_
+        for bits in (16, 8, 4)
+    ]
+    # two experts of 176.2 million weights, their scales beside them
+    assert [round(b / 1e6) for b in decode] == [705, 353, 187]
+    conv = conv_work(4096, 8192, 4, itemsize=2)
+    assert round(conv.bytes_ / 1e6) == 134
+
+
+def test_oracles_agree_with_the_twins() -> None:
+    from benchmarks.gpu.inputs import conv_inputs, moe_inputs, scan_inputs
+    from plugins_trt.kernels.naive import naive_causal_conv, naive_selective_scan
+    from plugins_trt.kernels.sparse_moe_naive import naive_sparse_moe
+
+    torch.manual_seed(0)
+    options: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    scan = scan_inputs(9, 7, 16, **options)
+    for actual, expected in zip(naive_selective_scan(**scan), scan_oracle(scan), strict=True):
+        assert relative_rms(actual, expected) < 2e-6
+    conv = conv_inputs(9, 7, 4, channels_last=True, **options)
+    for actual, expected in zip(naive_causal_conv(**conv), conv_oracle(conv), strict=True):
+        assert relative_rms(actual, expected) < 2e-6
+    for weights in ("bf16", "int8", "int4"):
+        moe = moe_inputs(9, 256, 32, num_experts=4, weights=weights, **options)
+        actual = naive_sparse_moe(**moe, top_k=2)
+        assert relative_rms(actual, moe_oracle(moe, top_k=2)) < 2e-6
+        assert 0.05 < float(actual.std()) < 5, "products keep about the size of x"
+        assert relative_rms(actual * 1.01, moe_oracle(moe, top_k=2)) > 5e-3
+
+
+def test_what_is_not_finite_is_infinitely_wrong() -> None:
+    one = torch.ones(3, dtype=torch.float64)
+    assert relative_rms(one * math.nan, one) == math.inf
+
+
+def test_a_table_has_every_column() -> None:
+    rows = [{"case": "a", "ok": True}, {"case": "b|c", "ms": 1234.5}]
+    document = {
+        "date": "today",
+        "command": "x",
+        "steps": {"scan": {"about": "?", "status": "done", "rows": rows}},
+    }
+    assert "| b\\|c |  | 1,234 |" in markdown(document)
+
+
+def test_wheels_are_unpacked_and_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import tarfile
+    import zipfile
+
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with zipfile.ZipFile(tmp_path / "a-1-py3-none-any.whl", "w") as archive:
+        archive.writestr("lane_probe_a/__init__.py", "x = 1")
+    source = tmp_path / "b-1" / "lane_probe_b"
+    source.mkdir(parents=True)
+    (source / "__init__.py").write_text("x = 2")
+    (tmp_path / "b-1" / "setup.py").write_text("")
+    with tarfile.open(tmp_path / "b-1.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "b-1", "b-1")
+    site = use_wheels(tmp_path)
+    assert {path.name for path in site.iterdir()} == {"lane_probe_a", "lane_probe_b"}
+    assert importlib.import_module("lane_probe_b").x == 2
