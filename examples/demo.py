@@ -1,7 +1,7 @@
-"""The whole path in a minute: make a small model, export it, show it photographs, prove that it computes right.
+"""The whole path in two minutes: export a small trained model, let it answer, prove that it computes right, build engines.
 
-Every step is a `longllava-trt` command, echoed before it runs, so that it can be typed again. The photographs are
-those that scikit-image ships.
+Every step is a `longllava-trt` command, echoed before it runs, so that it can be typed again. The model is the one of
+`examples/needle`, which finds a marked picture among many; the photographs are those that scikit-image ships.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+MODEL = ROOT / "examples" / "needle" / "checkpoint"
 PHOTOGRAPHS = ("astronaut.png", "coffee.png", "chelsea.png")
 
 
@@ -27,24 +28,28 @@ def main() -> int:
         "--folder", type=Path, default=Path(".demo"), help="where to work (default: %(default)s)"
     )
     folder = parser.parse_args().folder
-    images = copy_photographs(folder / "photographs")
-    model, bundle = str(folder / "model"), str(folder / "bundle")
+    images = copy_photographs(folder / "pictures")
+    model, bundle = os.path.relpath(MODEL), str(folder / "bundle")
+    engines = str(folder / "bundle-bfloat16")
     begin = time.monotonic()
-    say("1. A small checkpoint in LongLLaVA's own format. Its weights are random.")
-    longllava("synth", model, "--preset", "tiny", "--overwrite")
-    say("2. Four ONNX graphs that point into the checkpoint's own files.")
-    longllava("export", model, bundle, "--overwrite")
+    say("1. Four ONNX graphs that point into the checkpoint's own files.")
+    longllava("export", model, bundle, "--dtype", "float32", "--overwrite")
     say(
-        "3. Three photographs. The weights are random, so the words mean nothing; the way to them is the real one."
+        "2. Three photographs, and among them a picture with a sign. The model was trained to read it."
     )
-    for image in images:
-        ask(bundle, "Describe this image.", "--image", str(image))
-    together = "What do these three images have in common?"
-    ask(bundle, together, "--images-dir", str(folder / "photographs"))
+    draw_sign(folder / "pictures" / "sign.png")
+    pictures = ("--images-dir", str(folder / "pictures"))
+    ask(bundle, "Which mark is on the sign?", *pictures)
+    ask(bundle, "What colour is the mark?", *pictures)
+    say("3. The same among 10 and 100 drawn pictures, at five depths.")
+    longllava("needle", bundle, "--images", "10,100", "--depths", "5")
     say("4. Proof: every operator, layer and stage, and the text, against the model in PyTorch.")
     shown = [word for image in images for word in ("--image", str(image))]
     longllava("validate", bundle, "--reference", model, *shown)
-    say(f"Done in {time.monotonic() - begin:.0f} s; model and bundle are in {folder}.")
+    say("5. TensorRT engines for an A100, which need not be here, with our plugins, compiled now.")
+    longllava("export", model, engines, "--dtype", "bfloat16", "--overwrite")
+    longllava("build", engines, "--target", "sm80")
+    say(f"Done in {time.monotonic() - begin:.0f} s; bundles and engines are in {folder}.")
     return 0
 
 
@@ -58,9 +63,18 @@ def copy_photographs(folder: Path) -> list[Path]:
     return [Path(shutil.copyfile(data / name, folder / name)) for name in PHOTOGRAPHS]
 
 
-def ask(bundle: str, question: str, *images: str) -> None:
-    """Ask one question about images."""
-    longllava("run", bundle, *images, "-p", question, "--max-new-tokens", "48")
+def draw_sign(file: Path) -> None:
+    """Draw a picture of the kind the model was trained to find."""
+    import numpy as np
+
+    from longllava_trt.needle.pictures import Mark, draw_marked
+
+    draw_marked(np.random.default_rng(1), Mark("blue", "circle")).save(file)
+
+
+def ask(bundle: str, question: str, *pictures: str) -> None:
+    """Ask one question about pictures."""
+    longllava("run", bundle, *pictures, "-p", question, "--max-new-tokens", "16")
 
 
 def longllava(*arguments: str) -> None:

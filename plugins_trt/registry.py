@@ -135,26 +135,29 @@ def load_plugins(tensorrt: TensorRT, library: Path) -> Mapping[str, str]:
             f"{library}: no such plugin library; leave --plugins out to have it compiled here"
         )
     digest = hashlib.sha256(library.read_bytes()).hexdigest()
-    registered = _registered.get(tensorrt.flavour)
+    module = tensorrt.module
+    registered = _registered.get(id(module))
     if registered is not None:
         if registered.digest == digest:
             return registered.versions
-        tensorrt.module.get_plugin_registry().deregister_library(registered.handle)
-        del _registered[tensorrt.flavour]
-    handle, versions = _load(tensorrt.module.get_plugin_registry(), library)
-    _registered[tensorrt.flavour] = _Registered(digest, handle, versions)
+        module.get_plugin_registry().deregister_library(registered.handle)
+        del _registered[id(module)]
+    handle, versions = _load(module.get_plugin_registry(), library)
+    _registered[id(module)] = _Registered(module, digest, handle, versions)
     return versions
 
 
 @dataclass(frozen=True, slots=True)
 class _Registered:
+    module: Any
+    """Held, so that no other gets its identity."""
     digest: str
     handle: Any
     versions: Mapping[str, str]
 
 
-_registered: dict[str, _Registered] = {}
-"""What this process has given each flavour; TensorRT itself has one registry for a process."""
+_registered: dict[int, _Registered] = {}
+"""What this process has given each TensorRT, by the identity of its module; each has one registry for a process."""
 
 
 def _load(registry: Any, library: Path) -> tuple[Any, Mapping[str, str]]:

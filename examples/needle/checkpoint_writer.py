@@ -1,0 +1,34 @@
+"""A trained model as a checkpoint in the original's file format and key names, in float16."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+
+from longllava_trt.safetensors_index import SINGLE_FILE
+from reference.model import LongLLaVA
+from reference.synthetic_config import config_files
+from reference.synthetic_tokenizer import tokenizer_files
+
+__all__ = ["write_tokenizer", "write_trained"]
+
+
+def write_tokenizer(folder: Path, vocab_size: int) -> None:
+    """Write the files of the small tokenizer; the same for everybody."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in tokenizer_files(vocab_size).items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def write_trained(folder: Path, model: LongLLaVA) -> None:
+    """Write configuration, tokenizer and weights; the weights are rounded to float16."""
+    write_tokenizer(folder, model.config.decoder.vocab_size)
+    for name, text in config_files(model.config, "float16").items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text, encoding="utf-8")
+    halves = {
+        name: value.to(torch.float16).contiguous() for name, value in model.state_dict().items()
+    }
+    (folder / SINGLE_FILE).write_bytes(save(halves, metadata={"format": "pt"}))
