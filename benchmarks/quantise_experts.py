@@ -3,8 +3,8 @@
 The weights are Gaussian, so that the error of each format has a value to be compared with. Prints a table and, as its
 last line, one JSON document. Exit status 1 if a limit is missed.
 
-    python benchmarks/quantise_experts.py
-    python benchmarks/quantise_experts.py --experts 2 --folder scratch
+    python -m benchmarks.quantise_experts
+    python -m benchmarks.quantise_experts --experts 2 --folder scratch
 """
 
 from __future__ import annotations

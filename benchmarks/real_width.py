@@ -112,11 +112,11 @@ def _torch(folder: Path, dtype: str) -> NDArray[np.float32]:
     from runtime.prompt import build_prompt, tokenize_prompt, wrap_images
     from runtime.tokenizer import ChatTokenizer
 
-    checkpoint = folder / "model"
+    checkpoint, bundle = folder / "model", folder / "bundle"
     model = load_model(checkpoint, dtype=getattr(torch, dtype))
     prompt = build_prompt(wrap_images(QUESTION, num_images=1))
-    ids = tokenize_prompt(prompt, ChatTokenizer(checkpoint))
-    pixels = torch.from_numpy(preprocess_batch([_picture()], load_processor_config(checkpoint)))
+    ids = tokenize_prompt(prompt, ChatTokenizer(bundle))
+    pixels = torch.from_numpy(preprocess_batch([_picture()], load_processor_config(bundle)))
     with torch.no_grad():
         images = model.project(model.encode_images(pixels.to(getattr(torch, dtype))))
         logits, cache = prefill(model, assemble_embeds(model, ids, images), chunk=None)

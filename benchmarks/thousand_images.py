@@ -3,8 +3,8 @@
 Each number of images is a process of its own, which decodes synthetic files, ingests them and asks five questions. Prints a
 table and, as its last line, one JSON document. Exit status 1 if a limit is missed.
 
-    python benchmarks/thousand_images.py                          a tiny bundle, made here; 1000 images take minutes
-    python benchmarks/thousand_images.py BUNDLE --images 10,100
+    python -m benchmarks.thousand_images                          a tiny bundle, made here; 1000 images take minutes
+    python -m benchmarks.thousand_images BUNDLE --images 10,100
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ __all__ = ["ChunkFeeder", "ChunkPlan"]
 _BYTES_PER_SCORE = 12
 """ONNX Runtime's attention holds scores, mask and weights at once, in float32."""
 
-_LEAST_BUDGET = 32 * 2**20
+_LEAST_BUDGET = 16 * 2**20
 _SHARE_OF_WEIGHTS = 20
 """A large model affords long chunks: one twentieth of its weights is little beside them."""
 
