@@ -27,9 +27,11 @@ def use_wheels(folder: Path) -> Path:
     for source in sorted(folder.glob("*.tar.*")):
         with tarfile.open(source) as archive:
             for member in archive.getmembers():
-                # without the archive's own folder, NAME-VERSION
-                _, _, member.name = member.name.partition("/")
-                if member.name and "/" in member.name:
-                    archive.extract(member, site, filter="data")
+                # without the archive's own folder, NAME-VERSION; Python before 3.11.4 has no filter to extract with
+                target = (site / member.name.partition("/")[2]).resolve()
+                content = archive.extractfile(member)
+                if content and site.resolve() in target.parent.parents:
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(content.read())
     sys.path.insert(0, str(site))
     return site

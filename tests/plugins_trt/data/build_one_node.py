@@ -84,14 +84,19 @@ def _build(node: dict[str, Any], logger: Logger) -> dict[str, Any]:
     }
 
 
+def _say(document: Any) -> None:
+    """Print a line at once: who reads it waits for it."""
+    sys.stdout.write(json.dumps(document) + "\n")
+    sys.stdout.flush()
+
+
 def _main() -> None:
     logger = Logger()
     builder = trt.Builder(logger)  # makes this logger the process's
     creators = dict(load_plugins(flavour, Path(sys.argv[1])))
-    sys.stdout.write(json.dumps(creators) + "\n")
+    _say(creators)
     for line in sys.stdin:
-        sys.stdout.write(json.dumps(_build(json.loads(line), logger)) + "\n")
-        sys.stdout.flush()
+        _say(_build(json.loads(line), logger))
     del builder
 
 
