@@ -17,9 +17,10 @@ from rich import progress as bars
 from rich.console import Console
 from rich.logging import RichHandler
 
-__all__ = ["Progress", "ProgressEvent", "configure", "terminal_progress"]
+__all__ = ["ROOMS", "Progress", "ProgressEvent", "configure", "terminal_progress"]
 
-_OURS = ("longllava_trt", "export", "runtime", "plugins_trt", "reference")
+ROOMS = ("longllava_trt", "export", "runtime", "plugins_trt", "reference")
+"""Whose loggers are ours."""
 _LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 
 
@@ -55,7 +56,7 @@ def configure(verbosity: int) -> None:
         style = "%(message)s"
     lowest = max(level, logging.WARNING)
     logging.basicConfig(level=lowest, format=style, handlers=[handler], force=True)
-    for room in _OURS:
+    for room in ROOMS:
         logging.getLogger(room).setLevel(level)
 
 

@@ -1,10 +1,13 @@
 """Settings that must stand before the first heavy import, and the bundle that several rooms test with."""
 
+import logging
 import os
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from longllava_trt.logs import ROOMS
 
 _ENVIRONMENT = {
     "NVIDIA_TF32_OVERRIDE": "0",  # float32 means float32
@@ -23,6 +26,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # the same examples in every run; a loaded machine is not a failure
 settings.register_profile("project", deadline=None, derandomize=True, print_blob=True)
 settings.load_profile("project")
+
+
+@pytest.fixture(autouse=True)
+def fresh_logging() -> None:
+    """Undo what a command that ran in this process, in a test or in a fixture, did to everybody's loggers."""
+    root = logging.getLogger()
+    root.setLevel(logging.WARNING)
+    root.handlers[:] = [h for h in root.handlers if type(h) is not logging.StreamHandler]
+    for room in ROOMS:
+        logging.getLogger(room).setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")

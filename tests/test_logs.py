@@ -1,27 +1,10 @@
 """Logs and progress: what reaches stderr, and how much of it."""
 
 import logging
-from collections.abc import Iterator
 
 import pytest
 
 from longllava_trt.logs import ProgressEvent, configure, terminal_progress
-
-OURS = ("longllava_trt", "export", "runtime", "plugins_trt", "reference")
-
-
-@pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
-    """Put back what `configure` changes for the whole process."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    # detached first: basicConfig(force=True) closes what it finds
-    root.handlers.clear()
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    for name in OURS:
-        logging.getLogger(name).setLevel(logging.NOTSET)
 
 
 @pytest.mark.parametrize(

@@ -317,8 +317,10 @@ def test_bundle_in_half_precision_does_not_run_on_a_cpu(
 def start(*argv: Any) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "longllava_trt", *map(str, argv)]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        # who starts the tests in the background has it ignored, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
