@@ -9,8 +9,9 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check
 
-# compiled kernels stay in the checkout: HOME may be missing or read-only
-export NUMBA_CACHE_DIR ?= $(CURDIR)/.cache/numba
+# compiled kernels stay in the checkout: HOME may be missing or read-only. Numba notices a change in the outermost function's
+# file only, so the folder is named after all of them
+export NUMBA_CACHE_DIR ?= $(CURDIR)/.cache/numba/$(shell cat plugins_trt/cpu/*.py | cksum | cut -d ' ' -f 1)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check format clean distclean
@@ -24,7 +25,7 @@ demo: setup ## make a tiny model, export it, run it on photographs, check parity
 	@$(RUN) -m examples.demo
 
 test: setup ## run every test
-	@$(RUN) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	@$(RUN) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
 
 check: setup ## format, lint, types and import contracts, changing nothing
 	@echo "==> ruff format --check" && $(RUN) -m ruff format --check .

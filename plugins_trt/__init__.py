@@ -2,7 +2,7 @@
 
     spec.py     names, shapes, dtypes, attributes and mathematics of each operator, once
     bodies.py   ONNX function bodies: what runs where nothing is registered
-    cpu/        Numba kernels and contrib operators, swapped in at load
+    cpu/        Numba kernels that ONNX Runtime calls, swapped in at load
     kernels/    Triton kernels for GPUs, each beside a naive twin
     csrc/       TensorRT plugins in C++ that launch these kernels
     build.py    compiles both into one library; aot.py codegen.py forms.py headers.py host_compiler.py

@@ -17,7 +17,7 @@ from plugins_trt.spec import SELECTIVE_SCAN, SPARSE_MOE, OperatorSpec
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["dequantise_body", "function_bodies"]
+__all__ = ["function_bodies"]
 
 _OPSET = 27
 
@@ -175,18 +175,6 @@ def function_bodies(weight_format: str = "none") -> list[onnx.FunctionProto]:
     """
     scan = _function(SELECTIVE_SCAN, _SELECTIVE_SCAN)
     return [scan, _sparse_moe(weight_format)]
-
-
-def dequantise_body(weight_format: str) -> onnx.FunctionProto:
-    """Return a function (w, w_scales) => (w_float) for experts stacked along the first axis.
-
-    It stands in no file: `cpu/lower.py` puts it in front of a kernel that takes float32 only.
-
-    Args:
-        weight_format: `int8` or `int4`.
-    """
-    text = _DEQUANTISE[weight_format].replace("NAME", "w")
-    return _parse(f"Dequantise_{weight_format} (w, w_scales) => (w_float) {{{text}}}")
 
 
 def _sparse_moe(weight_format: str) -> onnx.FunctionProto:

@@ -114,11 +114,10 @@ class OrtBackend:
         num_threads: As for `OnnxSession`.
     """
 
-    holds_scores = True
-
     def __init__(
         self, bundle: Path, manifest: Manifest, *, kernels: Kernels, num_threads: int | None
     ) -> None:
+        self.holds_scores = kernels == "bodies"
         self._bundle, self._manifest = bundle, manifest
         self._kernels, self._num_threads = kernels, num_threads
 

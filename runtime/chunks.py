@@ -1,7 +1,7 @@
 """Embeddings to the decoder in chunks, whatever pieces they come in.
 
-Attention's scores on a CPU take memory for every position fed at once times every position of the context, so chunks become
-shorter as the context grows; the memory stays within a budget.
+Attention in ONNX Runtime's own operators holds a score for every position fed at once times every position of the context. There
+chunks become shorter as the context grows, so that the memory stays within a budget.
 """
 
 from __future__ import annotations

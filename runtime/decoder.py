@@ -102,6 +102,9 @@ class DecoderState:
         self.current = {t.name: _Buffer.zeros(t) for t in rewritten}
         self.spare = {t.name: _Buffer.zeros(t) for t in rewritten}
         self.current |= {name: cache.buffer for name, cache in self._caches.items()}
+        self._turn = 0
+        self._position = _Buffer.over(np.zeros(1, np.int64))
+        self._bindings: dict[int, tuple[onnxruntime.IOBinding, NDArray[np.float32]]] = {}
 
     @classmethod
     def of_stage(cls, stage: StageSpec, *, capacity: int) -> DecoderState:
@@ -112,6 +115,7 @@ class DecoderState:
     def advance(self, seq_len: int) -> None:
         """Make the state just written the current one."""
         self.past_len += seq_len
+        self._turn = 1 - self._turn
         for name, written in self.spare.items():
             self.spare[name], self.current[name] = self.current[name], written
 
@@ -124,6 +128,7 @@ class DecoderState:
             grown.buffer.array[:, :, : self.past_len] = kept
             self._caches[name], self.current[name] = grown, grown.buffer
         self.capacity = capacity
+        self._bindings.clear()
 
     def make_room(self, seq_len: int) -> None:
         """Show the decoder enough of the cache for the next positions.
@@ -143,6 +148,7 @@ class DecoderState:
         for name, cache in self._caches.items():
             cache.extend(self._extent, used=self.past_len)
             self.current[name] = cache.buffer
+        self._bindings.clear()
 
     def mark(self) -> StateMark:
         """Return the present point; copies the recurrent states alone."""
@@ -155,6 +161,24 @@ class DecoderState:
         for name, array in mark.recurrent.items():
             self.current[name].array[...] = array
         self.past_len = mark.past_len
+
+    def binding(self, session: OnnxSession) -> tuple[onnxruntime.IOBinding, NDArray[np.float32]]:
+        """Return a binding of all that lasts, and the logits it writes, for the one decoder that this state is fed to.
+
+        It is made once for each turn of the double buffers: naming every value again would cost more than the rest of a
+        step outside ONNX Runtime.
+        """
+        self._position.array[0] = self.past_len
+        if self._turn not in self._bindings:
+            logits = _Buffer.zeros(session.spec.outputs[0])
+            made = session.session.io_binding()
+            made.bind_ortvalue_input("past_len", self._position.value)
+            made.bind_ortvalue_output("logits", logits.value)
+            for name, buffer in self.current.items():
+                made.bind_ortvalue_input(name, buffer.value)
+                made.bind_ortvalue_output(present_name(name), self.spare.get(name, buffer).value)
+            self._bindings[self._turn] = made, logits.array
+        return self._bindings[self._turn]
 
     def load(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
         """Take over a state of so many positions, as `views` returns it. There must be room for it."""
@@ -213,14 +237,9 @@ class Decoder:
         """
         seq_len = inputs_embeds.shape[1]
         state.make_room(seq_len)
-        binding = self._session.session.io_binding()
+        binding, logits = state.binding(self._session)
         binding.bind_cpu_input("inputs_embeds", np.ascontiguousarray(inputs_embeds))
-        binding.bind_cpu_input("past_len", np.array([state.past_len], dtype=np.int64))
-        binding.bind_output("logits")
-        for name, buffer in state.current.items():
-            binding.bind_ortvalue_input(name, buffer.value)
-            binding.bind_ortvalue_output(present_name(name), state.spare.get(name, buffer).value)
         self._session.session.run_with_iobinding(binding)
         state.advance(seq_len)
-        logits: NDArray[np.float32] = binding.get_outputs()[0].numpy()[0, -1]
-        return logits
+        after: NDArray[np.float32] = logits[0, 0].copy()
+        return after

@@ -1,7 +1,7 @@
 """One stage of a bundle in ONNX Runtime on a CPU.
 
 The file on disk stays what it is. With `fast` kernels the graph is rewritten in memory as it is loaded: our
-operators become a Numba kernel and ONNX Runtime's own mixture of experts. With `bodies` ONNX Runtime runs the
+operators and every product with stored weights become compiled kernels. With `bodies` ONNX Runtime runs the
 file's own function bodies and nothing of ours is registered.
 """
 
@@ -60,7 +60,7 @@ class OnnxSession:
         if manifest.dtype != "float32":
             raise InputError(
                 f"{bundle}: graphs are {manifest.dtype}, which ONNX Runtime does not run on a CPU; export with "
-                "--dtype float32 (weights stay as they are on disk and are cast at load)"
+                "--dtype float32 (weights stay as they are on disk)"
             )
         self.spec: StageSpec = record.spec
         self.session = _load(bundle, record.file, kernels, num_threads, extra_outputs)
@@ -95,6 +95,8 @@ def _load(
     options.log_severity_level = 3
     # it plans one block for each shape it meets, and the decoder meets a new one whenever its context grows
     options.enable_mem_pattern = False
+    # threads of a session that has answered would spin for milliseconds on the cores that the next stage needs
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
     try:
@@ -104,7 +106,7 @@ def _load(
             from plugins_trt.cpu.register import register_kernels
 
             model = lower_for_cpu(model)
-            register_kernels(options, num_threads=num_threads)
+            register_kernels(options)
         for name in extra_outputs:
             model.graph.output.add().name = name
         files = _weight_files(bundle, options)

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import zlib
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,12 @@ from hypothesis import settings
 
 from longllava_trt.logs import ROOMS
 
+_ROOT = Path(__file__).parents[1]
+_KERNELS = b"".join(path.read_bytes() for path in sorted(_ROOT.glob("plugins_trt/cpu/*.py")))
 _ENVIRONMENT = {
     "NVIDIA_TF32_OVERRIDE": "0",  # float32 means float32
-    "NUMBA_CACHE_DIR": str(Path(__file__).parents[1] / ".cache" / "numba"),
+    # Numba notices a change in the outermost function's file only
+    "NUMBA_CACHE_DIR": str(_ROOT / f".cache/numba/tests-{zlib.crc32(_KERNELS):08x}"),
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
     # Triton reads it whenever it decorates a kernel, its own library's included; 0 sends kernels to the GPU
@@ -49,10 +53,18 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path) -> Path:
+def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """That checkpoint's float32 bundle; not to be written to."""
     from export.bundle import export_bundle
+    from tests.export.stored_traces import stored_traces, traces_folder
 
     bundle = tiny_checkpoint.with_name("bundle")
-    export_bundle(tiny_checkpoint, bundle)
+    with stored_traces(traces_folder(tmp_path_factory)):
+        export_bundle(tiny_checkpoint, bundle)
     return bundle
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that hold slow tests, so that none of them is left to one process at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -1,28 +1,25 @@
 """Give a loaded graph the CPU kernels, in memory; the file on disk is never touched.
 
-`longllava::SelectiveScan` becomes the Python operator of `register.py`; `longllava::SparseMoE`
-becomes ONNX Runtime's `com.microsoft::MoE`, which routes as Jamba does (softmax over all experts,
-no renormalisation). Quantised experts are dequantised in front of it, once, as the graph is loaded.
+Our operators become those of `operators.py`, and so does every product with a stored matrix. What only prepared weights
+for the node that reads them is dropped: the transposition in front of a product, the cast to float32, the stack of
+experts; embeddings are cast after they were looked up. The kernels read the checkpoint's own bytes, so that a session holds no second copy of any weight.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from longllava_trt.errors import ContractError
-from plugins_trt.bodies import dequantise_body
+from plugins_trt.cpu.lower_mixers import fuse_mixers
+from plugins_trt.cpu.names import DOMAIN, LINEAR, MOE, MOE_CODES, MOE_STACKED, SCAN
 from plugins_trt.spec import SELECTIVE_SCAN, SPARSE_MOE
 
 if TYPE_CHECKING:
     import onnx
 
-__all__ = ["PYTHON_DOMAIN", "SCAN_OP_TYPE", "lower_for_cpu"]
+__all__ = ["lower_for_cpu"]
 
-PYTHON_DOMAIN = "ai.onnx.contrib"
-"""Domain in which onnxruntime-extensions looks for Python operators."""
-SCAN_OP_TYPE = "LongLLaVASelectiveScan"
-"""The scan's name there."""
-_MOE_DOMAIN = "com.microsoft"
 _LOWERED = {
     (SELECTIVE_SCAN.domain, SELECTIVE_SCAN.op_type),
     (SPARSE_MOE.domain, SPARSE_MOE.op_type),
@@ -30,7 +27,7 @@ _LOWERED = {
 
 
 def lower_for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Replace the custom operators of a float32 graph by CPU kernels.
+    """Replace the custom operators of a float32 graph, and its dense layers, by CPU kernels.
 
     Args:
         model: The graph, with or without its external data loaded; changed in place; only
@@ -46,23 +43,119 @@ def lower_for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     found = [n for n in model.graph.node if (n.domain, n.op_type) in _LOWERED]
     _require_float32(model, found)
+    fuse_mixers(model.graph)
+    graph = _Graph(model.graph)
     nodes: list[onnx.NodeProto] = []
-    floats: set[str] = set()
-    formats: set[str] = set()
-    stacked: dict[str, str] = {}
     for node in model.graph.node:
         if (node.domain, node.op_type) == (SELECTIVE_SCAN.domain, SELECTIVE_SCAN.op_type):
-            node.domain, node.op_type = PYTHON_DOMAIN, SCAN_OP_TYPE
+            node.domain, node.op_type = DOMAIN, SCAN
         elif (node.domain, node.op_type) == (SPARSE_MOE.domain, SPARSE_MOE.op_type):
-            nodes += _dequantising(node, floats, formats)
-            nodes += _interleaving(node.input[2], stacked)
-            node.CopyFrom(_moe_node(node, stacked[node.input[2]]))
+            node.CopyFrom(_moe_node(node, graph))
+        elif weight := graph.multiplied_weight(node):
+            node.CopyFrom(_node(LINEAR, [node.input[0], weight], [node.output[0]], node.name))
+        elif table := graph.cast_table(node):
+            nodes.append(graph.lookup(node, table))
         nodes.append(node)
     del model.graph.node[:]
-    model.graph.node.extend(nodes)
-    _replace_bodies(model, formats)
-    _import_domains(model)
+    model.graph.node.extend(graph.needed(nodes))
+    _drop_bodies(model)
+    _import_domain(model)
     return model
+
+
+class _Graph:
+    """Who makes which value, and which values are weights."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._makers = {name: node for node in graph.node for name in node.output}
+        self._weights = {i.name: i for i in graph.initializer}
+        self._outputs = {value.name for value in graph.output}
+        self._before = {name for node in graph.node for name in node.input}
+
+    def multiplied_weight(self, node: onnx.NodeProto) -> str | None:
+        """Return the stored [out, in] matrix that a node multiplies with, if that is all it does."""
+        from onnx import helper
+
+        if node.domain or not node.input:
+            return None
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        if node.op_type == "Gemm" and len(node.input) == 2:
+            plain = attributes.get("alpha", 1.0) == 1.0 and not attributes.get("transA", 0)
+            return self._weight(node.input[1]) if plain and attributes.get("transB", 0) else None
+        maker = self._makers.get(node.input[-1])
+        if node.op_type != "MatMul" or maker is None or maker.op_type != "Transpose":
+            return None
+        return self._weight(maker.input[0])
+
+    def cast_table(self, node: onnx.NodeProto) -> str | None:
+        """Return the stored 16-bit matrix whose rows a node picks after all of it was cast to float32."""
+        if node.domain or node.op_type != "Gather" or node.input[0] not in self._makers:
+            return None
+        return self._weight(node.input[0])
+
+    def lookup(self, node: onnx.NodeProto, table: str) -> onnx.NodeProto:
+        """Return a node that picks the rows; the one given casts them from then on."""
+        from onnx import TensorProto, helper
+
+        picked = type(node)()
+        picked.CopyFrom(node)
+        picked.input[0], picked.output[0] = table, f"{node.output[0]}.stored"
+        node.CopyFrom(
+            helper.make_node("Cast", [picked.output[0]], [node.output[0]], to=TensorProto.FLOAT)
+        )
+        return picked
+
+    def experts(self, gate_up: str, down: str) -> list[str] | None:
+        """Return gate, up and down of each expert, where both stacks are made of stored matrices."""
+        pairs = [self._parts(part) for part in self._parts(gate_up)]
+        downs = self._parts(down)
+        if not downs or len(pairs) != len(downs) or any(len(pair) != 2 for pair in pairs):
+            return None
+        names = [
+            self._weight(name)
+            for pair, last in zip(pairs, downs, strict=True)
+            for name in (*pair, last)
+        ]
+        return None if None in names else [name for name in names if name]
+
+    def needed(self, nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
+        """Return the nodes without those that only made what nobody reads any more, in order."""
+        kept: list[onnx.NodeProto] = []
+        read = set(self._outputs)
+        for node in reversed(list(nodes)):
+            # what nobody read before either may be asked for by name
+            if any(name in read or name not in self._before for name in node.output):
+                kept.append(node)
+                read.update(node.input)
+        return kept[::-1]
+
+    def _parts(self, name: str) -> list[str]:
+        """Return what was concatenated along the first axis, leaving out an axis of one that was put in front."""
+        from onnx import helper
+
+        maker = self._makers.get(name)
+        if maker is not None and maker.op_type == "Unsqueeze":
+            return self._parts(maker.input[0])
+        if maker is None or maker.op_type != "Concat":
+            return [name]
+        return list(maker.input) if helper.get_node_attr_value(maker, "axis") == 0 else [name]
+
+    def _weight(self, name: str) -> str | None:
+        """Return the stored matrix behind a value, looking through casts to float32 and added axes of one."""
+        from onnx import TensorProto, helper
+
+        maker = self._makers.get(name)
+        while maker is not None and maker.op_type in ("Cast", "Unsqueeze"):
+            wide = maker.op_type == "Unsqueeze" or (
+                helper.get_node_attr_value(maker, "to") == TensorProto.FLOAT
+            )
+            name = maker.input[0] if wide else ""
+            maker = self._makers.get(name)
+        stored = self._weights.get(name)
+        floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+        if stored is None or len(stored.dims) != 2 or stored.data_type not in floats:
+            return None
+        return name
 
 
 def _require_float32(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
@@ -95,97 +188,38 @@ def _require_float32(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> Non
         )
 
 
-def _dequantising(
-    node: onnx.NodeProto, floats: set[str], formats: set[str]
-) -> list[onnx.NodeProto]:
-    """Let a node with quantised experts read float32 ones; returns what makes these, once for each tensor.
-
-    ONNX Runtime expands the function and folds it at load where the weights are constant.
-    """
+def _node(kind: str, inputs: list[str], outputs: list[str], name: str) -> onnx.NodeProto:
     from onnx import helper
 
-    first, end = len(SPARSE_MOE.inputs) - 2, len(SPARSE_MOE.inputs)
-    stored = list(zip(node.input[first:end], node.input[end:], strict=False))
-    if not stored:
-        return []
-    weight_format = helper.get_node_attr_value(node, SPARSE_MOE.attributes[1].name).decode()
-    body = dequantise_body(weight_format)
-    formats.add(weight_format)
-    made = []
-    for place, (codes, scales) in enumerate(stored, start=first):
-        node.input[place] = name = f"{codes}.float32"
-        if name not in floats:
-            floats.add(name)
-            made.append(helper.make_node(body.name, [codes, scales], [name], domain=body.domain))
-    del node.input[end:]
+    return helper.make_node(kind, inputs, outputs, name, domain=DOMAIN)
+
+
+def _moe_node(node: onnx.NodeProto, graph: _Graph) -> onnx.NodeProto:
+    from onnx import helper
+
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    top_k, weight_format = (a.name for a in SPARSE_MOE.attributes)
+    x, router_logits, gate_up, down, *scales = node.input
+    weights, kind = [gate_up, down, *scales], MOE_STACKED
+    if scales:
+        kind = MOE_CODES[attributes[weight_format].decode()]
+    elif matrices := graph.experts(gate_up, down):
+        weights, kind = matrices, MOE
+    outputs = [node.output[0], f"{node.output[0]}.scratch"]
+    made = _node(kind, [x, router_logits, *weights], outputs, node.name)
+    made.attribute.append(helper.make_attribute(top_k, attributes[top_k]))
     return made
 
 
-def _interleaving(gate_up: str, stacked: dict[str, str]) -> list[onnx.NodeProto]:
-    """Return nodes that turn rows gate-then-up into gate, up, gate, up, ...; none the second time.
-
-    The MoE kernel is exact in that layout only. ONNX Runtime folds the nodes at load where the
-    weights are constant.
-    """
-    from onnx import helper
-
-    if gate_up in stacked:
-        return []
-    stacked[gate_up] = name = f"{gate_up}.interleaved"
-    halves, turned = f"{name}.halves", f"{name}.turned"
-    shapes = [f"{name}.split_shape", f"{name}.shape"]
-    return [
-        helper.make_node("Shape", [gate_up], [f"{name}.experts"], start=0, end=1),
-        helper.make_node("Shape", [gate_up], [f"{name}.width"], start=2, end=3),
-        helper.make_node("Constant", [], [f"{name}.two"], value_ints=[2]),
-        helper.make_node("Constant", [], [f"{name}.rest"], value_ints=[-1]),
-        helper.make_node(
-            "Concat",
-            [f"{name}.experts", f"{name}.two", f"{name}.rest", f"{name}.width"],
-            [shapes[0]],
-            axis=0,
-        ),
-        helper.make_node(
-            "Concat", [f"{name}.experts", f"{name}.rest", f"{name}.width"], [shapes[1]], axis=0
-        ),
-        helper.make_node("Reshape", [gate_up, shapes[0]], [halves]),
-        helper.make_node("Transpose", [halves], [turned], perm=[0, 2, 1, 3]),
-        helper.make_node("Reshape", [turned, shapes[1]], [name]),
-    ]
-
-
-def _moe_node(node: onnx.NodeProto, gate_up: str) -> onnx.NodeProto:
-    from onnx import helper
-
-    x, router_logits, _, down = node.input
-    return helper.make_node(
-        "MoE",
-        [x, router_logits, gate_up, "", down, ""],
-        list(node.output),
-        node.name,
-        domain=_MOE_DOMAIN,
-        k=helper.get_node_attr_value(node, SPARSE_MOE.attributes[0].name),
-        activation_type="swiglu",
-        # gate and up rows alternate
-        swiglu_fusion=1,
-        # swiglu here is gate * sigmoid(alpha * gate) * (up + beta)
-        activation_alpha=1.0,
-        activation_beta=0.0,
-        normalize_routing_weights=0,
-    )
-
-
-def _replace_bodies(model: onnx.ModelProto, formats: set[str]) -> None:
-    """Drop the bodies that nothing calls any more; add the one that `_dequantising` calls."""
+def _drop_bodies(model: onnx.ModelProto) -> None:
     kept = [f for f in model.functions if (f.domain, f.name) not in _LOWERED]
     del model.functions[:]
     model.functions.extend(kept)
-    model.functions.extend(dequantise_body(name) for name in sorted(formats))
 
 
-def _import_domains(model: onnx.ModelProto) -> None:
+def _import_domain(model: onnx.ModelProto) -> None:
     from onnx import helper
 
     imported = {opset.domain for opset in model.opset_import}
-    used = {node.domain for node in model.graph.node} & {PYTHON_DOMAIN, _MOE_DOMAIN}
-    model.opset_import.extend(helper.make_opsetid(domain, 1) for domain in sorted(used - imported))
+    if DOMAIN not in imported and any(node.domain == DOMAIN for node in model.graph.node):
+        model.opset_import.append(helper.make_opsetid(DOMAIN, 1))

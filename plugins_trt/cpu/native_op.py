@@ -1,41 +1,59 @@
-"""A custom operator of ONNX Runtime whose kernel is a Python function over ONNX Runtime's own memory.
+"""A custom operator of ONNX Runtime whose kernel is compiled by Numba.
 
-onnxruntime-extensions has Python operators, but it turns each output into a list and back, at about a
-hundred nanoseconds an element, many times what a scan costs. It also exports `AddExternalCustomOp`, which takes the C
-structure of an operator; this module fills that structure with ctypes callbacks, so that nothing is copied and nothing
-has to be compiled. The layouts are ONNX Runtime's stable C ABI: `OrtApi` only ever grows at its end.
+onnxruntime-extensions exports `AddExternalCustomOp`, which takes the C structure of an operator. This module fills that
+structure with ctypes callbacks for what is asked once a session, and with `call_frame.compute` for what is called at
+every node, so that nothing is copied, nothing of a call is Python and nothing has to be built. The layouts are ONNX
+Runtime's stable C ABI: `OrtApi` only ever grows at its end.
 """
 
 from __future__ import annotations
 
 import ctypes
-import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from plugins_trt.cpu.call_frame import KERNEL, MAX_PHASES, TABLE, compute
 
-__all__ = ["NativeOperator"]
+__all__ = ["NativeOperator", "NativeValue"]
+
+_FLOAT = 1
+_TYPE_NAMES = {1: "float32", 2: "uint8", 3: "int8", 7: "int64", 10: "float16", 16: "bfloat16"}
 
 _Pointer = ctypes.c_void_p
 _Size = ctypes.c_size_t
 
 _STRUCTURE_VERSION = 16  # the first whose callbacks can report failure
-_FLOAT = 1
-_REQUIRED = 0
+_ANY_TYPE = 0
+_REQUIRED, _VARIADIC = 0, 2
 _DEFAULT_MEMORY = 0
-_RUNTIME_EXCEPTION = 6
 
 _Create = ctypes.CFUNCTYPE(_Pointer, _Pointer, _Pointer, _Pointer, ctypes.POINTER(_Pointer))
-_Compute = ctypes.CFUNCTYPE(_Pointer, _Pointer, _Pointer)
 _Destroy = ctypes.CFUNCTYPE(None, _Pointer)
 _GetPointer = ctypes.CFUNCTYPE(_Pointer, _Pointer)
 _GetCount = ctypes.CFUNCTYPE(_Size, _Pointer)
 _GetNumber = ctypes.CFUNCTYPE(ctypes.c_int, _Pointer)
 _GetNumberAt = ctypes.CFUNCTYPE(ctypes.c_int, _Pointer, _Size)
+_GetAttribute = ctypes.CFUNCTYPE(
+    _Pointer, _Pointer, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int64)
+)
+
+# places in OrtApi
+_ATTRIBUTE_INT = 86
+_ENTRIES = {
+    KERNEL.status: 0,
+    KERNEL.data: 51,
+    KERNEL.type: 60,
+    KERNEL.rank: 61,
+    KERNEL.dims: 62,
+    KERNEL.info: 65,
+    KERNEL.input_count: 88,
+    KERNEL.input: 90,
+    KERNEL.output: 91,
+    KERNEL.free_info: 99,
+    KERNEL.parallel: 274,
+}
 
 
 class _CustomOp(ctypes.Structure):
@@ -60,55 +78,67 @@ class _CustomOp(ctypes.Structure):
         ("GetVariadicOutputMinArity", _GetNumber),
         ("GetVariadicOutputHomogeneity", _GetNumber),
         ("CreateKernelV2", _Create),
-        ("KernelComputeV2", _Compute),
+        ("KernelComputeV2", _Pointer),
     )
 
 
-class _Api:
-    """The entries of `OrtApi` that a kernel needs, by their place in the table."""
+@dataclass(frozen=True, slots=True)
+class NativeValue:
+    """One input or output of a native operator."""
 
-    def __init__(self, address: int) -> None:
-        def entry(index: int, result: Any, *arguments: Any) -> Any:
-            place = address + index * ctypes.sizeof(_Pointer)
-            function = _Pointer.from_address(place).value
-            return ctypes.CFUNCTYPE(result, *arguments)(function or 0)
+    name: str
+    axes: tuple[str, ...]
+    """Dim names, equal within one call; `2*x` is twice `x`; `...` may come first and stands for any leading dims, those
+    of the first input that has them. The dim `scratch` is the length that `plan` asks for."""
+    types: tuple[int, ...] = (_FLOAT,)
+    """Element types it may have; outputs are float32."""
 
-        pointer_out, size_out = ctypes.POINTER(_Pointer), ctypes.POINTER(_Size)
-        dims = ctypes.POINTER(ctypes.c_int64)
-        self.create_status = entry(0, _Pointer, ctypes.c_int, ctypes.c_char_p)
-        self.tensor_data = entry(51, _Pointer, _Pointer, pointer_out)
-        self.dimensions_count = entry(61, _Pointer, _Pointer, size_out)
-        self.dimensions = entry(62, _Pointer, _Pointer, dims, _Size)
-        self.type_and_shape = entry(65, _Pointer, _Pointer, pointer_out)
-        self.kernel_input = entry(90, _Pointer, _Pointer, _Size, pointer_out)
-        self.kernel_output = entry(91, _Pointer, _Pointer, _Size, dims, _Size, pointer_out)
-        self.release_type_and_shape = entry(99, None, _Pointer)
+    def __str__(self) -> str:
+        types = " or ".join(_TYPE_NAMES[t] for t in self.types)
+        return f"'{self.name}' must be [{', '.join(self.axes)}] {types}"
 
 
 class NativeOperator:
-    """A float32 operator; keep the object for as long as any session may use it.
+    """An operator for sessions of ONNX Runtime; keep the object for as long as any session may use it.
 
     Args:
         name: Its op_type, in the domain of onnxruntime-extensions.
-        kernel: Called with every input, then every output to be filled. It must not write inputs. An exception fails
-            the session's run with its message.
-        num_inputs: How many inputs it has.
-        outputs_like: For each output, the input whose shape it has.
+        plan: A `numba.cfunc` of signature `call_frame.PLAN`.
+        phases: `numba.cfunc`s of signature `call_frame.PHASE`, run one after another.
+        inputs: What it reads.
+        outputs: What it writes; float32.
+        repeated: Inputs that follow, any number of times over, all together.
+        attributes: Names of the node's integer attributes.
+        problem: What it means if `plan` returns 1.
     """
 
     def __init__(
         self,
         name: str,
-        kernel: Callable[..., None],
         *,
-        num_inputs: int,
-        outputs_like: tuple[int, ...],
+        plan: Any,
+        phases: tuple[Any, ...],
+        inputs: tuple[NativeValue, ...],
+        outputs: tuple[NativeValue, ...],
+        repeated: tuple[NativeValue, ...] = (),
+        attributes: tuple[str, ...] = (),
+        problem: str = "its inputs do not fit together",
     ) -> None:
-        self._kernel = kernel
-        self._num_inputs = num_inputs
-        self._outputs_like = outputs_like
-        self._api: _Api | None = None
+        assert len(phases) <= MAX_PHASES, f"Bug: at most {MAX_PHASES} phases"
+        self.name = name
+        self._inputs, self._repeated, self._outputs = inputs, repeated, outputs
+        self._attributes = attributes
+        self._functions = (plan, *phases)
+        refusals = [
+            f"{name}: {value}, and agree with the inputs before it"
+            for value in (*inputs, *repeated)
+        ]
+        self._messages = [
+            ctypes.create_string_buffer(text.encode()) for text in (*refusals, f"{name}: {problem}")
+        ]
+        self._table = self._build_table()
         self._name = ctypes.create_string_buffer(name.encode())
+        self._kernels: dict[int, Any] = {}
         self._structure = self._build_structure()
 
     def register(self, library: str) -> None:
@@ -117,89 +147,76 @@ class NativeOperator:
         add.restype, add.argtypes = ctypes.c_bool, [_Pointer]
         add(ctypes.addressof(self._structure))
 
+    def _build_table(self) -> Any:
+        values = (*self._inputs, *self._repeated, *self._outputs)
+        dims: dict[str, int] = {"scratch": TABLE.max_dims - 1}
+        table = np.zeros(TABLE.values + TABLE.row * len(values), np.int64)
+        table[TABLE.fixed], table[TABLE.group] = len(self._inputs), len(self._repeated)
+        table[TABLE.outputs], table[TABLE.phases] = len(self._outputs), len(self._functions) - 1
+        for place, function in enumerate(self._functions, start=TABLE.plan):
+            # the plan, the number of phases, the phases
+            table[place + (place > TABLE.plan)] = function.address
+        self._addresses = np.array([ctypes.addressof(m) for m in self._messages], np.int64)
+        table[TABLE.messages] = self._addresses.ctypes.data
+        for index, value in enumerate(values):
+            row = TABLE.values + TABLE.row * index
+            named = [axis for axis in value.axes if axis != "..."]
+            table[row] = sum(1 << t for t in value.types)
+            table[row + 1] = len(named) + TABLE.leading * ("..." in value.axes)
+            for k, axis in enumerate(named):
+                twice = axis.startswith("2*")
+                number = dims.setdefault(axis.removeprefix("2*"), len(dims) - 1)
+                table[row + 2 + k] = 2 * number + twice
+        assert len(dims) <= TABLE.max_dims, f"Bug: {self.name} names too many dims"
+        return table
+
     def _build_structure(self) -> _CustomOp:
-        number_at = {
-            "GetInputType": _FLOAT,
-            "GetOutputType": _FLOAT,
-            "GetInputCharacteristic": _REQUIRED,
-            "GetOutputCharacteristic": _REQUIRED,
-            "GetInputMemoryType": _DEFAULT_MEMORY,
+        inputs = (*self._inputs, *self._repeated[:1])
+        types = [v.types[0] if len(v.types) == 1 else _ANY_TYPE for v in inputs]
+        kinds = [_REQUIRED] * len(self._inputs) + [_VARIADIC] * bool(self._repeated)
+        if self._repeated:
+            types[-1] = _ANY_TYPE
+        fields: dict[str, Any] = {
+            "GetInputType": _GetNumberAt(lambda _op, index: types[index]),
+            "GetOutputType": _GetNumberAt(lambda _op, _index: _FLOAT),
+            "GetInputCharacteristic": _GetNumberAt(lambda _op, index: kinds[index]),
+            "GetOutputCharacteristic": _GetNumberAt(lambda _op, _index: _REQUIRED),
+            "GetInputMemoryType": _GetNumberAt(lambda _op, _index: _DEFAULT_MEMORY),
+            "GetVariadicInputHomogeneity": _GetNumber(lambda _op: 0),
         }
-        callbacks: dict[str, Any] = {
-            field: _GetNumberAt(lambda _op, _index, value=value: value)
-            for field, value in number_at.items()
-        }
-        for field in ("InputMinArity", "InputHomogeneity", "OutputMinArity", "OutputHomogeneity"):
-            callbacks[f"GetVariadic{field}"] = _GetNumber(lambda _op: 1)
+        for field in ("InputMinArity", "OutputMinArity", "OutputHomogeneity"):
+            fields[f"GetVariadic{field}"] = _GetNumber(lambda _op: 1)
         return _CustomOp(
             version=_STRUCTURE_VERSION,
             GetName=_GetPointer(lambda _op: ctypes.addressof(self._name)),
             GetExecutionProviderType=_GetPointer(lambda _op: None),
-            GetInputTypeCount=_GetCount(lambda _op: self._num_inputs),
-            GetOutputTypeCount=_GetCount(lambda _op: len(self._outputs_like)),
-            KernelDestroy=_Destroy(lambda _kernel: None),
+            GetInputTypeCount=_GetCount(lambda _op: len(inputs)),
+            GetOutputTypeCount=_GetCount(lambda _op: len(self._outputs)),
+            KernelDestroy=_Destroy(self._destroy),
             CreateKernelV2=_Create(self._create),
-            KernelComputeV2=_Compute(self._compute),
-            **callbacks,
+            KernelComputeV2=compute.address,
+            **fields,
         )
 
-    def _create(self, _op: int, api: int, _info: int, kernel: Any) -> None:
-        """Remember the table of functions; the kernel itself has no state."""
-        if self._api is None:
-            self._api = _Api(api)
-        kernel[0] = _Pointer(1)
+    def _create(self, _op: int, api: int, info: int, kernel: Any) -> int | None:
+        """Write down what `compute` needs of one node."""
 
-    def _compute(self, _kernel: int, context: int) -> int | None:
-        api = self._api
-        assert api is not None, "Bug: ONNX Runtime creates a kernel before it runs it"
-        try:
-            inputs = [_input(api, context, i) for i in range(self._num_inputs)]
-            outputs = [
-                _output(api, context, k, inputs[like].shape)
-                for k, like in enumerate(self._outputs_like)
-            ]
-            self._kernel(*inputs, *outputs)
-        except Exception as err:  # noqa: BLE001 - no exception can cross C; it becomes a status
-            message = f"{type(err).__name__}: {err}".encode()
-            status: int = api.create_status(_RUNTIME_EXCEPTION, message)
-            return status
+        def entry(index: int) -> int:
+            return _Pointer.from_address(api + index * ctypes.sizeof(_Pointer)).value or 0
+
+        words = np.zeros(KERNEL.words, np.int64)
+        for place, index in _ENTRIES.items():
+            words[place] = entry(index)
+        words[KERNEL.table] = self._table.ctypes.data
+        number = ctypes.c_int64()
+        for place, name in enumerate(self._attributes, start=KERNEL.attributes):
+            status = _GetAttribute(entry(_ATTRIBUTE_INT))(info, name.encode(), ctypes.byref(number))
+            if status:
+                return int(status)
+            words[place] = number.value
+        self._kernels[words.ctypes.data] = words
+        kernel[0] = _Pointer(words.ctypes.data)
         return None
 
-
-def _input(api: _Api, context: int, index: int) -> NDArray[np.float32]:
-    """Return an input's memory as an array."""
-    value, info, count = _Pointer(), _Pointer(), _Size()
-    _check(api.kernel_input(context, index, ctypes.byref(value)))
-    _check(api.type_and_shape(value, ctypes.byref(info)))
-    try:
-        _check(api.dimensions_count(info, ctypes.byref(count)))
-        dims = (ctypes.c_int64 * count.value)()
-        _check(api.dimensions(info, dims, count))
-    finally:
-        api.release_type_and_shape(info)
-    return _array(api, value, tuple(dims))
-
-
-def _output(api: _Api, context: int, index: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    """Let ONNX Runtime allocate an output, and return its memory as an array."""
-    value = _Pointer()
-    dims = (ctypes.c_int64 * len(shape))(*shape)
-    _check(api.kernel_output(context, index, dims, len(shape), ctypes.byref(value)))
-    return _array(api, value, shape)
-
-
-def _array(api: _Api, value: ctypes.c_void_p, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    data = _Pointer()
-    _check(api.tensor_data(value, ctypes.byref(data)))
-    size = math.prod(shape)
-    if not size:
-        return np.empty(shape, np.float32)
-    assert data.value is not None, "Bug: a tensor with elements has memory"
-    memory: Any = (ctypes.c_float * size).from_address(data.value)
-    return np.ndarray(shape, np.float32, memory)
-
-
-def _check(status: int | None) -> None:
-    # what went wrong is in the status, which is lost here: these calls fail on wrong indices only
-    if status:
-        raise RuntimeError("ONNX Runtime refused a kernel's request for a tensor")
+    def _destroy(self, kernel: int) -> None:
+        del self._kernels[kernel]

@@ -1,7 +1,8 @@
 """The selective scan as Numba loops: 16 channels abreast, 64 steps a tile, 128 channels a task.
 
-Within a tile the loop over d_state is outermost, so that one state of 16 channels stays in a
-register for 64 steps while the tile's inputs stay in the first-level cache. exp, softplus and SiLU
+Within a tile the loop over d_state is outermost, so that two states of 16 channels stay in
+registers for 64 steps while the tile's inputs stay in the first-level cache. A single step has nothing to
+keep: there the states of one channel go abreast, as they lie. exp, softplus and SiLU
 are straight-line float32 arithmetic, which LLVM turns into vector code; calls into libm would stay
 scalar and cost more than the scan. Worst relative error against float64, in float32 ulp (2^-23):
 exp 0.8, softplus 2.3, SiLU 1.9.
@@ -19,10 +20,12 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
+from plugins_trt.cpu.call_frame import PHASE, PLAN, dim, floats, frame_words, matrix, tensor
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["exp", "exp_nonpositive", "scan", "scan_parallel", "silu", "softplus"]
+__all__ = ["exp", "exp_nonpositive", "scan_phase", "scan_plan", "silu", "softplus"]
 
 _LANES = 16
 _GROUPS = 8
@@ -128,52 +131,99 @@ def _load_span(A_log: Any, state: Any) -> Any:
 
 
 @_compile
-def _prepare(u: Any, dt: Any, first: Any, skip: Any, bias: Any, tiles: Any) -> None:
-    """Fill a span's tiles: delta, delta * u and the skip, each [group, step, lane]."""
-    channels = min(_SPAN, u.shape[1] - first)
-    u_row, dt_row = np.zeros((_GROUPS, _LANES), _f), np.zeros((_GROUPS, _LANES), _f)
-    u_flat, dt_flat = u_row.ravel(), dt_row.ravel()
+def _copy(source: Any, target: Any) -> None:
+    # slice assignment guards against overlaps that cannot be, at several times the cost
+    for i in range(source.size):
+        target[i] = source[i]
+
+
+@_compile
+def _prepare(u: Any, dt: Any, skip: Any, bias: Any, rows: Any, tiles: Any, t: Any) -> None:
+    """Fill one step of a span's tiles: delta, delta * u and the skip, each [group, step, lane]."""
+    u_row, dt_row = rows
+    _copy(u, u_row.ravel())
+    _copy(dt, dt_row.ravel())
     delta, delta_u, acc = tiles[0], tiles[1], tiles[2]
-    for t in range(u.shape[0]):
-        u_flat[:channels] = u[t, first : first + channels]
-        dt_flat[:channels] = dt[t, first : first + channels]
-        for group in range(acc.shape[0]):
-            for lane in range(_LANES):
-                delta[group, t, lane] = softplus(dt_row[group, lane] + bias[group, lane])
-                delta_u[group, t, lane] = delta[group, t, lane] * u_row[group, lane]
-                acc[group, t, lane] = skip[group, lane] * u_row[group, lane]
+    for group in range(acc.shape[0]):
+        for lane in range(_LANES):
+            delta[group, t, lane] = softplus(dt_row[group, lane] + bias[group, lane])
+            delta_u[group, t, lane] = delta[group, t, lane] * u_row[group, lane]
+            acc[group, t, lane] = skip[group, lane] * u_row[group, lane]
 
 
 @_compile
 def _advance(delta: Any, delta_u: Any, acc: Any, A: Any, h: Any, B: Any, C: Any) -> None:
     """Move one group's state over one tile, in place; add its part of the output to the skip."""
-    rate_row, h_row = np.empty(_LANES, _f), np.empty(_LANES, _f)
-    for n in range(A.shape[0]):
-        for lane in range(_LANES):
-            rate_row[lane] = A[n, lane]
-            h_row[lane] = h[n, lane]
-        for t in range(B.shape[0]):
-            b_t, c_t = B[t, n], C[t, n]
-            for lane in range(_LANES):
-                decay = exp_nonpositive(delta[t, lane] * rate_row[lane])
-                h_row[lane] = decay * h_row[lane] + delta_u[t, lane] * b_t
-                acc[t, lane] += h_row[lane] * c_t
-        for lane in range(_LANES):
-            h[n, lane] = h_row[lane]
+    d_state = A.shape[0]
+    for n in range(0, d_state - 1, 2):
+        _advance_two(delta, delta_u, acc, A[n : n + 2], h[n : n + 2], B[:, n:], C[:, n:])
+    if d_state % 2:
+        n = d_state - 1
+        _advance_one(delta, delta_u, acc, A[n], h[n], B[:, n:], C[:, n:])
 
 
 @_compile
-def _gate(acc: Any, z: Any, first: Any, y: Any) -> None:
-    """Write a span's outputs of one tile, [step, channel], gated."""
-    channels = min(_SPAN, z.shape[1] - first)
-    row = np.zeros((_GROUPS, _LANES), _f)
-    flat = row.ravel()
-    for t in range(z.shape[0]):
-        flat[:channels] = z[t, first : first + channels]
-        for group in range(acc.shape[0]):
-            for lane in range(_LANES):
-                row[group, lane] = silu(row[group, lane]) * acc[group, t, lane]
-        y[t, first : first + channels] = flat[:channels]
+def _advance_two(delta: Any, delta_u: Any, acc: Any, A: Any, h: Any, B: Any, C: Any) -> None:
+    """Move two states of 16 channels: either's exp fills the time in which the other waits for its own."""
+    rate, next_rate = np.empty(_LANES, _f), np.empty(_LANES, _f)
+    row, next_row = np.empty(_LANES, _f), np.empty(_LANES, _f)
+    for lane in range(_LANES):
+        rate[lane], next_rate[lane] = A[0, lane], A[1, lane]
+        row[lane], next_row[lane] = h[0, lane], h[1, lane]
+    for t in range(B.shape[0]):
+        b, next_b, c, next_c = B[t, 0], B[t, 1], C[t, 0], C[t, 1]
+        for lane in range(_LANES):
+            decay = exp_nonpositive(delta[t, lane] * rate[lane])
+            next_decay = exp_nonpositive(delta[t, lane] * next_rate[lane])
+            row[lane] = decay * row[lane] + delta_u[t, lane] * b
+            next_row[lane] = next_decay * next_row[lane] + delta_u[t, lane] * next_b
+            part = acc[t, lane] + row[lane] * c
+            acc[t, lane] = part + next_row[lane] * next_c
+    for lane in range(_LANES):
+        h[0, lane], h[1, lane] = row[lane], next_row[lane]
+
+
+@_compile
+def _advance_one(delta: Any, delta_u: Any, acc: Any, A: Any, h: Any, B: Any, C: Any) -> None:
+    """Move the last state of an odd number."""
+    for t in range(B.shape[0]):
+        for lane in range(_LANES):
+            decay = exp_nonpositive(delta[t, lane] * A[lane])
+            h[lane] = decay * h[lane] + delta_u[t, lane] * B[t, 0]
+            acc[t, lane] += h[lane] * C[t, 0]
+
+
+@_compile
+def _silu_all(row: Any) -> None:
+    # over a whole span: a loop of 16 lanes is unrolled before it can be vectorised
+    for i in range(row.size):
+        row[i] = silu(row[i])
+
+
+@_compile
+def _gate(acc: Any, z: Any, row: Any, t: Any, y: Any) -> None:
+    """Write a span's outputs of one step, gated."""
+    _copy(z, row.ravel())
+    _silu_all(row.ravel())
+    for group in range(acc.shape[0]):
+        for lane in range(_LANES):
+            row[group, lane] *= acc[group, t, lane]
+    _copy(row.ravel()[: y.size], y)
+
+
+@_compile
+def _step(inputs: Any, A_log: Any, B: Any, C: Any, h: Any, h_out: Any) -> Any:
+    """Move one channel by one step, its states side by side as they lie; returns the output."""
+    u, dt, skip, z = inputs
+    delta = softplus(dt)
+    delta_u = delta * u
+    for n in range(h.size):
+        decay = exp_nonpositive(delta * -exp(A_log[n]))
+        h_out[n] = decay * h[n] + delta_u * B[n]
+    acc = skip * u
+    for n in range(h.size):
+        acc += h_out[n] * C[n]
+    return silu(z) * acc
 
 
 @_compile
@@ -197,14 +247,21 @@ def _scan_span(
     b = task // spans
     first = task % spans * _SPAN
     end = min(first + _SPAN, d_inner)
+    if seq_len == 1:
+        for c in range(first, end):
+            inputs = (u[b, 0, c], dt[b, 0, c] + dt_bias[c], D[c], z[b, 0, c])
+            y[b, 0, c] = _step(inputs, A_log[c], B[b, 0], C[b, 0], state[b, c], state_out[b, c])
+        return
     A, h = _load_span(A_log[first:end], state[b, first:end])
     skip, bias = np.zeros((_GROUPS, _LANES), _f), np.zeros((_GROUPS, _LANES), _f)
-    skip.ravel()[: end - first] = D[first:end]
-    bias.ravel()[: end - first] = dt_bias[first:end]
+    _copy(D[first:end], skip.ravel())
+    _copy(dt_bias[first:end], bias.ravel())
+    rows = (np.zeros((_GROUPS, _LANES), _f), np.zeros((_GROUPS, _LANES), _f))
     tiles = np.empty((3, A.shape[0], min(_TILE, seq_len), _LANES), _f)
     for start in range(0, seq_len, _TILE):
         stop = min(start + _TILE, seq_len)
-        _prepare(u[b, start:stop], dt[b, start:stop], first, skip, bias, tiles)
+        for t in range(start, stop):
+            _prepare(u[b, t, first:end], dt[b, t, first:end], skip, bias, rows, tiles, t - start)
         for group in range(A.shape[0]):
             _advance(
                 tiles[0, group],
@@ -215,7 +272,8 @@ def _scan_span(
                 B[b, start:stop],
                 C[b, start:stop],
             )
-        _gate(tiles[2], z[b, start:stop], first, y[b, start:stop])
+        for t in range(start, stop):
+            _gate(tiles[2], z[b, t, first:end], rows[0], t - start, y[b, t, first:end])
     for group in range(h.shape[0]):
         channel = first + group * _LANES
         for lane in range(min(_LANES, end - channel)):
@@ -223,40 +281,29 @@ def _scan_span(
                 state_out[b, channel + lane, n] = h[group, n, lane]
 
 
-# two functions, not two compilations of one: the disk cache would take either for the other
-@_compile
-def scan(
-    u: Any,
-    dt: Any,
-    A_log: Any,
-    B: Any,
-    C: Any,
-    D: Any,
-    z: Any,
-    dt_bias: Any,
-    state: Any,
-    y: Any,
-    state_out: Any,
-) -> None:
-    """Scan everything on the calling thread."""
-    for task in range(u.shape[0] * ((u.shape[2] + _SPAN - 1) // _SPAN)):
-        _scan_span(task, u, dt, A_log, B, C, D, z, dt_bias, state, y, state_out)
+@numba.cfunc(PLAN, error_model="numpy", cache=True)
+def scan_plan(address: Any) -> Any:
+    """Make a task of each span of channels of each batch entry."""
+    frame = frame_words(address)
+    frame[0] = dim(frame, 0, 0) * ((dim(frame, 0, 2) + _SPAN - 1) // _SPAN)
+    return 0
 
 
-@numba.njit(parallel=True, fastmath={"contract"}, error_model="numpy", cache=True)
-def scan_parallel(
-    u: Any,
-    dt: Any,
-    A_log: Any,
-    B: Any,
-    C: Any,
-    D: Any,
-    z: Any,
-    dt_bias: Any,
-    state: Any,
-    y: Any,
-    state_out: Any,
-) -> None:
-    """Scan everything on Numba's threads."""
-    for task in numba.prange(u.shape[0] * ((u.shape[2] + _SPAN - 1) // _SPAN)):
-        _scan_span(np.int64(task), u, dt, A_log, B, C, D, z, dt_bias, state, y, state_out)
+@numba.cfunc(PHASE, error_model="numpy", cache=True)
+def scan_phase(address: Any, task: Any) -> None:
+    """Scan one span; values in the order of `plugins_trt.spec.SELECTIVE_SCAN`."""
+    frame = frame_words(address)
+    _scan_span(
+        np.int64(task),
+        tensor(frame, 0),
+        tensor(frame, 1),
+        matrix(frame, 2),
+        tensor(frame, 3),
+        tensor(frame, 4),
+        floats(frame, 5),
+        tensor(frame, 6),
+        floats(frame, 7),
+        tensor(frame, 8),
+        tensor(frame, 9),
+        tensor(frame, 10),
+    )

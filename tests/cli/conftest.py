@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def traced_before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Exports in this process trace what no test has traced before."""
+    from tests.export.stored_traces import stored_traces, traces_folder
+
+    with stored_traces(traces_folder(tmp_path_factory)):
+        yield
+
+
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny: Path) -> Path:
+def tiny_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its bundle, never changed; `bundle` is a copy to spoil."""
+    from tests.export.stored_traces import stored_traces, traces_folder
+
     folder = tiny.with_name("bundle")
-    assert main(["export", str(tiny), str(folder), "-q"]) == 0
+    with stored_traces(traces_folder(tmp_path_factory)):
+        assert main(["export", str(tiny), str(folder), "-q"]) == 0
     return folder
 
 

@@ -297,6 +297,7 @@ def test_verify_says_which_file_differs(case: str, bundle: Path, cli: Cli) -> No
     assert sum(line.startswith("✓ ") for line in result.out.splitlines()) == 10
 
 
+@pytest.mark.usefixtures("traced_before")
 def test_bundle_without_every_stage(tiny: Path, tmp_path: Path, cli: Cli) -> None:
     assert cli("export", tiny, tmp_path / "part", "--stages", "embed,projector").code == 0
     result = cli("run", tmp_path / "part", "-p", "Hi")
@@ -305,6 +306,7 @@ def test_bundle_without_every_stage(tiny: Path, tmp_path: Path, cli: Cli) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("traced_before")
 def test_bundle_in_half_precision_does_not_run_on_a_cpu(
     tiny: Path, tmp_path: Path, cli: Cli
 ) -> None:
@@ -319,7 +321,7 @@ def start(*argv: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
         # who starts the tests in the background has it ignored, and children inherit that
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - no threads here
     )  # fmt: skip
 
 

@@ -34,10 +34,12 @@ def plugin_library() -> Path:
 def engines(tiny: Path, plugin_library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle of two small stages; `build` is not called on it yet."""
     from longllava_trt.cli import main
+    from tests.export.stored_traces import stored_traces, traces_folder
 
     bundle = tmp_path_factory.mktemp("engines") / "bundle"
     options = ["--dtype", "bfloat16", "--stages", "projector,embed", "-q"]
-    assert main(["export", str(tiny), str(bundle), *options]) == 0
+    with stored_traces(traces_folder(tmp_path_factory)):
+        assert main(["export", str(tiny), str(bundle), *options]) == 0
     return bundle
 
 

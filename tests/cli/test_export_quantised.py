@@ -13,6 +13,7 @@ Cli = Callable[..., Any]
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("traced_before")
 def test_losses_and_throughput_are_printed(tiny: Path, tmp_path: Path, cli: Cli) -> None:
     options = ["--stages", "decoder", "--moe-quant", "w8a16"]
     text = cli("export", tiny, tmp_path / "text", *options).out

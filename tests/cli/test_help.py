@@ -47,6 +47,7 @@ def test_the_verbs_are_the_documented_ones() -> None:
         "chat",
         "validate",
         "needle",
+        "bench",
         "inspect",
         "verify",
         "doctor",

@@ -78,6 +78,7 @@ def test_inspect_bundle(tiny_bundle: Path, cli: Cli) -> None:
     assert "(hard link)" in text
 
 
+@pytest.mark.usefixtures("traced_before")
 def test_inspect_bundle_of_some_stages(tiny: Path, tmp_path: Path, cli: Cli) -> None:
     made = cli("export", tiny, tmp_path / "part", "--stages", "embed", "--weights", "copy")
     assert made.code == 0
@@ -86,6 +87,7 @@ def test_inspect_bundle_of_some_stages(tiny: Path, tmp_path: Path, cli: Cli) -> 
     assert "layers" not in result.out
 
 
+@pytest.mark.usefixtures("traced_before")
 @pytest.mark.parametrize("mode", ["hardlink", "copy"])
 def test_export_counts_new_and_linked_bytes(
     mode: str, tiny: Path, tmp_path: Path, cli: Cli

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from export import bundle as bundle_module
+from tests.export.stored_traces import stored_traces, traces_folder
 
 _export_stage = bundle_module._export_stage
 
@@ -37,8 +38,21 @@ def _of_this_session() -> Callable[..., Any]:
     return traced_once()
 
 
+@pytest.fixture(scope="session")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this run of the tests keeps what it traced."""
+    return traces_folder(tmp_path_factory)
+
+
 @pytest.fixture
-def quick_export(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def traced_before(traces: Path) -> Iterator[None]:
+    """Exports trace what no test has traced before."""
+    with stored_traces(traces):
+        yield
+
+
+@pytest.fixture
+def quick_export(monkeypatch: pytest.MonkeyPatch, traced_before: None) -> Callable[..., Any]:
     """`export_bundle` of the tiny checkpoint, or of another with the same headers."""
     monkeypatch.setattr(bundle_module, "_export_stage", _of_this_session())
     return bundle_module.export_bundle

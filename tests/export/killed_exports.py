@@ -1,6 +1,6 @@
 """Exports that are killed at every kind of moment; run by `test_resume.py` in a process of its own.
 
-    python tests/export/killed_exports.py CHECKPOINT FOLDER QUANT SEED
+    python tests/export/killed_exports.py CHECKPOINT FOLDER QUANT SEED TRACES
 
 Each export runs in a forked child, which kills itself at a chosen one of the moments at which it touches the file
 system or has written a part of a file. Stages are traced once. Prints one JSON document.
@@ -22,14 +22,17 @@ from typing import Any
 from export import bundle as bundle_module
 from export import expert_writer
 from tests.export.conftest import traced_once
+from tests.export.stored_traces import stored_in
 
 _EVENTS = {"open", "os.rename", "os.link", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree"}
-_POINTS = 24
+_POINTS = 8
 
 
 def main() -> None:
     """Kill, look, go on; compare."""
-    checkpoint, folder, quant, seed = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+    checkpoint, folder, traces = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[5])
+    quant, seed = sys.argv[3:5]
+    bundle_module.trace_stage = stored_in(traces)  # type: ignore[attr-defined]
     bundle_module._export_stage = traced_once()
 
     def export(target: Path) -> None:

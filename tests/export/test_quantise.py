@@ -243,6 +243,7 @@ def test_the_graph_reads_codes_and_scales(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("traced_before")
 def test_a_half_precision_graph_takes_them_as_they_are(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "half", preset="tiny", dtype="bfloat16")
     export_bundle(tmp_path / "half", tmp_path / "out", stages=["decoder"], moe_quant="w4a16")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import onnx
 import onnx_ir as ir
 import pytest
@@ -10,23 +12,24 @@ from export import trace
 from export.bundle import _with_bodies
 from export.check import check_stage
 from export.trace import trace_stage
-from longllava_trt.config import LongLLaVAConfig
 from longllava_trt.contracts import STAGES, layer_output_names, stage_specs
 from longllava_trt.errors import ExportError
 from longllava_trt.tensor_names import VISION_PREFIX
 from reference.synthetic import PRESETS
+from tests.export.stored_traces import stored_in
 
 TINY = PRESETS["tiny"]
 
 
-def traced(stage: str, *, dtype: str = "float32", config: LongLLaVAConfig = TINY) -> ir.Model:
-    return trace_stage(config, stage_specs(config, dtype)[stage], dtype=dtype)
+def traced(stage: str) -> ir.Model:
+    return trace_stage(TINY, stage_specs(TINY, "float32")[stage], dtype="float32")
 
 
 @pytest.fixture(scope="module")
-def decoder() -> onnx.ModelProto:
+def decoder(traces: Path) -> onnx.ModelProto:
     """The traced decoder with its function bodies; its weights are inputs still."""
-    return _with_bodies(ir.to_proto(traced("decoder")), "none")
+    model = stored_in(traces)(TINY, stage_specs(TINY, "float32")["decoder"], dtype="float32")
+    return _with_bodies(ir.to_proto(model), "none")
 
 
 def bound(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -45,9 +48,9 @@ def bound(model: onnx.ModelProto) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @pytest.mark.parametrize("stage", STAGES)
-def test_stage_has_the_contracts_inputs_and_outputs(stage: str, dtype: str) -> None:
+def test_stage_has_the_contracts_inputs_and_outputs(stage: str, dtype: str, traces: Path) -> None:
     spec = stage_specs(TINY, dtype)[stage]
-    graph = traced(stage, dtype=dtype).graph
+    graph = stored_in(traces)(TINY, spec, dtype=dtype).graph
     names = [value.name for value in graph.inputs]
     assert names[: len(spec.inputs)] == [t.name for t in spec.inputs]
     assert [value.name for value in graph.outputs] == [t.name for t in spec.outputs]
@@ -82,8 +85,9 @@ def test_graph_says_nothing_about_the_machine(decoder: onnx.ModelProto) -> None:
     assert not any(word in data for word in (b".py", b"site-packages", b"/home", b"File "))
 
 
-def test_a_dense_model_has_no_mixture() -> None:
-    model = traced("decoder", config=PRESETS["tiny-dense"])
+def test_a_dense_model_has_no_mixture(traces: Path) -> None:
+    dense = PRESETS["tiny-dense"]
+    model = stored_in(traces)(dense, stage_specs(dense, "float32")["decoder"], dtype="float32")
     assert "SparseMoE" not in {node.op_type for node in model.graph}
 
 

@@ -17,7 +17,9 @@ def needle_checkpoint() -> Path:
 def needle_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its float32 bundle; not to be written to."""
     from export.bundle import export_bundle
+    from tests.export.stored_traces import stored_traces, traces_folder
 
     bundle = tmp_path_factory.mktemp("needle") / "bundle"
-    export_bundle(CHECKPOINT, bundle, dtype="float32")
+    with stored_traces(traces_folder(tmp_path_factory)):
+        export_bundle(CHECKPOINT, bundle, dtype="float32")
     return bundle

@@ -11,15 +11,17 @@ from longllava_trt.parity import ParityReport, ParityRow
 from longllava_trt.validation.run import run_levels
 from longllava_trt.validation.subject import Subject
 from reference.synthetic import write_checkpoint
+from tests.export.stored_traces import stored_traces, traces_folder
 
 Made = tuple[Path, Path]
 """A bundle and the checkpoint it was exported from."""
 
 
-def make(folder: Path, preset: str) -> Made:
+def make(folder: Path, preset: str, traces: Path) -> Made:
     checkpoint, bundle = folder / "checkpoint", folder / "bundle"
     write_checkpoint(checkpoint, preset=preset)
-    export_bundle(checkpoint, bundle)
+    with stored_traces(traces):
+        export_bundle(checkpoint, bundle)
     return bundle, checkpoint
 
 
@@ -33,10 +35,18 @@ def assert_all_passed(rows: list[ParityRow]) -> None:
     assert [row.line() for row in rows if row.status != "passed"] == []
 
 
+@pytest.fixture(scope="session")
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this run of the tests keeps what it traced."""
+    return traces_folder(tmp_path_factory)
+
+
 @pytest.fixture(scope="session", params=["tiny", "tiny-dense"])
-def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
+def made(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, traces: Path
+) -> Made:
     """Routed as the 53B, then dense as the 9B."""
-    return make(tmp_path_factory.mktemp(request.param), request.param)
+    return make(tmp_path_factory.mktemp(request.param), request.param, traces)
 
 
 @pytest.fixture(scope="session")

@@ -48,8 +48,8 @@ def test_given_images_are_shown_and_progress_ends(made: Made, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_mini_generates_the_same_tokens(tmp_path: Path) -> None:
+def test_mini_generates_the_same_tokens(tmp_path: Path, traces: Path) -> None:
     report = validate(
-        *make(tmp_path, "mini"), levels=["stage", "generation"], kernels=["fast"], seed=1
+        *make(tmp_path, "mini", traces), levels=["stage", "generation"], kernels=["fast"], seed=1
     )
     assert_all_passed(list(report.rows))

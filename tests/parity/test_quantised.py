@@ -20,6 +20,7 @@ from longllava_trt.parity import ParityReport
 from longllava_trt.validation import validate
 from longllava_trt.validation.run import run_levels
 from longllava_trt.validation.subject import Subject
+from tests.export.stored_traces import stored_traces
 from tests.parity.conftest import Made, assert_all_passed, rows_of
 
 ROUTED = (1, 3, 5, 7)
@@ -27,10 +28,14 @@ ROUTED = (1, 3, 5, 7)
 
 @pytest.fixture(scope="module", params=["w8a16", "w4a16"])
 def quantised(
-    request: pytest.FixtureRequest, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tiny_checkpoint: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    traces: Path,
 ) -> Made:
     bundle = tmp_path_factory.mktemp(request.param) / "bundle"
-    export_bundle(tiny_checkpoint, bundle, moe_quant=request.param)
+    with stored_traces(traces):
+        export_bundle(tiny_checkpoint, bundle, moe_quant=request.param)
     return bundle, tiny_checkpoint
 
 

@@ -15,6 +15,7 @@ from longllava_trt.errors import InputError
 from longllava_trt.validation import validate
 from longllava_trt.validation.subject import Subject
 from reference.synthetic import write_checkpoint
+from tests.export.stored_traces import stored_traces
 from tests.parity.conftest import Made
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +92,7 @@ def test_without_torch_the_extra_is_named(made: Made) -> None:
 
 
 def test_a_bundle_with_another_vision_tower_is_validated_with_it(
-    made: Made, tmp_path: Path
+    made: Made, tmp_path: Path, traces: Path
 ) -> None:
     _, checkpoint = made
     donor = tmp_path / "donor"
@@ -102,7 +103,8 @@ def test_a_bundle_with_another_vision_tower_is_validated_with_it(
     for file in donor.glob("model*"):
         shutil.copy(file, tower)
     bundle = tmp_path / "bundle"
-    export_bundle(checkpoint, bundle, vision_tower=tower)
+    with stored_traces(traces):
+        export_bundle(checkpoint, bundle, vision_tower=tower)
     report = validate(bundle, checkpoint, levels=["stage"], kernels=["fast"], vision_tower=tower)
     assert report.passed, report.failures
     with pytest.raises(InputError, match="was not exported from"):

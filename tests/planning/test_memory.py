@@ -27,6 +27,7 @@ from reference.synthetic import write_checkpoint
 from reference.synthetic_presets import PRESETS
 from runtime.decoder import Decoder
 from runtime.onnxrt import OnnxSession
+from tests.export.stored_traces import stored_traces, traces_folder
 
 CHUNK = 1024
 _ITEMSIZE: dict[int, int] = {
@@ -46,9 +47,11 @@ _OPERATIONS: dict[type[ast.operator], Callable[[int, int], int]] = {
 
 @pytest.fixture(scope="module")
 def mini_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # what is read here is graph and manifest
     folder = tmp_path_factory.mktemp("mini")
-    write_checkpoint(folder / "model", preset="mini")
-    export_bundle(folder / "model", folder / "bundle", stages=["decoder"])
+    write_checkpoint(folder / "model", preset="mini", sparse=True)
+    with stored_traces(traces_folder(tmp_path_factory)):
+        export_bundle(folder / "model", folder / "bundle", stages=["decoder"])
     return folder / "bundle"
 
 

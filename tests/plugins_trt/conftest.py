@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
 from plugins_trt.bodies import function_bodies
+from plugins_trt.cpu.register import register_kernels
 from plugins_trt.spec import OperatorSpec
 
 Arrays = dict[str, np.ndarray]
@@ -121,17 +123,42 @@ def _model(
     )
 
 
-@pytest.fixture
+def _run_poisoned(
+    model: onnx.ModelProto,
+    arrays: Arrays,
+    shapes: dict[str, tuple[int, ...]],
+    *,
+    threads: int = 2,
+) -> tuple[np.ndarray, ...]:
+    """Run a lowered model into outputs that hold NaN before the call; returns them in the order of `shapes`."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = threads
+    register_kernels(options)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    outputs = tuple(np.full(shape, np.nan, np.float32) for shape in shapes.values())
+    binding = session.io_binding()
+    for name, array in arrays.items():
+        binding.bind_cpu_input(name, np.ascontiguousarray(array))
+    for name, output in zip(shapes, outputs, strict=True):
+        binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(output))
+    session.run_with_iobinding(binding)
+    return outputs
+
+
+@pytest.fixture(scope="session")
 def scan_oracle() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     return _scan_oracle
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def moe_oracle() -> Callable[..., np.ndarray]:
     return _moe_oracle
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def scan_arrays() -> Callable[..., Arrays]:
     return _scan_arrays
 
@@ -141,16 +168,21 @@ def extreme_scan_arrays() -> Arrays:
     return _extreme_scan_arrays()
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def moe_arrays() -> Callable[..., Arrays]:
     return _moe_arrays
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def relative_rms() -> Callable[[np.ndarray, np.ndarray], float]:
     return _relative_rms
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def one_operator_model() -> Callable[..., onnx.ModelProto]:
     return _model
+
+
+@pytest.fixture(scope="session")
+def run_poisoned() -> Callable[..., Any]:
+    return _run_poisoned

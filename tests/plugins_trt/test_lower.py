@@ -57,60 +57,143 @@ def test_lowered_moe_equals_a_float64_loop(
     assert relative_rms(y, moe_oracle(arrays, top_k, renormalise=True)) > 1000 * LIMIT
 
 
-def test_interleaving_folds_when_weights_are_stacked_in_the_graph(
-    tmp_path: Path, moe_arrays: Any, moe_oracle: Any, relative_rms: Any
+STORED = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+}
+
+
+class _Layers:
+    """A graph of stored matrices, each cast to float32, transposed, stacked as the exporter does."""
+
+    def __init__(self, stored: str) -> None:
+        self.dtype = STORED[stored]
+        self.nodes: list[onnx.NodeProto] = []
+        self.weights: list[onnx.TensorProto] = []
+        self.exact: dict[str, np.ndarray] = {}
+
+    def weight(self, name: str, *shape: int) -> str:
+        values = np.random.default_rng(len(self.weights)).standard_normal(shape)
+        array = values.astype(helper.tensor_dtype_to_np_dtype(self.dtype))
+        self.weights.append(numpy_helper.from_array(array, name))
+        self.exact[name] = array.astype(np.float64)
+        return self.node("Cast", name, to=TensorProto.FLOAT) if array.dtype != np.float32 else name
+
+    def node(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        output = f"{kind}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [output], domain=domain, **attributes))
+        return output
+
+    def save(
+        self, file: Path, inputs: dict[str, tuple[Any, ...]], outputs: list[str]
+    ) -> onnx.ModelProto:
+        """Write it with its weights beside it; returns it without them."""
+        graph = helper.make_graph(
+            self.nodes,
+            "layers",
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, None) for n in outputs],
+            self.weights,
+        )
+        opsets = [helper.make_opsetid("", 27), helper.make_opsetid(SPARSE_MOE.domain, 1)]
+        model = helper.make_model(
+            graph, opset_imports=opsets, functions=function_bodies(), ir_version=11
+        )
+        onnx.save_model(model, file, save_as_external_data=True, location="w.bin", size_threshold=0)
+        return onnx.load(file, load_external_data=False)
+
+
+def lowered_session(
+    model: onnx.ModelProto, folder: Path
+) -> tuple[onnxruntime.InferenceSession, list[str]]:
+    """Return a session of the lowered model, and the types of the nodes that it runs."""
+    onnx.save(lower_for_cpu(model), folder / "lowered.onnx")
+    optimized = folder / "optimized.onnx"
+    made = session(folder / "lowered.onnx", optimized_model_filepath=str(optimized))
+    return made, [n.op_type for n in onnx.load(optimized, load_external_data=False).graph.node]
+
+
+@pytest.mark.parametrize("stored", STORED)
+@pytest.mark.parametrize("shape", [(1, 1, 24), (3, 24), (2, 5, 24)], ids=str)
+def test_products_read_the_stored_matrix(
+    stored: str, shape: tuple[int, ...], tmp_path: Path, relative_rms: Any
 ) -> None:
-    arrays = moe_arrays(5)
-    experts, rows, hidden = arrays["gate_up"].shape
-    halves = {f"w{i}": w for i, w in enumerate(arrays["gate_up"].reshape(-1, rows // 2, hidden))}
-    nodes = [
-        helper.make_node("Constant", [], ["shape"], value_ints=[experts, rows, hidden]),
-        helper.make_node("Concat", list(halves), ["flat"], axis=0),
-        helper.make_node("Reshape", ["flat", "shape"], ["gate_up"]),
-        *(
-            helper.make_node(
-                SPARSE_MOE.op_type,
-                SPARSE_MOE.input_names,
-                [name],
-                domain=SPARSE_MOE.domain,
-                top_k=2,
-            )
-            for name in ("y", "again")
-        ),
+    layers = _Layers(stored)
+    product = layers.node(
+        "MatMul", "x", layers.node("Transpose", layers.weight("a", 70, 24), perm=[1, 0])
+    )
+    outputs = [product]
+    if len(shape) == 2:
+        outputs.append(layers.node("Gemm", "x", layers.weight("b", 7, 24), transB=1))
+    model = layers.save(tmp_path / "m.onnx", {"x": shape}, outputs)
+    runs, kinds = lowered_session(model, tmp_path)
+    assert kinds == ["LongLLaVALinear"] * len(outputs)
+    x = np.random.default_rng(9).standard_normal(shape).astype(np.float32)
+    for y, name in zip(runs.run(None, {"x": x}), "ab", strict=False):
+        assert relative_rms(y, x.astype(np.float64) @ layers.exact[name].T) <= LIMIT
+
+
+def test_other_products_stay_what_they_are(tmp_path: Path) -> None:
+    layers = _Layers("float32")
+    weight = layers.weight("a", 24, 24)
+    outputs = [
+        layers.node("MatMul", "x", weight),
+        layers.node("Gemm", "x", weight),
+        layers.node("Gemm", "x", weight, transB=1, alpha=2.0),
+        layers.node("Gemm", "x", weight, transB=1, transA=1),
+        layers.node("Gemm", "x", weight, "x", transB=1),
+        layers.node("MatMul", "x", layers.node("Transpose", "x", perm=[1, 0])),
     ]
-    weights = {**halves, "down": arrays["down"]}
-    graph = helper.make_graph(
-        nodes,
-        "stacked",
-        [
-            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["num_tokens", hidden]),
-            helper.make_tensor_value_info(
-                "router_logits", TensorProto.FLOAT, ["num_tokens", experts]
-            ),
-        ],
-        [
-            helper.make_tensor_value_info(name, TensorProto.FLOAT, ["num_tokens", hidden])
-            for name in ("y", "again")
-        ],
-        [numpy_helper.from_array(w, name) for name, w in weights.items()],
+    model = layers.save(tmp_path / "m.onnx", {"x": (24, 24)}, outputs)
+    before = model.SerializeToString()
+    assert lower_for_cpu(model).graph == onnx.load_model_from_string(before).graph
+
+
+@pytest.mark.parametrize("stored", ["float16", "bfloat16"])
+def test_rows_are_cast_after_they_were_looked_up(stored: str, tmp_path: Path) -> None:
+    layers = _Layers(stored)
+    ids = np.array([[3, 0, 3], [9, 1, 0]])
+    layers.weights.append(numpy_helper.from_array(ids, "ids"))
+    rows = layers.node("Gather", layers.weight("table", 10, 24), "ids")
+    ends = layers.node("Add", rows, "x")
+    model = layers.save(tmp_path / "m.onnx", {"x": (24,)}, [ends])
+    lowered = lower_for_cpu(model)
+    assert [n.op_type for n in lowered.graph.node] == ["Gather", "Cast", "Add"]
+    assert lowered.graph.node[0].input[0] == "table"
+    runs, _ = lowered_session(lowered, tmp_path)
+    (y,) = runs.run(None, {"x": np.zeros(24, np.float32)})
+    np.testing.assert_array_equal(y, layers.exact["table"][ids])
+
+
+@pytest.mark.parametrize("stored", STORED)
+def test_experts_are_read_where_they_lie(
+    stored: str, tmp_path: Path, moe_arrays: Any, moe_oracle: Any, relative_rms: Any
+) -> None:
+    layers, hidden, inner = _Layers(stored), 24, 20
+    axis = numpy_helper.from_array(np.array([0]), "axis")
+    pairs, downs = [], []
+    for e in range(4):
+        halves = [layers.weight(f"{part}{e}", inner, hidden) for part in ("gate", "up")]
+        pairs.append(layers.node("Unsqueeze", layers.node("Concat", *halves, axis=0), "axis"))
+        downs.append(layers.node("Unsqueeze", layers.weight(f"down{e}", hidden, inner), "axis"))
+    stacks = [layers.node("Concat", *parts, axis=0) for parts in (pairs, downs)]
+    outputs = [
+        layers.node("SparseMoE", "x", "logits", *stacks, domain=SPARSE_MOE.domain, top_k=2)
+        for _ in range(2)
+    ]
+    layers.weights.append(axis)
+    inputs = {"x": ("tokens", hidden), "logits": ("tokens", 4)}
+    runs, kinds = lowered_session(layers.save(tmp_path / "m.onnx", inputs, outputs), tmp_path)
+    assert kinds == ["LongLLaVASparseMoE"] * 2
+    arrays = moe_arrays(9)
+    y, again = runs.run(None, {"x": arrays["x"], "logits": arrays["router_logits"]})
+    arrays["gate_up"] = np.stack(
+        [np.concatenate([layers.exact[f"{part}{e}"] for part in ("gate", "up")]) for e in range(4)]
     )
-    opsets = [helper.make_opsetid("", 27), helper.make_opsetid(SPARSE_MOE.domain, 1)]
-    model = helper.make_model(
-        graph, opset_imports=opsets, functions=function_bodies(), ir_version=11
-    )
-    onnx.save_model(
-        model, tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0
-    )
-    lowered = lower_for_cpu(onnx.load(tmp_path / "m.onnx", load_external_data=False))
-    onnx.save(lowered, tmp_path / "lowered.onnx")
-    optimized = tmp_path / "optimized.onnx"
-    folded = session(tmp_path / "lowered.onnx", optimized_model_filepath=str(optimized))
-    feed = {name: arrays[name] for name in ("x", "router_logits")}
-    y, again = folded.run(None, feed)
+    arrays["down"] = np.stack([layers.exact[f"down{e}"] for e in range(4)])
     assert relative_rms(y, moe_oracle(arrays, 2)) <= LIMIT
     np.testing.assert_array_equal(y, again)
-    left = {n.op_type for n in onnx.load(optimized, load_external_data=False).graph.node}
-    assert left == {"MoE"}
 
 
 @pytest.mark.parametrize("dtype", ["FLOAT16", "BFLOAT16"], ids=str.lower)

@@ -118,19 +118,25 @@ def test_a_wrong_row_is_noticed(
 
 
 @pytest.mark.parametrize("weight_format", FORMATS)
-def test_dequantisation_is_folded_at_load(weight_format: str, tmp_path: Any) -> None:
+def test_the_kernel_reads_the_codes_themselves(weight_format: str, tmp_path: Any) -> None:
     feed, _ = quantised(3, weight_format)
-    model = moe_model(weight_format, weights=feed)
-    # a second layer with the same experts dequantises nothing more
-    again = model.graph.node.add()
-    again.CopyFrom(model.graph.node[0])
-    again.input[0], again.output[0] = "y", "z"
-    model.graph.output[0].name = "z"
     file = tmp_path / "optimized.onnx"
-    run(lower_for_cpu(model), feed, optimized=str(file))
+    run(lower_for_cpu(moe_model(weight_format, weights=feed)), feed, optimized=str(file))
     graph = onnx.load(file).graph
-    assert [node.op_type for node in graph.node] == ["MoE", "MoE"]
-    assert {init.data_type for init in graph.initializer} == {TensorProto.FLOAT}
+    (node,) = graph.node
+    stored = {init.name: init.data_type for init in graph.initializer}
+    codes = TensorProto.INT8 if weight_format == "int8" else TensorProto.UINT8
+    assert [stored[name] for name in node.input[2:4]] == [codes, codes]
+
+
+@pytest.mark.parametrize("wrong", ["gate_up", "gate_up_scales", "down_scales"])
+@pytest.mark.parametrize("weight_format", FORMATS)
+def test_other_widths_are_refused(weight_format: str, wrong: str) -> None:
+    feed, _ = quantised(3, weight_format)
+    feed[wrong] = feed[wrong][..., :-1]
+    model = lower_for_cpu(moe_model(weight_format, weights=feed))
+    with pytest.raises(Exception, match=f"'{wrong}' must be|as wide as x"):
+        run(model, feed)
 
 
 @pytest.mark.parametrize("dtype", ["FLOAT", "FLOAT16", "BFLOAT16"], ids=str.lower)

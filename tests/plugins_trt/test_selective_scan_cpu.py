@@ -9,17 +9,33 @@ import numba
 import numpy as np
 import pytest
 
-from longllava_trt.errors import ContractError
 from plugins_trt.cpu import scan_kernel
-from plugins_trt.cpu.selective_scan import selective_scan
+from plugins_trt.cpu.lower import lower_for_cpu
+from plugins_trt.spec import SELECTIVE_SCAN
 
 LIMIT = 2e-6
+
+Scan = Callable[..., tuple[np.ndarray, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def selective_scan(one_operator_model: Any, run_poisoned: Any) -> Scan:
+    """The kernel as ONNX Runtime calls it, into outputs full of NaN."""
+    model = lower_for_cpu(one_operator_model(SELECTIVE_SCAN))
+    return lambda **arrays: run_poisoned(
+        model, arrays, {"y": arrays["u"].shape, "state_out": arrays["state"].shape}
+    )
 
 
 @pytest.mark.parametrize("batch", [1, 3], ids=lambda n: f"batch{n}")
 @pytest.mark.parametrize("seq_len", [1, 2, 3, 63, 64, 65, 1000], ids=lambda n: f"len{n}")
 def test_scan_equals_a_float64_loop(
-    batch: int, seq_len: int, scan_arrays: Any, scan_oracle: Any, relative_rms: Any
+    selective_scan: Scan,
+    batch: int,
+    seq_len: int,
+    scan_arrays: Any,
+    scan_oracle: Any,
+    relative_rms: Any,
 ) -> None:
     arrays = scan_arrays(batch, seq_len)
     y, state = selective_scan(**arrays)
@@ -31,7 +47,12 @@ def test_scan_equals_a_float64_loop(
 @pytest.mark.parametrize("d_inner", [1, 15, 16, 17, 127, 128, 129, 300], ids=lambda n: f"d{n}")
 @pytest.mark.parametrize("d_state", [1, 5, 16], ids=lambda n: f"n{n}")
 def test_scan_takes_any_width(
-    d_inner: int, d_state: int, scan_arrays: Any, scan_oracle: Any, relative_rms: Any
+    selective_scan: Scan,
+    d_inner: int,
+    d_state: int,
+    scan_arrays: Any,
+    scan_oracle: Any,
+    relative_rms: Any,
 ) -> None:
     arrays = scan_arrays(2, 66, d_inner, d_state)
     y, state = selective_scan(**arrays)
@@ -49,7 +70,9 @@ def split_in_time(arrays: Any, begin: int, end: int, state: np.ndarray) -> dict[
 
 
 @pytest.mark.parametrize("cut", [1, 2, 31, 63, 64, 65, 128, 129], ids=lambda n: f"cut{n}")
-def test_two_calls_with_carried_state_equal_one(cut: int, scan_arrays: Any) -> None:
+def test_two_calls_with_carried_state_equal_one(
+    selective_scan: Scan, cut: int, scan_arrays: Any
+) -> None:
     arrays = scan_arrays(2, 130)
     whole_y, whole_state = selective_scan(**arrays)
     first_y, carried = selective_scan(**split_in_time(arrays, 0, cut, arrays["state"]))
@@ -59,7 +82,7 @@ def test_two_calls_with_carried_state_equal_one(cut: int, scan_arrays: Any) -> N
 
 
 def test_comparison_fails_when_the_state_is_reset_between_chunks(
-    scan_arrays: Any, scan_oracle: Any, relative_rms: Any
+    selective_scan: Scan, scan_arrays: Any, scan_oracle: Any, relative_rms: Any
 ) -> None:
     arrays = scan_arrays(1, 130)
     y, _ = selective_scan(**arrays)
@@ -67,7 +90,7 @@ def test_comparison_fails_when_the_state_is_reset_between_chunks(
 
 
 def test_comparison_fails_when_the_skip_is_dropped(
-    scan_arrays: Any, scan_oracle: Any, relative_rms: Any
+    selective_scan: Scan, scan_arrays: Any, scan_oracle: Any, relative_rms: Any
 ) -> None:
     arrays = scan_arrays(1, 65)
     y, _ = selective_scan(**arrays)
@@ -75,7 +98,7 @@ def test_comparison_fails_when_the_skip_is_dropped(
 
 
 def test_scan_is_finite_at_extremes(
-    extreme_scan_arrays: Any, scan_oracle: Any, relative_rms: Any
+    selective_scan: Scan, extreme_scan_arrays: Any, scan_oracle: Any, relative_rms: Any
 ) -> None:
     y, state = selective_scan(**extreme_scan_arrays)
     expected_y, expected_state = scan_oracle(extreme_scan_arrays)
@@ -83,7 +106,7 @@ def test_scan_is_finite_at_extremes(
     assert relative_rms(state, expected_state) <= LIMIT
 
 
-def test_inputs_are_never_written(scan_arrays: Any) -> None:
+def test_inputs_are_never_written(selective_scan: Scan, scan_arrays: Any) -> None:
     arrays = scan_arrays(2, 70)
     for array in arrays.values():
         array.flags.writeable = False
@@ -93,22 +116,10 @@ def test_inputs_are_never_written(scan_arrays: Any) -> None:
         np.testing.assert_array_equal(array, before[name])
 
 
-@pytest.mark.parametrize("name", ["scan", "scan_parallel"])
-def test_every_element_of_the_outputs_is_written(name: str, scan_arrays: Any) -> None:
-    arrays = scan_arrays(2, 65, 133, 3)
-    y, state = np.full_like(arrays["u"], np.nan), np.full_like(arrays["state"], np.nan)
-    scan = getattr(scan_kernel, name)
-    scan(*arrays.values(), y, state)
-    expected_y, expected_state = selective_scan(**arrays)
-    np.testing.assert_array_equal(y, expected_y)
-    np.testing.assert_array_equal(state, expected_state)
-
-
-def test_bad_inputs_are_all_named(scan_arrays: Any) -> None:
+def test_bad_inputs_are_refused(selective_scan: Scan, scan_arrays: Any) -> None:
     arrays = scan_arrays(1, 4)
-    arrays["dt"] = arrays["dt"].astype(np.float64)
     arrays["C"] = arrays["C"][:, :3]
-    with pytest.raises(ContractError, match=r"'dt' must be .*float64.*'C' must be"):
+    with pytest.raises(Exception, match=r"'C' must be \[batch, seq_len, d_state\] float32"):
         selective_scan(**arrays)
 
 

@@ -15,6 +15,7 @@ from longllava_trt.errors import ContractError, InputError, ManifestError
 from longllava_trt.manifest import Manifest
 from reference.synthetic import PRESETS
 from runtime.onnxrt import OnnxSession
+from tests.export.stored_traces import stored_traces, traces_folder
 
 
 def test_plain_onnxruntime_opens_the_files_by_path(tiny_bundle: Path) -> None:
@@ -45,15 +46,19 @@ def test_layer_outputs_can_be_asked_for(tiny_bundle: Path) -> None:
 
 
 def test_half_precision_bundles_say_how_to_run_on_a_cpu(
-    tiny_checkpoint: Path, tmp_path: Path
+    tiny_checkpoint: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    export_bundle(tiny_checkpoint, tmp_path / "half", dtype="float16", stages=["embed"])
+    with stored_traces(traces_folder(tmp_path_factory)):
+        export_bundle(tiny_checkpoint, tmp_path / "half", dtype="float16", stages=["embed"])
     with pytest.raises(InputError, match=r"graphs are float16.*--dtype float32"):
         OnnxSession(tmp_path / "half", Manifest.load(tmp_path / "half"), "embed")
 
 
-def test_a_missing_stage_is_named(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    export_bundle(tiny_checkpoint, tmp_path / "part", stages=["embed"])
+def test_a_missing_stage_is_named(
+    tiny_checkpoint: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with stored_traces(traces_folder(tmp_path_factory)):
+        export_bundle(tiny_checkpoint, tmp_path / "part", stages=["embed"])
     with pytest.raises(ManifestError, match="stage 'vision' is not in it, only embed"):
         OnnxSession(tmp_path / "part", Manifest.load(tmp_path / "part"), "vision")
 

@@ -8,6 +8,7 @@ import pytest
 
 from longllava_trt.errors import LongLLaVAError
 from plugins_trt.registry import TensorRT, import_tensorrt, load_plugins
+from tests.export.stored_traces import stored_traces
 
 
 @pytest.fixture(scope="session")
@@ -33,10 +34,11 @@ def plugins(tensorrt: TensorRT, plugin_library: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def bfloat16_bundle(tiny_checkpoint: Path) -> Path:
+def bfloat16_bundle(tiny_checkpoint: Path, traces: Path) -> Path:
     """The tiny checkpoint in bfloat16, with casts behind its weights; not to be written to."""
     from export.bundle import export_bundle
 
     bundle = tiny_checkpoint.with_name("bfloat16")
-    export_bundle(tiny_checkpoint, bundle, dtype="bfloat16")
+    with stored_traces(traces):
+        export_bundle(tiny_checkpoint, bundle, dtype="bfloat16")
     return bundle

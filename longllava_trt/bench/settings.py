@@ -1,0 +1,53 @@
+"""What a benchmark measures, and how often."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from longllava_trt.errors import InputError
+from runtime.prompt import IMAGE_PLACEHOLDER
+
+__all__ = ["BenchSettings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchSettings:
+    """What is measured, and how often."""
+
+    image_counts: tuple[int, ...] = (0, 1, 10)
+    """Numbers of images shown; each is measured once, from the fewest on."""
+    prompt: str = "What do these images show?"
+    """Asked each time."""
+    new_tokens: int = 32
+    """Tokens of every answer; the model may not end it before."""
+    warmup: int = 1
+    """Unmeasured repeats before those that count; with 0 the first also loads and compiles."""
+    repeats: int = 5
+    """Measured ones."""
+    images: tuple[Path, ...] = ()
+    """Shown in turns; empty for drawn ones."""
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be at least {least}, got {value}"
+            for name, value, least in (
+                ("image counts", min(self.image_counts, default=-1), 0),
+                # the first token is the prompt's, and a rate needs one after it
+                ("new tokens", self.new_tokens, 2),
+                ("warm-up", self.warmup, 0),
+                ("repeats", self.repeats, 1),
+            )
+            if value < least
+        ]
+        if IMAGE_PLACEHOLDER in self.prompt:
+            problems.append(
+                f"the prompt must not hold {IMAGE_PLACEHOLDER}, as it is asked about several numbers of images"
+            )
+        if problems:
+            raise InputError(f"bench: {'; '.join(problems)}")
+
+    @property
+    def ascending(self) -> tuple[int, ...]:
+        """Numbers of images, each once, fewest first: memory that a run leaves behind is no more than the next needs."""
+        return tuple(sorted(set(self.image_counts)))

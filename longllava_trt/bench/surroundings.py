@@ -1,0 +1,67 @@
+"""What the figures were measured on, and with: without it they say nothing elsewhere."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import re
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from longllava_trt.manifest import MANIFEST_FILE
+from longllava_trt.version import __version__
+
+if TYPE_CHECKING:
+    from runtime.model import LongLLaVA
+
+__all__ = ["describe_bundle", "describe_machine", "describe_versions"]
+
+_PACKAGES = (
+    *("onnxruntime", "onnxruntime-extensions", "onnx", "numba", "numpy", "ml-dtypes", "Pillow"),
+    *("tokenizers", "tensorrt", "tensorrt-rtx", "cuda-python"),
+)
+
+
+def describe_machine() -> dict[str, Any]:
+    """Return the processor, its usable cores, memory and system; None for what this system does not tell."""
+    model = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), flags=re.MULTILINE)
+    memory = re.search(r"^MemTotal:\s+(\d+) kB", _read("/proc/meminfo"))
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {
+        "processor": model[1].strip() if model else platform.processor() or platform.machine(),
+        "cores": usable,
+        "memory_bytes": int(memory[1]) * 1024 if memory else None,
+        "system": platform.platform(),
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Return the versions of Python, of this project and of the packages that take part, as far as installed."""
+    found = {"longllava-trt": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_bundle(model: LongLLaVA) -> dict[str, Any]:
+    """Return what tells a bundle; its manifest holds the hash of every file, so the manifest's own stands for all."""
+    manifest = model.manifest
+    return {
+        "name": model.bundle.resolve().name,
+        "manifest_sha256": hashlib.sha256((model.bundle / MANIFEST_FILE).read_bytes()).hexdigest(),
+        "dtype": manifest.dtype,
+        "moe_quant": manifest.moe_quant,
+        "weight_bytes": sum(weight.nbytes for weight in manifest.weights.values()),
+    }
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError:
+        return ""

@@ -1,0 +1,98 @@
+"""ONNX Runtime's own time in a call: what is left of the call is ours.
+
+Only a benchmark loads its sessions through this; the usual path has nothing to measure and pays nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import TYPE_CHECKING, Any
+
+from runtime.backend import OrtBackend
+
+if TYPE_CHECKING:
+    from runtime.model import LongLLaVA
+    from runtime.onnxrt import OnnxSession
+
+__all__ = ["RuntimeWatch", "WatchedSession"]
+
+
+class RuntimeWatch:
+    """Counts the seconds of ONNX Runtime's calls.
+
+    Args:
+        clock: Returns seconds; the one by which calls are timed elsewhere.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.clock = clock
+        self._calls: list[tuple[float, float]] = []
+
+    @classmethod
+    def over(cls, model: LongLLaVA) -> RuntimeWatch:
+        """Return a watch over every stage that the model loads from now on in ONNX Runtime."""
+        watch = cls()
+        model.backend = _WatchedBackend(model, watch)
+        return watch
+
+    def note(self, begin: float, end: float) -> None:
+        """Count one call."""
+        self._calls.append((begin, end))
+
+    def clear(self) -> None:
+        """Forget all calls."""
+        self._calls.clear()
+
+    def seconds_since(self, moment: float) -> float:
+        """Return what calls took that began at a moment or later."""
+        return sum(end - begin for begin, end in self._calls if begin >= moment)
+
+
+class WatchedSession:
+    """An `onnxruntime.InferenceSession` whose calls are timed; otherwise the very same.
+
+    Args:
+        session: The session.
+        watch: Takes note of its calls.
+    """
+
+    def __init__(self, session: Any, watch: RuntimeWatch) -> None:
+        self._watched, self._watch = session, watch
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._watched, name)
+        if not name.startswith("run"):
+            return value
+        timed = _timed(value, self._watch)
+        # found at once from now on, without coming here
+        setattr(self, name, timed)
+        return timed
+
+
+class _WatchedBackend(OrtBackend):
+    """ONNX Runtime, watched."""
+
+    def __init__(self, model: LongLLaVA, watch: RuntimeWatch) -> None:
+        kernels, num_threads = model.options.kernels, model.options.num_threads
+        super().__init__(model.bundle, model.manifest, kernels=kernels, num_threads=num_threads)
+        self._watch = watch
+
+    def load_stage(self, stage: str) -> OnnxSession:
+        """Load a stage."""
+        loaded = super().load_stage(stage)
+        loaded.session = WatchedSession(loaded.session, self._watch)
+        return loaded
+
+
+def _timed(call: Callable[..., Any], watch: RuntimeWatch) -> Callable[..., Any]:
+    @wraps(call)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        begin = watch.clock()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            watch.note(begin, watch.clock())
+
+    return timed

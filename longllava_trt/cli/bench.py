@@ -1,0 +1,124 @@
+"""`longllava-trt bench`: how fast a bundle is on this machine."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from longllava_trt.cli.asking import add_engine_options, chosen_run_options
+from longllava_trt.cli.options import (
+    Subparsers,
+    add_verb,
+    count,
+    from_zero,
+    print_json,
+    shown_progress,
+)
+
+__all__ = ["add_parser", "run"]
+
+_EXAMPLES = """\
+  longllava-trt bench bundle
+  longllava-trt bench bundle --images 0,1,10,100 --plot bench.png
+  longllava-trt bench bundle --image a.jpg --images 1 -p "What is this?" --new-tokens 128
+  longllava-trt bench bundle --kernels bodies --threads 1 --json > bodies.json
+"""
+
+
+def add_parser(subparsers: Subparsers) -> None:
+    """Add the verb."""
+    parser = add_verb(
+        subparsers,
+        "bench",
+        help_text="measure how fast a bundle is here: stages, first token, rates, memory",
+        description="Time each stage alone and whole answers about several numbers of images: time to the first token, "
+        "tokens a second of prefill and decoding, time an image, the decode loop's own time, peak memory. Every figure is "
+        "a median with the smallest and the largest sample.",
+        examples=_EXAMPLES,
+    )
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder made by 'export'")
+    parser.add_argument(
+        "--images",
+        type=_counts,
+        default=(0, 1, 10),
+        metavar="N,M",
+        help="numbers of images to show (default: 0,1,10)",
+    )
+    parser.add_argument(
+        "--image",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="an image to show; repeat it for more, they are shown in turns (default: drawn ones of 640 by 480 pixels)",
+    )
+    parser.add_argument(
+        "-p",
+        "--prompt",
+        default="What do these images show?",
+        metavar="TEXT",
+        help="the question, after the images (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--new-tokens",
+        type=count,
+        default=32,
+        metavar="N",
+        help="tokens of every answer, from 2 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--warmup",
+        type=from_zero,
+        default=1,
+        metavar="N",
+        help="repeats that do not count, before the others; with 0 loading counts (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--repeats",
+        type=count,
+        default=5,
+        metavar="N",
+        help="repeats that count (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE",
+        help="draw time and memory against images as a PNG (default: none)",
+    )
+    add_engine_options(parser)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, draw, and print."""
+    from longllava_trt.bench import BenchSettings, run_bench
+    from longllava_trt.bench.chart import check_target, save_chart
+
+    settings = BenchSettings(
+        image_counts=args.images,
+        prompt=args.prompt,
+        new_tokens=args.new_tokens,
+        warmup=args.warmup,
+        repeats=args.repeats,
+        images=tuple(args.image),
+    )
+    if args.plot is not None:
+        check_target(args.plot)
+    with shown_progress(args) as progress:
+        report = run_bench(
+            args.bundle, settings=settings, options=chosen_run_options(args), progress=progress
+        )
+    if args.plot is not None:
+        save_chart(report, args.plot)
+    if args.json:
+        print_json(report.to_json() | {"plot": str(args.plot) if args.plot else None})
+    else:
+        print("\n".join(report.lines()))
+        if args.plot is not None:
+            print(f"\nwrote {args.plot}")
+    return 0
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    return tuple(from_zero(part) for part in text.split(","))

@@ -1,0 +1,163 @@
+"""The product with a matrix as it is stored: floats of any width, or codes with scales.
+
+A stored matrix is a tuple: address, element type, first row, address of its scales (0 for floats). 16-bit floats are
+widened in registers; codes become float32 a few rows at a time, exactly the weights that the formats in
+`kernels/sparse_moe_formats.py` stand for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numba
+import numpy as np
+
+from plugins_trt.cpu.call_frame import array_at
+from plugins_trt.cpu.matmul_kernel import product
+from plugins_trt.cpu.panel_kernel import PANEL, ROWS, multiply_panel, pack_transposed
+from plugins_trt.cpu.vector_ir import LANES
+from plugins_trt.kernels.sparse_moe_formats import GROUP
+
+__all__ = [
+    "BFLOAT16",
+    "ENOUGH_ROWS",
+    "FLOAT",
+    "FLOAT16",
+    "INT8",
+    "INT64",
+    "UINT8",
+    "from_row",
+    "multiply",
+]
+
+FLOAT, UINT8, INT8, INT64, FLOAT16, BFLOAT16 = 1, 2, 3, 7, 10, 16
+"""Element types as ONNX numbers them; uint8 holds two codes of four bits."""
+ENOUGH_ROWS = 24
+"""From so many rows on, transposing the matrix costs less than it saves."""
+_WIDENED_ROWS = 16
+_DEPTH = 1024
+
+_compile = numba.njit(error_model="numpy", cache=True)
+
+
+@_compile
+def from_row(stored: Any, row: Any) -> Any:
+    """Return the stored matrix without its first rows."""
+    address, element, first, scales = stored
+    return address, element, first + row, scales
+
+
+@_compile
+def multiply(x: Any, stored: Any, out: Any) -> None:
+    """Multiply every row of x with as many rows of a stored matrix as out has columns.
+
+    Few rows read the matrix as it lies, many have a block of it transposed first: what a row gives differs between the
+    two in the order of its sums.
+
+    Args:
+        x: [rows, depth], float32, contiguous.
+        stored: At least as many rows as out has columns, each of depth.
+        out: Overwritten. [rows, columns], float32; rows may be any distance apart.
+    """
+    whole = x.shape[0] // ROWS * ROWS if x.shape[0] >= ENOUGH_ROWS else 0
+    if whole:
+        _multiply_many(x[:whole], stored, out[:whole])
+    if whole < x.shape[0]:
+        _multiply_few(x[whole:], stored, out[whole:])
+
+
+@_compile
+def _multiply_few(x: Any, stored: Any, out: Any) -> None:
+    rows, columns, depth = np.arange(x.shape[0]), out.shape[1], x.shape[1]
+    element = stored[1]
+    if element == FLOAT:
+        product(x, rows, array_at(_row(stored, 4 * depth), (columns, depth), np.float32), out)
+    elif element == BFLOAT16:
+        product(x, rows, array_at(_row(stored, 2 * depth), (columns, depth), np.uint16), out)
+    elif element == FLOAT16:
+        product(x, rows, array_at(_row(stored, 2 * depth), (columns, depth), np.int16), out)
+    else:
+        wide = np.empty((min(columns, _WIDENED_ROWS), depth), np.float32)
+        for left in range(0, columns, _WIDENED_ROWS):
+            right = min(left + _WIDENED_ROWS, columns)
+            _widen(from_row(stored, left), depth, 0, wide[: right - left])
+            product(x, rows, wide[: right - left], out[:, left:right])
+
+
+@_compile
+def _multiply_many(x: Any, stored: Any, out: Any) -> None:
+    """Multiply a multiple of ROWS rows, a block of the depth at a time."""
+    columns, depth = out.shape[1], x.shape[1]
+    count = (columns + PANEL - 1) // PANEL
+    panels = np.empty((count, (min(depth, _DEPTH) + LANES - 1) // LANES * LANES, PANEL), np.float32)
+    wide = np.empty((columns, min(depth, _DEPTH)), np.float32)
+    # columns of the last panel that do not exist are computed as well
+    spare = np.empty((x.shape[0], PANEL), np.float32)
+    for first in range(0, depth, _DEPTH):
+        last = min(first + _DEPTH, depth)
+        _pack(stored, depth, first, wide[:, : last - first], panels)
+        for number in range(count):
+            left = number * PANEL
+            target = out[:, left : left + PANEL] if left + PANEL <= columns else spare
+            place = panels[number].ctypes.data
+            multiply_panel(
+                x[:, first:last], place, PANEL * 4, PANEL, last - first, target, first > 0
+            )
+    if columns % PANEL:
+        out[:, columns // PANEL * PANEL :] = spare[:, : columns % PANEL]
+
+
+@_compile
+def _pack(stored: Any, depth: Any, first: Any, wide: Any, panels: Any) -> None:
+    """Transpose a block of the depth of a stored matrix into panels."""
+    element, last = stored[1], first + wide.shape[1]
+    shape = (wide.shape[0], depth)
+    if element == FLOAT:
+        rows = array_at(_row(stored, 4 * depth), shape, np.float32)
+        pack_transposed(rows[:, first:last], panels)
+    elif element == BFLOAT16:
+        bits = array_at(_row(stored, 2 * depth), shape, np.uint16)
+        pack_transposed(bits[:, first:last], panels)
+    elif element == FLOAT16:
+        halves = array_at(_row(stored, 2 * depth), shape, np.int16)
+        pack_transposed(halves[:, first:last], panels)
+    else:
+        _widen(stored, depth, first, wide)
+        pack_transposed(wide, panels)
+
+
+@_compile
+def _row(stored: Any, size: Any) -> Any:
+    """Return the address of the first row, for rows of so many bytes."""
+    return stored[0] + stored[2] * size
+
+
+@_compile
+def _widen(stored: Any, depth: Any, first: Any, wide: Any) -> None:
+    """Turn the codes of a block of the depth into the weights that they stand for."""
+    for row in range(wide.shape[0]):
+        if stored[1] == INT8:
+            _widen_int8(from_row(stored, row), depth, first, wide[row])
+        else:
+            _widen_int4(from_row(stored, row), depth, first, wide[row])
+
+
+@_compile
+def _widen_int8(stored: Any, depth: Any, first: Any, wide: Any) -> None:
+    codes = array_at(_row(stored, depth) + first, wide.shape, np.int8)
+    scale = array_at(stored[3] + stored[2] * 4, (1,), np.float32)[0]
+    for k in range(wide.size):
+        wide[k] = np.float32(codes[k]) * scale
+
+
+@_compile
+def _widen_int4(stored: Any, depth: Any, first: Any, wide: Any) -> None:
+    groups, half = (depth + GROUP - 1) // GROUP, wide.size // 2
+    pairs = array_at(_row(stored, depth // 2) + first // 2, (half,), np.uint8)
+    scales = array_at(stored[3] + stored[2] * groups * 4, (groups,), np.float32)
+    # blocks of the depth begin where a group does
+    for begin in range(0, half, GROUP // 2):
+        scale = scales[(first + 2 * begin) // GROUP]
+        for k in range(begin, min(begin + GROUP // 2, half)):
+            wide[2 * k] = np.float32(np.int32(pairs[k] & 15) - 8) * scale
+            wide[2 * k + 1] = np.float32(np.int32(pairs[k] >> 4) - 8) * scale

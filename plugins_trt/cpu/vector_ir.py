@@ -1,0 +1,127 @@
+"""LLVM's vectors for kernels that Numba would not vectorise well: what intrinsics are written with.
+
+Addresses are int64; elements are float32, or 16 bits that are bfloat16 or half.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import llvmlite.binding as llvm
+from llvmlite import ir
+from numba.core import cgutils, types
+
+__all__ = [
+    "ELEMENTS",
+    "FLOAT",
+    "HAS_AVX512",
+    "I32",
+    "I64",
+    "LANES",
+    "at",
+    "call",
+    "lanes_below",
+    "load",
+    "multiply_add",
+    "shuffle",
+    "size_of",
+    "slot",
+    "splat",
+    "store",
+    "widened",
+]
+
+_HOST = llvm.get_host_cpu_features()
+HAS_AVX512 = bool(_HOST.get("avx512f"))
+LANES = 16 if HAS_AVX512 else 8 if _HOST.get("avx") else 4
+"""float32 numbers in a register of this machine."""
+
+I32, I64 = ir.IntType(32), ir.IntType(64)
+FLOAT = ir.FloatType()
+ELEMENTS = {types.float32: FLOAT, types.uint16: ir.IntType(16), types.int16: ir.HalfType()}
+"""What arrays of these dtypes hold: float32, bfloat16, half."""
+
+
+def size_of(element: Any) -> int:
+    """Return the bytes of an element."""
+    return 4 if element == FLOAT else 2
+
+
+def call(builder: Any, name: str, result: Any, args: list[Any]) -> Any:
+    """Call a function of LLVM's own."""
+    signature = ir.FunctionType(result, [arg.type for arg in args])
+    function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
+        builder.module, signature, name
+    )
+    return builder.call(function, args)
+
+
+def slot(builder: Any, initial: Any) -> Any:
+    """Return a place for a value that changes; LLVM makes a register of it."""
+    return cgutils.alloca_once_value(builder, initial)  # type: ignore[no-untyped-call]
+
+
+def at(builder: Any, address: Any, step: Any, number: Any) -> Any:
+    """Return an address so many steps further."""
+    return builder.add(address, builder.mul(number, step))
+
+
+def shuffle(builder: Any, a: Any, b: Any, picks: list[int]) -> Any:
+    """Return lanes of two vectors, those of the second counted on from the first's."""
+    return builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(picks)), picks))
+
+
+def splat(builder: Any, value: Any, lanes: int = LANES) -> Any:
+    """Return a number in every lane."""
+    vector = ir.VectorType(value.type, lanes)
+    first = builder.insert_element(ir.Constant(vector, ir.Undefined), value, I32(0))
+    return shuffle(builder, first, first, [0] * lanes)
+
+
+def lanes_below(builder: Any, count: Any, lanes: int = LANES, *, first: int = 0) -> Any:
+    """Return the mask of the lanes whose number, counted on from `first`, is below count."""
+    numbers = ir.Constant(ir.VectorType(I64, lanes), list(range(first, first + lanes)))
+    return builder.icmp_signed("<", numbers, splat(builder, count, lanes))
+
+
+def load(builder: Any, address: Any, element: Any, mask: Any, lanes: int = LANES) -> Any:
+    """Load a vector as it is stored; where the mask, if any, is off, nothing is read and the lane is zero."""
+    vector = ir.VectorType(element, lanes)
+    pointer = builder.inttoptr(address, vector.as_pointer())
+    if mask is None:
+        return builder.load(pointer, align=size_of(element))
+    name = f"llvm.masked.load.{_suffix(vector)}.p0"
+    return call(builder, name, vector, [pointer, I32(size_of(element)), mask, vector(None)])
+
+
+def store(builder: Any, value: Any, address: Any, mask: Any) -> None:
+    """Store float32 numbers where the mask, if any, is on."""
+    pointer = builder.inttoptr(address, value.type.as_pointer())
+    if mask is None:
+        builder.store(value, pointer, align=4)
+        return
+    name = f"llvm.masked.store.{_suffix(value.type)}.p0"
+    call(builder, name, ir.VoidType(), [value, pointer, I32(4), mask])
+
+
+def widened(builder: Any, value: Any) -> Any:
+    """Return a vector of float32, bfloat16 bits or half as float32; every value is kept exactly."""
+    lanes = value.type.count
+    floats = ir.VectorType(FLOAT, lanes)
+    if value.type == floats:
+        return value
+    if value.type.element == ir.HalfType():
+        return builder.fpext(value, floats)
+    wide = ir.VectorType(I32, lanes)
+    bits = builder.shl(builder.zext(value, wide), ir.Constant(wide, [16] * lanes))
+    return builder.bitcast(bits, floats)
+
+
+def multiply_add(builder: Any, a: Any, b: Any, total: Any) -> None:
+    """Add a product to a slot, rounding once where the machine can."""
+    name = f"llvm.fmuladd.{_suffix(a.type)}"
+    builder.store(call(builder, name, a.type, [a, b, builder.load(total)]), total)
+
+
+def _suffix(vector: Any) -> str:
+    return f"v{vector.count}{vector.element.intrinsic_name}"
