@@ -21,6 +21,7 @@ from numba.core import types
 from numba.extending import intrinsic
 
 from plugins_trt.cpu.call_frame import PHASE, PLAN, dim, floats, frame_words, matrix, tensor
+from plugins_trt.cpu.vector_ir import I32, call
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,8 @@ _LANES = 16
 _GROUPS = 8
 _SPAN = _GROUPS * _LANES
 _TILE = 64
+_AHEAD = 8
+_LINE_BYTES = 64
 
 _f = np.float32
 _ZERO, _HALF, _ONE, _TWO = _f(0.0), _f(0.5), _f(1.0), _f(2.0)
@@ -63,6 +66,20 @@ def _float_from_bits(_context: Any, _bits: Any) -> tuple[Any, Callable[..., Any]
 
     return types.float32(types.int32), codegen
 
+
+def _type_prefetch(_context: Any, _address: Any) -> tuple[Any, Callable[..., Any]]:
+    """Ask for the line at an address; one that cannot be read does no harm."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        pointer = builder.inttoptr(args[0], ir.IntType(8).as_pointer())
+        call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32(0), I32(3), I32(1)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+# not a decorator: that would give callers the compiler's own signature
+_prefetch: Any = intrinsic(_type_prefetch)
 
 # no reassociation: it would merge the two halves of ln 2. no conditional expressions: they would
 # keep loops scalar
@@ -131,18 +148,23 @@ def _load_span(A_log: Any, state: Any) -> Any:
 
 
 @_compile
-def _copy(source: Any, target: Any) -> None:
-    # slice assignment guards against overlaps that cannot be, at several times the cost
-    for i in range(source.size):
-        target[i] = source[i]
+def _ask(rows: Any, b: Any, t: Any, first: Any) -> None:
+    """Prefetch a span of a row: rows lie so far apart that the machine does not see them coming."""
+    line = rows.ctypes.data + ((b * rows.shape[1] + t) * rows.shape[2] + first) * 4
+    for offset in range(0, _SPAN * 4, _LINE_BYTES):
+        _prefetch(np.int64(line + offset))
 
 
 @_compile
-def _prepare(u: Any, dt: Any, skip: Any, bias: Any, rows: Any, tiles: Any, t: Any) -> None:
+def _load(source: Any, b: Any, t: Any, first: Any, row: Any, channels: Any) -> None:
+    # not a slice assignment, which guards against overlaps that cannot be, at several times the cost
+    for i in range(channels):
+        row[i] = source[b, t, first + i]
+
+
+@_compile
+def _prepare(skip: Any, bias: Any, u_row: Any, dt_row: Any, tiles: Any, t: Any) -> None:
     """Fill one step of a span's tiles: delta, delta * u and the skip, each [group, step, lane]."""
-    u_row, dt_row = rows
-    _copy(u, u_row.ravel())
-    _copy(dt, dt_row.ravel())
     delta, delta_u, acc = tiles[0], tiles[1], tiles[2]
     for group in range(acc.shape[0]):
         for lane in range(_LANES):
@@ -194,21 +216,14 @@ def _advance_one(delta: Any, delta_u: Any, acc: Any, A: Any, h: Any, B: Any, C: 
 
 
 @_compile
-def _silu_all(row: Any) -> None:
+def _gate(acc: Any, t: Any, row: Any, flat: Any) -> None:
+    """Turn a row of gates into outputs, in place; both arguments are that row."""
     # over a whole span: a loop of 16 lanes is unrolled before it can be vectorised
-    for i in range(row.size):
-        row[i] = silu(row[i])
-
-
-@_compile
-def _gate(acc: Any, z: Any, row: Any, t: Any, y: Any) -> None:
-    """Write a span's outputs of one step, gated."""
-    _copy(z, row.ravel())
-    _silu_all(row.ravel())
+    for i in range(flat.size):
+        flat[i] = silu(flat[i])
     for group in range(acc.shape[0]):
         for lane in range(_LANES):
             row[group, lane] *= acc[group, t, lane]
-    _copy(row.ravel()[: y.size], y)
 
 
 @_compile
@@ -253,15 +268,23 @@ def _scan_span(
             y[b, 0, c] = _step(inputs, A_log[c], B[b, 0], C[b, 0], state[b, c], state_out[b, c])
         return
     A, h = _load_span(A_log[first:end], state[b, first:end])
+    channels = end - first
+    u_row, dt_row = np.zeros((_GROUPS, _LANES), _f), np.zeros((_GROUPS, _LANES), _f)
     skip, bias = np.zeros((_GROUPS, _LANES), _f), np.zeros((_GROUPS, _LANES), _f)
-    _copy(D[first:end], skip.ravel())
-    _copy(dt_bias[first:end], bias.ravel())
-    rows = (np.zeros((_GROUPS, _LANES), _f), np.zeros((_GROUPS, _LANES), _f))
+    u_flat, dt_flat = u_row.ravel(), dt_row.ravel()
+    skip.ravel()[:channels] = D[first:end]
+    bias.ravel()[:channels] = dt_bias[first:end]
     tiles = np.empty((3, A.shape[0], min(_TILE, seq_len), _LANES), _f)
     for start in range(0, seq_len, _TILE):
         stop = min(start + _TILE, seq_len)
         for t in range(start, stop):
-            _prepare(u[b, t, first:end], dt[b, t, first:end], skip, bias, rows, tiles, t - start)
+            _ask(u, b, t + _AHEAD, first)
+            _ask(dt, b, t + _AHEAD, first)
+            _ask(z, b, t, first)
+            _ask(y, b, t, first)
+            _load(u, b, t, first, u_flat, channels)
+            _load(dt, b, t, first, dt_flat, channels)
+            _prepare(skip, bias, u_row, dt_row, tiles, t - start)
         for group in range(A.shape[0]):
             _advance(
                 tiles[0, group],
@@ -273,7 +296,10 @@ def _scan_span(
                 C[b, start:stop],
             )
         for t in range(start, stop):
-            _gate(tiles[2], z[b, t, first:end], rows[0], t - start, y[b, t, first:end])
+            _load(z, b, t, first, u_flat, channels)
+            _gate(tiles[2], t - start, u_row, u_flat)
+            for i in range(channels):
+                y[b, t, first + i] = u_flat[i]
     for group in range(h.shape[0]):
         channel = first + group * _LANES
         for lane in range(min(_LANES, end - channel)):
