@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from longllava_trt.errors import MissingDependencyError
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["register_kernels"]
 
+logger = logging.getLogger(__name__)
+
+_PATIENCE_S = 3.0
 _lock = threading.Lock()
 _registered: tuple[NativeOperator, ...] = ()
 _prepared: weakref.WeakSet[onnxruntime.SessionOptions] = weakref.WeakSet()
@@ -36,7 +42,8 @@ def register_kernels(options: onnxruntime.SessionOptions) -> None:
     try:
         from onnxruntime_extensions import get_library_path
 
-        from plugins_trt.cpu.operators import native_operators
+        with _told_if_slow(_PATIENCE_S):
+            from plugins_trt.cpu.operators import native_operators
     except ImportError as err:
         raise MissingDependencyError(
             f"register_kernels: '{err.name}' is not installed; "
@@ -51,3 +58,16 @@ def register_kernels(options: onnxruntime.SessionOptions) -> None:
             # ONNX Runtime refuses, at session creation, options that name one library twice
             options.register_custom_ops_library(get_library_path())
             _prepared.add(options)
+
+
+@contextmanager
+def _told_if_slow(patience_s: float) -> Iterator[None]:
+    """Say what is going on if a block takes longer."""
+    text = "compiling the CPU kernels, once on this machine; it takes about a minute"
+    timer = threading.Timer(patience_s, logger.warning, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

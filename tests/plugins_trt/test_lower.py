@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -14,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from longllava_trt.errors import ContractError
 from plugins_trt.bodies import function_bodies
+from plugins_trt.cpu import register
 from plugins_trt.cpu.lower import lower_for_cpu
 from plugins_trt.cpu.register import register_kernels
 from plugins_trt.spec import SELECTIVE_SCAN, SPARSE_MOE, OperatorSpec
@@ -223,3 +225,12 @@ def test_registration_is_idempotent_and_safe_across_threads(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
     assert np.isfinite(made.run(None, scan_arrays(1, 3))[0]).all()
+
+
+@pytest.mark.parametrize(("patience_s", "said"), [(0.01, 1), (30.0, 0)], ids=["slow", "quick"])
+def test_who_waits_for_the_compiler_is_told(
+    patience_s: float, said: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    with register._told_if_slow(patience_s):
+        time.sleep(0.3)
+    assert caplog.text.count("compiling the CPU kernels, once on this machine") == said

@@ -285,7 +285,8 @@ def test_a_broken_image_stops_where_it_stands(
     assert session.num_images == 6
     fresh = model.session(checkpoint_every=4)
     fresh.ingest(pictures[:6])
-    np.testing.assert_array_equal(scores(session), scores(fresh))
+    # the images before it were fed in other chunks
+    assert relative_rms(scores(session), scores(fresh)) <= 1e-5
 
 
 @pytest.mark.parametrize("high_resolution", [False, True], ids=["plain", "tiles"])
