@@ -38,7 +38,6 @@ __all__ = [
     "PLAN",
     "SCRATCH",
     "TABLE",
-    "address_of",
     "array_at",
     "bytes_at",
     "compute",
@@ -137,7 +136,7 @@ def array_at(address: Any, shape: Any, dtype: Any) -> Any:
 
 
 @_compile
-def address_of(array: Any) -> Any:
+def _address_of(array: Any) -> Any:
     """Return where an array's elements begin."""
     return np.int64(array.ctypes.data)
 
@@ -218,7 +217,7 @@ def _read_input(kernel: Any, context: Any, frame: Any, index: Any) -> Any:
     """Put an input's address, type and shape into the frame; false if its rank is beyond us."""
     place = _value(index)
     cell = np.zeros(1, np.int64)
-    out = address_of(cell)
+    out = _address_of(cell)
     _call(kernel[KERNEL.input], (context, np.int64(index), out))
     value = cell[0]
     _call(kernel[KERNEL.info], (value, out))
@@ -230,7 +229,7 @@ def _read_input(kernel: Any, context: Any, frame: Any, index: Any) -> Any:
     frame[place + 2] = count
     fits = count <= _MAX_RANK
     if fits:
-        _call(kernel[KERNEL.dims], (info, address_of(frame[place + 3 :]), count))
+        _call(kernel[KERNEL.dims], (info, _address_of(frame[place + 3 :]), count))
     _call(kernel[KERNEL.free_info], (info,))
     _call(kernel[KERNEL.data], (value, out))
     frame[place] = cell[0]
@@ -266,8 +265,8 @@ def _agrees(table: Any, frame: Any, index: Any, dims: Any, leading: Any) -> Any:
 def _make_output(kernel: Any, context: Any, frame: Any, place: Any, index: Any) -> None:
     """Let ONNX Runtime allocate the output whose dims are in the frame."""
     cell = np.zeros(1, np.int64)
-    out = address_of(cell)
-    dims = address_of(frame[place + 3 :])
+    out = _address_of(cell)
+    dims = _address_of(frame[place + 3 :])
     _call(kernel[KERNEL.output], (context, np.int64(index), dims, frame[place + 2], out))
     _call(kernel[KERNEL.data], (cell[0], out))
     frame[place] = cell[0]
@@ -310,7 +309,7 @@ def _prepare(kernel: Any, context: Any, frame: Any) -> Any:
             return 1 + min(index, fixed + max(group, 1) - 1)
     for k in range(KERNEL.words - KERNEL.attributes):
         frame[ATTRIBUTES + k] = kernel[KERNEL.attributes + k]
-    if _call(table[TABLE.plan], (address_of(frame),)):
+    if _call(table[TABLE.plan], (_address_of(frame),)):
         return 1 + fixed + group
     dims[TABLE.max_dims - 1] = frame[SCRATCH]
     for index in range(table[TABLE.outputs]):
@@ -325,13 +324,13 @@ def compute(kernel_address: Any, context: Any) -> Any:
     kernel = frame_words(kernel_address)
     table = frame_words(kernel[KERNEL.table])
     cell = np.zeros(1, np.int64)
-    _call(kernel[KERNEL.input_count], (context, address_of(cell)))
+    _call(kernel[KERNEL.input_count], (context, _address_of(cell)))
     frame = np.zeros(_value(cell[0] + table[TABLE.outputs]), np.int64)
     frame[NUM_INPUTS] = cell[0]
     problem = _prepare(kernel, context, frame)
     if problem:
         return _refusal(kernel, problem - 1)
-    address = address_of(frame)
+    address = _address_of(frame)
     for phase in range(table[TABLE.phases]):
         function, tasks = table[TABLE.phase + phase], frame[phase]
         if tasks == 1:

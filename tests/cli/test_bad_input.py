@@ -338,10 +338,11 @@ def start(*argv: Any) -> subprocess.Popen[str]:
 def test_as_a_process(argv: list[str], code: int, tiny_bundle: Path, tmp_path: Path) -> None:
     places = {"BUNDLE": tiny_bundle, "OUT": tmp_path / "out", "NOWHERE": tmp_path / "no"}
     process = start(*(places.get(word, word) for word in argv))
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert (process.returncode, out) == (code, "")
-    assert err.startswith("error: ")
-    assert err.count("\n") == 1
+    # where no run has compiled the kernels yet, it says so first
+    lines = [line for line in err.splitlines() if "compiling the CPU kernels" not in line]
+    assert [line.partition(" ")[0] for line in lines] == ["error:"]
     assert list(tmp_path.iterdir()) == []
 
 
