@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from threading import Thread
@@ -231,6 +232,7 @@ def test_registration_is_idempotent_and_safe_across_threads(
 def test_who_waits_for_the_compiler_is_told(
     patience_s: float, said: int, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, logger=register.__name__)
     with register._told_if_slow(patience_s):
         time.sleep(0.3)
     assert caplog.text.count("compiling the CPU kernels, once on this machine") == said
