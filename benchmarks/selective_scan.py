@@ -175,8 +175,11 @@ def session(
 def compiled_loop(arrays: Arrays, folder: Path, threads: int) -> Callable[[], NDArray[np.float32]]:
     """Compile the C++ loop and return it, bound to its inputs."""
     (folder / "scan.cpp").write_text(_CPP)
-    flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-shared", "-fPIC"]
-    subprocess.run(["g++", *flags, "scan.cpp", "-o", "scan.so"], cwd=folder, check=True)
+    flags = ["-O3", "-march=native", "-ffast-math", "-fopenmp", "-fPIC"]
+    subprocess.run(["g++", *flags, "-c", "scan.cpp", "-o", "scan.o"], cwd=folder, check=True)
+    # linked without -ffast-math, with which loading it would flush denormals in the whole process
+    link = ["g++", "-shared", "-fopenmp", "scan.o", "-o", "scan.so"]
+    subprocess.run(link, cwd=folder, check=True)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     function = ctypes.CDLL(str(folder / "scan.so")).scan
 
