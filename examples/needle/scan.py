@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
-from plugins_trt.cpu.scan_kernel import exp_nonpositive
+from plugins_trt.cpu.elementwise import exp_nonpositive
 from reference.operators import ScanInputs
 
 __all__ = ["scan_from_zero"]

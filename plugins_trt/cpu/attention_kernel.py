@@ -30,7 +30,7 @@ from plugins_trt.cpu.call_frame import (
 )
 from plugins_trt.cpu.linear_kernel import blocks
 from plugins_trt.cpu.panel_kernel import PANEL, ROWS, highest, multiply_panel, pack_transposed
-from plugins_trt.cpu.scan_kernel import exp_nonpositive
+from plugins_trt.cpu.elementwise import exp_nonpositive
 
 __all__ = ["attention_append", "attention_attend", "attention_merge", "attention_plan"]
 

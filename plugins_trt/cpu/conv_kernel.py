@@ -12,7 +12,7 @@ import numpy as np
 
 from plugins_trt.cpu.call_frame import PHASE, PLAN, dim, floats, frame_words, tensor
 from plugins_trt.cpu.linear_kernel import blocks
-from plugins_trt.cpu.scan_kernel import silu
+from plugins_trt.cpu.elementwise import silu
 
 __all__ = ["conv_phase", "conv_plan"]
 

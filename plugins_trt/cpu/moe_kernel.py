@@ -29,7 +29,7 @@ from plugins_trt.cpu.call_frame import (
     matrix,
 )
 from plugins_trt.cpu.linear_kernel import blocks, columns_for
-from plugins_trt.cpu.scan_kernel import exp_nonpositive, silu
+from plugins_trt.cpu.elementwise import exp_nonpositive, silu
 from plugins_trt.cpu.stored_matrix import UINT8, from_row, multiply
 from plugins_trt.kernels.sparse_moe_formats import GROUP
 

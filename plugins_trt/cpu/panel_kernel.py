@@ -30,10 +30,10 @@ from plugins_trt.cpu.vector_ir import (
     lanes_below,
     load,
     multiply_add,
-    shuffle,
     slot,
     splat,
     store,
+    transposed,
     widened,
 )
 
@@ -127,19 +127,7 @@ def _transpose(
             exists = builder.icmp_signed("<", I64(row), last)
             address = at(builder, source, step, builder.select(exists, I64(row), last))
             square.append(widened(builder, load(builder, address, element, mask)))
-        distance = 1
-        while distance < LANES:
-            # swap the off-diagonal blocks of every two rows that are so far apart
-            low = [c if not c & distance else LANES + c - distance for c in range(LANES)]
-            high = [c + distance if not c & distance else LANES + c for c in range(LANES)]
-            for row in range(LANES):
-                if not row & distance:
-                    pair = square[row], square[row + distance]
-                    square[row], square[row + distance] = (
-                        shuffle(builder, *pair, picks) for picks in (low, high)
-                    )
-            distance *= 2
-        for row, vector in enumerate(square):
+        for row, vector in enumerate(transposed(builder, square)):
             store(builder, vector, at(builder, out, I64(4 * PANEL), I64(row)), None)
         return context.get_dummy_value()
 

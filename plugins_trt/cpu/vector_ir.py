@@ -28,6 +28,7 @@ __all__ = [
     "slot",
     "splat",
     "store",
+    "transposed",
     "widened",
 ]
 
@@ -102,6 +103,23 @@ def store(builder: Any, value: Any, address: Any, mask: Any) -> None:
         return
     name = f"llvm.masked.store.{_suffix(value.type)}.p0"
     call(builder, name, ir.VoidType(), [value, pointer, I32(4), mask])
+
+
+def transposed(builder: Any, square: list[Any]) -> list[Any]:
+    """Return as many vectors as they have lanes, rows made columns."""
+    lanes, rows = len(square), list(square)
+    distance = 1
+    while distance < lanes:
+        # swap the off-diagonal blocks of every two rows that are so far apart
+        low = [c if not c & distance else lanes + c - distance for c in range(lanes)]
+        high = [c + distance if not c & distance else lanes + c for c in range(lanes)]
+        for row in range(lanes):
+            if not row & distance:
+                pair = rows[row], rows[row + distance]
+                rows[row] = shuffle(builder, *pair, low)
+                rows[row + distance] = shuffle(builder, *pair, high)
+        distance *= 2
+    return rows
 
 
 def widened(builder: Any, value: Any) -> Any:

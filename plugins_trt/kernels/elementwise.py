@@ -18,7 +18,7 @@ def load_vector(pointers: tl.tensor, mask: tl.tensor) -> tl.tensor:
 def softplus(x: tl.tensor) -> tl.tensor:
     """Return log(1 + exp(x)), keeping relative accuracy for very negative x."""
     tail = tl.exp(-tl.abs(x))
-    # log(1 + tail) = 2 atanh(s), and s is at most a third; coefficients as in cpu/scan_kernel.py
+    # log(1 + tail) = 2 atanh(s), and s is at most a third; coefficients as in cpu/elementwise.py
     s = tail / (2.0 + tail)
     s2 = s * s
     series = (0.28157778363602565 * s2 + 0.2796515774560171) * s2 + 0.40024595230612836

@@ -9,7 +9,7 @@ import numba
 import numpy as np
 import pytest
 
-from plugins_trt.cpu import scan_kernel
+from plugins_trt.cpu import elementwise
 from plugins_trt.cpu.lower import lower_for_cpu
 from plugins_trt.spec import SELECTIVE_SCAN
 
@@ -141,7 +141,7 @@ def test_elementary_functions_stay_within_ulps(
     x = np.concatenate([magnitudes, -magnitudes]).astype(np.float32)
     if name == "exp_nonpositive":
         x = -np.abs(x)
-    function = getattr(scan_kernel, name)
+    function = getattr(elementwise, name)
 
     def every(x: Any, out: Any) -> None:
         for i in range(x.size):
