@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
-from plugins_trt.cpu.elementwise import exp_nonpositive
+from plugins_trt.cpu.elementwise import exp
 from reference.operators import ScanInputs
 
 __all__ = ["scan_from_zero"]
@@ -37,7 +37,7 @@ def _forward(delta: Any, x: Any, A: Any, B: Any, C: Any, y: Any) -> None:
             for t in range(x.shape[2]):
                 step, entry, total = delta[b, d, t], x[b, d, t], _f(0)
                 for n in range(h.shape[0]):
-                    h[n] = exp_nonpositive(step * A[d, n]) * h[n] + entry * B[b, t, n]
+                    h[n] = exp(step * A[d, n]) * h[n] + entry * B[b, t, n]
                     total += h[n] * C[b, t, n]
                 y[b, d, t] = total
 
@@ -67,7 +67,7 @@ def _backward(  # noqa: PLR0913, PLR0917 - five inputs, and a gradient of each
             for t in range(seq_len):
                 step, entry = delta[b, d, t], x[b, d, t]
                 for n in range(states):
-                    decay[t, n] = exp_nonpositive(step * A[d, n])
+                    decay[t, n] = exp(step * A[d, n])
                     h[t + 1, n] = decay[t, n] * h[t, n] + entry * B[b, t, n]
             grad_h[:] = 0
             for t in range(seq_len - 1, -1, -1):

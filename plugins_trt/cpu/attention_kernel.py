@@ -28,9 +28,9 @@ from plugins_trt.cpu.call_frame import (
     frame_words,
     tensor,
 )
+from plugins_trt.cpu.elementwise import exp
 from plugins_trt.cpu.linear_kernel import blocks
 from plugins_trt.cpu.panel_kernel import PANEL, ROWS, highest, multiply_panel, pack_transposed
-from plugins_trt.cpu.elementwise import exp_nonpositive
 
 __all__ = ["attention_append", "attention_attend", "attention_merge", "attention_plan"]
 
@@ -149,7 +149,7 @@ def _exponentiate(scores: Any, top: Any) -> Any:
     """Replace scores by exp(score - top); returns their sum."""
     total = np.float32(0)
     for j in range(scores.size):
-        scores[j] = exp_nonpositive(scores[j] - top)
+        scores[j] = exp(scores[j] - top)
         total += scores[j]
     return total
 
@@ -196,7 +196,7 @@ def _merge(into: Any, part: Any, head_dim: Any) -> None:
     """Add the partial result of the keys that follow."""
     for r in range(into[0].size):
         top = max(into[0][r], part[0][r])
-        before, now = exp_nonpositive(into[0][r] - top), exp_nonpositive(part[0][r] - top)
+        before, now = exp(into[0][r] - top), exp(part[0][r] - top)
         into[0][r] = top
         into[1][r] = into[1][r] * before + part[1][r] * now
         for d in range(head_dim):

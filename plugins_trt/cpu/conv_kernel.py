@@ -11,8 +11,8 @@ import numba
 import numpy as np
 
 from plugins_trt.cpu.call_frame import PHASE, PLAN, dim, floats, frame_words, tensor
-from plugins_trt.cpu.linear_kernel import blocks
 from plugins_trt.cpu.elementwise import silu
+from plugins_trt.cpu.linear_kernel import blocks
 
 __all__ = ["conv_phase", "conv_plan"]
 

@@ -28,8 +28,8 @@ from plugins_trt.cpu.call_frame import (
     frame_words,
     matrix,
 )
+from plugins_trt.cpu.elementwise import exp, silu
 from plugins_trt.cpu.linear_kernel import blocks, columns_for
-from plugins_trt.cpu.elementwise import exp_nonpositive, silu
 from plugins_trt.cpu.stored_matrix import UINT8, from_row, multiply
 from plugins_trt.kernels.sparse_moe_formats import GROUP
 
@@ -120,7 +120,7 @@ def _choose(logits: Any, chosen: Any, weights: Any) -> None:
     most = logits.max()
     total = np.float32(0)
     for e in range(logits.size):
-        total += exp_nonpositive(logits[e] - most)
+        total += exp(logits[e] - most)
     for k in range(chosen.size):
         best = -1
         for e in range(logits.size):
@@ -130,7 +130,7 @@ def _choose(logits: Any, chosen: Any, weights: Any) -> None:
             if not taken and (best < 0 or logits[e] > logits[best]):
                 best = e
         chosen[k] = best
-        weights[k] = exp_nonpositive(logits[best] - most) / total
+        weights[k] = exp(logits[best] - most) / total
 
 
 @numba.cfunc(PHASE, error_model="numpy", cache=True)

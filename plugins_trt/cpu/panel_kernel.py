@@ -30,6 +30,7 @@ from plugins_trt.cpu.vector_ir import (
     lanes_below,
     load,
     multiply_add,
+    of_words,
     slot,
     splat,
     store,
@@ -56,8 +57,8 @@ _VECTOR = ir.VectorType(FLOAT, LANES)
 def _tile(*, is_whole: bool) -> Any:
     """Return the product of four rows with a panel, of which all columns exist or only some."""
 
-    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        a, a_step, b, b_step, columns, depth, out, out_step, adds = args
+    def write(builder: Any, *words: Any) -> None:
+        a, a_step, b, b_step, columns, depth, out, out_step, adds = words
         vectors = [(v, I64(4 * LANES)) for v in map(I64, range(_VECTORS))]
         masks = [
             None if is_whole else lanes_below(builder, columns, first=v * LANES)
@@ -88,24 +89,8 @@ def _tile(*, is_whole: bool) -> Any:
         for row, slots in zip(places, sums, strict=True):
             for place, total in zip(row, slots, strict=True):
                 store(builder, builder.load(total), place, None)
-        return context.get_dummy_value()
 
-    @intrinsic
-    def tile(
-        _context: Any,
-        _a: Any,
-        _a_step: Any,
-        _b: Any,
-        _b_step: Any,
-        _columns: Any,
-        _depth: Any,
-        _out: Any,
-        _out_step: Any,
-        _adds: Any,
-    ) -> tuple[Any, Callable[..., Any]]:
-        return types.void(*[types.int64] * 9), codegen
-
-    return tile
+    return of_words("tile", 9, write)
 
 
 _whole_tile, _part_tile = _tile(is_whole=True), _tile(is_whole=False)

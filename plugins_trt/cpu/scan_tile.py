@@ -3,30 +3,26 @@
     h = exp(delta * A) * h + delta_u * B,   acc += h * C
 
 Several states of the vector's channels stay in registers for all steps of a tile, so that memory gives little more than
-delta, delta_u and acc. The exponential is two to the power of delta * (A / ln 2), whose second factor is made once: a
-rounding to the nearest whole number by adding and taking away a large one, a polynomial for the rest, and the whole number
-added to the exponent's bits. Worst relative error of that power against float64: 1.4 float32 ulp (2^-23).
+delta, delta_u and acc. The exponential is two to the power of delta * (A / ln 2), whose second factor is made once.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numba
 from llvmlite import ir
-from numba.core import cgutils, types
-from numba.extending import intrinsic
+from numba.core import cgutils
 
+from plugins_trt.cpu.elementwise import LOG2_E, exp_of, fused, power_of_two, silu_of, softplus_of
 from plugins_trt.cpu.vector_ir import (
     FLOAT,
     HAS_AVX512,
-    I32,
     I64,
     LANES,
     at,
-    call,
     lanes_below,
     load,
+    of_words,
     slot,
     splat,
     store,
@@ -36,48 +32,12 @@ from plugins_trt.cpu.vector_ir import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["LOG2_E", "advance", "turn"]
-
-LOG2_E = 1.4426950408889634
-"""What A is multiplied with before `advance`."""
+__all__ = ["advance", "gate", "prepare", "turn", "turn_rates"]
 
 # each takes a register for itself and, where there are 32 of them, one for its A
 _STATES = 8 if HAS_AVX512 else 4
 
-_VECTOR, _WORDS = ir.VectorType(FLOAT, LANES), ir.VectorType(I32, LANES)
-# of 2^r for r within a half: the constant term is 1
-_POLYNOMIAL = (
-    0.6931470036506653,
-    0.24022242426872253,
-    0.05550733581185341,
-    0.009671512991189957,
-    0.001326472731307149,
-)
-# added to a float32 of less than 2^22, it leaves no place for a fraction
-_LARGE = 1.5 * 2**23
-_LEAST = -125.0
-
-
-def _constant(value: float) -> Any:
-    return ir.Constant(_VECTOR, [value] * LANES)
-
-
-def _fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """Return a * b + c, rounded once where the machine can."""
-    return call(builder, f"llvm.fmuladd.v{LANES}f32", _VECTOR, [a, b, c])
-
-
-def _power_of_two(builder: Any, x: Any) -> Any:
-    """Return 2^x for x <= 0; below -125 it stays as it is there."""
-    least = _constant(_LEAST)
-    x = builder.select(builder.fcmp_ordered(">", x, least), x, least)
-    shifted = builder.fadd(x, _constant(_LARGE))
-    rest = builder.fsub(x, builder.fsub(shifted, _constant(_LARGE)))
-    power = _constant(_POLYNOMIAL[-1])
-    for coefficient in (*_POLYNOMIAL[-2::-1], 1.0):
-        power = _fused(builder, power, rest, _constant(coefficient))
-    whole = builder.shl(builder.bitcast(shifted, _WORDS), ir.Constant(_WORDS, [23] * LANES))
-    return builder.bitcast(builder.add(builder.bitcast(power, _WORDS), whole), _VECTOR)
+_VECTOR = ir.VectorType(FLOAT, LANES)
 
 
 def _number(builder: Any, row: Any, index: int) -> Any:
@@ -89,9 +49,7 @@ def _number(builder: Any, row: Any, index: int) -> Any:
 def _advance_some(builder: Any, count: int, n: Any, args: list[Any]) -> None:
     """Move so many states, from the n-th on, over all steps."""
     tile, step, array, steps, A, h, B, C, step_bc = args
-    places = [
-        builder.mul(builder.add(n, I64(state)), I64(4 * LANES)) for state in range(count)
-    ]
+    places = [builder.mul(builder.add(n, I64(state)), I64(4 * LANES)) for state in range(count)]
     rates = [load(builder, builder.add(A, place), FLOAT, None) for place in places]
     slots = [slot(builder, load(builder, builder.add(h, place), FLOAT, None)) for place in places]
     first = builder.mul(n, I64(4))
@@ -104,110 +62,132 @@ def _advance_some(builder: Any, count: int, n: Any, args: list[Any]) -> None:
         acc = load(builder, target, FLOAT, None)
         row_b, row_c = (at(builder, row, step_bc, loop.index) for row in (B, C))
         for state, (rate, kept) in enumerate(zip(rates, slots, strict=True)):
-            decay = _power_of_two(builder, builder.fmul(delta, rate))
+            decay = power_of_two(builder, builder.fmul(delta, rate))
             added = builder.fmul(delta_u, _number(builder, row_b, state))
-            now = _fused(builder, decay, builder.load(kept), added)
+            now = fused(builder, decay, builder.load(kept), added)
             builder.store(now, kept)
-            acc = _fused(builder, now, _number(builder, row_c, state), acc)
+            acc = fused(builder, now, _number(builder, row_c, state), acc)
         store(builder, acc, target, None)
     for place, kept in zip(places, slots, strict=True):
         store(builder, builder.load(kept), builder.add(h, place), None)
 
 
-@intrinsic
-def _advance(  # noqa: PLR0913, PLR0917 - addresses and distances
-    _context: Any,
-    _tile: Any,
-    _step: Any,
-    _array: Any,
-    _steps: Any,
-    _A: Any,  # noqa: N803 - the state-space paper's names
-    _h: Any,
-    _B: Any,  # noqa: N803
-    _C: Any,  # noqa: N803
-    _step_bc: Any,
-    _d_state: Any,
-) -> tuple[Any, Callable[..., Any]]:
-    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        *rest, d_state = args
-        whole = builder.and_(d_state, I64(-_STATES))
-        with cgutils.for_range_slice(builder, I64(0), whole, I64(_STATES)) as (n, _):
-            _advance_some(builder, _STATES, n, rest)
-        with cgutils.for_range_slice(builder, whole, d_state, I64(1)) as (n, _):
-            _advance_some(builder, 1, n, rest)
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 10), codegen
+def _advance(builder: Any, *args: Any) -> None:
+    *rest, d_state = args
+    whole = builder.and_(d_state, I64(-_STATES))
+    with cgutils.for_range_slice(builder, I64(0), whole, I64(_STATES)) as (n, _):
+        _advance_some(builder, _STATES, n, rest)
+    with cgutils.for_range_slice(builder, whole, d_state, I64(1)) as (n, _):
+        _advance_some(builder, 1, n, rest)
 
 
-@intrinsic
+advance = of_words("advance", 10, _advance)
+"""Move the states of a vector of channels over the steps of a tile, in place.
+
+Words: where the tile's delta of the vector's first channel is, bytes from a step to the next, bytes from there to delta * u
+and on to the outputs so far, to which this adds; steps; A / ln 2 and h, [d_state, LANES]; B and C, bytes from a step of
+theirs to the next, d_state.
+"""
+
+
+def _by_vectors(builder: Any, count: Any, write: Callable[[Any, Any], None]) -> None:
+    """Write what is done with each vector of a row, given its offset in bytes and its mask, if it needs one."""
+    whole = builder.and_(count, I64(-LANES))
+    with cgutils.for_range_slice(builder, I64(0), whole, I64(LANES)) as (i, _):
+        write(builder.mul(i, I64(4)), None)
+    with builder.if_then(builder.icmp_signed("<", whole, count)):
+        rest = lanes_below(builder, builder.sub(count, whole))
+        write(builder.mul(whole, I64(4)), rest)
+
+
+def _prepare(builder: Any, *args: Any) -> None:
+    *sources, row, array, count = args
+
+    def write(offset: Any, mask: Any) -> None:
+        u, dt, skip, bias = (
+            load(builder, builder.add(source, offset), FLOAT, mask) for source in sources
+        )
+        delta = softplus_of(builder, builder.fadd(dt, bias))
+        for number, made in enumerate((delta, builder.fmul(delta, u), builder.fmul(skip, u))):
+            # a row of a tile has room for the lanes that do not exist
+            store(builder, made, at(builder, builder.add(row, offset), array, I64(number)), None)
+
+    _by_vectors(builder, count, write)
+
+
+def _gate(builder: Any, z: Any, acc: Any, y: Any, count: Any) -> None:
+    def write(offset: Any, mask: Any) -> None:
+        gates = silu_of(builder, load(builder, builder.add(z, offset), FLOAT, mask))
+        outputs = load(builder, builder.add(acc, offset), FLOAT, None)
+        store(builder, builder.fmul(gates, outputs), builder.add(y, offset), mask)
+
+    _by_vectors(builder, count, write)
+
+
+prepare = of_words("prepare", 7, _prepare)
+"""Fill a row of a tile: delta, delta * u and the skip.
+
+Words: where u, dt, D, dt_bias and the row's delta are, bytes from there to delta * u and on to the skip; channels.
+"""
+
+gate = of_words("gate", 4, _gate)
+"""Write silu(z) * outputs. Words: where z, the outputs and y are; channels."""
+
+
+def _turn_square(
+    builder: Any, args: list[Any], write: Callable[[Any, Any], Any] | None, *, is_whole: bool
+) -> None:
+    source, step, rows, columns, out, out_step = args
+    nothing, inside, across = (lanes_below(builder, n) for n in (I64(0), columns, rows))
+
+    def mask(row: int, count: Any, lanes: Any) -> Any:
+        exists = builder.icmp_signed("<", I64(row), count)
+        return None if is_whole else builder.select(exists, lanes, nothing)
+
+    square = [
+        load(builder, at(builder, source, step, I64(r)), FLOAT, mask(r, rows, inside))
+        for r in range(LANES)
+    ]
+    for r, vector in enumerate(transposed(builder, square)):
+        made = write(builder, vector) if write else vector
+        store(builder, made, at(builder, out, out_step, I64(r)), mask(r, columns, across))
+
+
 def _turn(
-    _context: Any, _source: Any, _step: Any, _rows: Any, _columns: Any, _out: Any, _out_step: Any
-) -> tuple[Any, Callable[..., Any]]:
-    """Write a square of vectors transposed; what does not exist is not read and not written."""
-
-    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        source, step, rows, columns, out, out_step = args
-        nothing = lanes_below(builder, I64(0))
-        inside, across = lanes_below(builder, columns), lanes_below(builder, rows)
-
-        def mask(mask: Any, row: int, count: Any) -> Any:
-            return builder.select(builder.icmp_signed("<", I64(row), count), mask, nothing)
-
-        square = [
-            load(builder, at(builder, source, step, I64(r)), FLOAT, mask(inside, r, rows))
-            for r in range(LANES)
-        ]
-        for r, vector in enumerate(transposed(builder, square)):
-            store(builder, vector, at(builder, out, out_step, I64(r)), mask(across, r, columns))
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * 6), codegen
-
-
-_compile = numba.njit(error_model="numpy", cache=True)
+    builder: Any,
+    words: tuple[Any, ...],
+    write: Callable[[Any, Any], Any] | None = None,
+) -> None:
+    """Write a matrix transposed, each number changed on the way if so asked."""
+    source, step, rows, columns, out, out_step = words
+    with (
+        cgutils.for_range_slice(builder, I64(0), rows, I64(LANES)) as (i, _),
+        cgutils.for_range_slice(builder, I64(0), columns, I64(LANES)) as (j, _),
+    ):
+        below, right = builder.sub(rows, i), builder.sub(columns, j)
+        place = builder.add(at(builder, source, step, i), builder.mul(j, I64(4)))
+        target = builder.add(at(builder, out, out_step, j), builder.mul(i, I64(4)))
+        square = [place, step, below, right, target, out_step]
+        is_whole = builder.and_(
+            *(builder.icmp_signed(">=", count, I64(LANES)) for count in (below, right))
+        )
+        with builder.if_else(is_whole) as (whole, part):
+            with whole:
+                _turn_square(builder, square, write, is_whole=True)
+            with part:
+                _turn_square(builder, square, write, is_whole=False)
 
 
-@_compile
-def advance(tiles: Any, left: Any, steps: Any, A: Any, h: Any, B: Any, C: Any) -> None:
-    """Move the states of one vector of channels over a tile, in place.
-
-    Args:
-        tiles: delta, delta * u and the outputs so far, to which this adds. [3, steps or more, channels], float32, contiguous.
-        left: The vector's first channel in the tiles.
-        steps: How many.
-        A: Times `LOG2_E`, at most 0. [d_state, LANES], float32, contiguous.
-        h: Overwritten with the last states. As A.
-        B: [steps, d_state], float32, contiguous.
-        C: As B.
-    """
-    _advance(  # type: ignore[call-arg]
-        tiles[0, 0, left:].ctypes.data,
-        tiles.strides[1],
-        tiles.strides[0],
-        steps,
-        A.ctypes.data,
-        h.ctypes.data,
-        B.ctypes.data,
-        C.ctypes.data,
-        B.strides[0],
-        B.shape[1],
-    )
+def _rate(builder: Any, A_log: Any) -> Any:
+    return builder.fmul(exp_of(builder, A_log), ir.Constant(_VECTOR, [-LOG2_E] * LANES))
 
 
-@_compile
-def turn(rows: Any, columns: Any) -> None:
-    """Write the rows of a matrix as the columns of another, as far as both have them.
+turn = of_words("turn", 6, lambda builder, *words: _turn(builder, words))
+"""Write a matrix of float32 transposed.
 
-    Args:
-        rows: [m, n], float32, each row contiguous.
-        columns: Overwritten. [n, m], float32, each row contiguous.
-    """
-    m, n = min(rows.shape[0], columns.shape[1]), min(rows.shape[1], columns.shape[0])
-    source, out = rows.ctypes.data, columns.ctypes.data
-    step, out_step = rows.strides[0], columns.strides[0]
-    for i in range(0, m, LANES):
-        for j in range(0, n, LANES):
-            _turn(  # type: ignore[call-arg]
-                source + i * step + j * 4, step, m - i, n - j, out + j * out_step + i * 4, out_step
-            )
+Words: the matrix, bytes from a row of it to the next, its rows and columns; where to write, bytes from a row there to the
+next.
+"""
+
+turn_rates = of_words("turn_rates", 6, lambda builder, *words: _turn(builder, words, _rate))
+"""The same, from A_log to A / ln 2."""

@@ -5,11 +5,16 @@ Addresses are int64; elements are float32, or 16 bits that are bfloat16 or half.
 
 from __future__ import annotations
 
-from typing import Any
+import inspect
+from typing import TYPE_CHECKING, Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
 from numba.core import cgutils, types
+from numba.extending import intrinsic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = [
     "ELEMENTS",
@@ -23,11 +28,13 @@ __all__ = [
     "lanes_below",
     "load",
     "multiply_add",
+    "of_words",
     "shuffle",
     "size_of",
     "slot",
     "splat",
     "store",
+    "suffix",
     "transposed",
     "widened",
 ]
@@ -41,6 +48,24 @@ I32, I64 = ir.IntType(32), ir.IntType(64)
 FLOAT = ir.FloatType()
 ELEMENTS = {types.float32: FLOAT, types.uint16: ir.IntType(16), types.int16: ir.HalfType()}
 """What arrays of these dtypes hold: float32, bfloat16, half."""
+
+
+def of_words(name: str, count: int, write: Callable[..., None]) -> Any:
+    """Return a function of so many int64 words for compiled code, from what writes it, given a builder and the words."""
+
+    def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        write(builder, *args)
+        return context.get_dummy_value()
+
+    def typing(_context: Any, *_words: Any) -> tuple[Any, Callable[..., Any]]:
+        return types.void(*[types.int64] * count), codegen
+
+    typing.__name__ = typing.__qualname__ = name
+    # Numba reads how many arguments there are
+    words = ["context", *(f"word_{k}" for k in range(count))]
+    kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    typing.__signature__ = inspect.Signature([inspect.Parameter(w, kind) for w in words])  # type: ignore[attr-defined]
+    return intrinsic(typing)
 
 
 def size_of(element: Any) -> int:
@@ -91,7 +116,7 @@ def load(builder: Any, address: Any, element: Any, mask: Any, lanes: int = LANES
     pointer = builder.inttoptr(address, vector.as_pointer())
     if mask is None:
         return builder.load(pointer, align=size_of(element))
-    name = f"llvm.masked.load.{_suffix(vector)}.p0"
+    name = f"llvm.masked.load.{suffix(vector)}.p0"
     return call(builder, name, vector, [pointer, I32(size_of(element)), mask, vector(None)])
 
 
@@ -101,7 +126,7 @@ def store(builder: Any, value: Any, address: Any, mask: Any) -> None:
     if mask is None:
         builder.store(value, pointer, align=4)
         return
-    name = f"llvm.masked.store.{_suffix(value.type)}.p0"
+    name = f"llvm.masked.store.{suffix(value.type)}.p0"
     call(builder, name, ir.VoidType(), [value, pointer, I32(4), mask])
 
 
@@ -137,9 +162,12 @@ def widened(builder: Any, value: Any) -> Any:
 
 def multiply_add(builder: Any, a: Any, b: Any, total: Any) -> None:
     """Add a product to a slot, rounding once where the machine can."""
-    name = f"llvm.fmuladd.{_suffix(a.type)}"
+    name = f"llvm.fmuladd.{suffix(a.type)}"
     builder.store(call(builder, name, a.type, [a, b, builder.load(total)]), total)
 
 
-def _suffix(vector: Any) -> str:
-    return f"v{vector.count}{vector.element.intrinsic_name}"
+def suffix(kind: Any) -> str:
+    """Return what LLVM calls a type, number or vector, in the names of its functions."""
+    if isinstance(kind, ir.VectorType):
+        return f"v{kind.count}{kind.element.intrinsic_name}"
+    return str(kind.intrinsic_name)
