@@ -175,7 +175,9 @@ def _attend(
     pack_transposed(keys, panels)
     for first in range(0, count, PANEL):
         panel = panels[first // PANEL].ctypes.data
-        multiply_panel(rows, panel, PANEL * 4, PANEL, head_dim, scores[:, first:], False)
+        multiply_panel(
+            rows, (panel, PANEL * 4, PANEL, head_dim), scores[:, first:], False, (panel, 0, 1, 1)
+        )
     for r in range(rows.shape[0]):
         seen = min(max(sees + r // group, 0), count)
         # as wide as the row alone asks for: the order of its sum depends on the width
@@ -188,7 +190,9 @@ def _attend(
         scores[r, seen:count] = 0
     for first in range(0, head_dim, PANEL):
         place, left = values.ctypes.data + first * 4, head_dim - first
-        multiply_panel(scores, place, values.strides[0], left, count, acc[:, first:], False)
+        multiply_panel(
+            scores, (place, values.strides[0], left, count), acc[:, first:], False, (place, 0, 1, 1)
+        )
 
 
 @_compile

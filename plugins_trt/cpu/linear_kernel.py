@@ -16,7 +16,7 @@ from plugins_trt.cpu.call_frame import (
     frame_words,
     matrix,
 )
-from plugins_trt.cpu.stored_matrix import ENOUGH_ROWS, multiply
+from plugins_trt.cpu.stored_matrix import ENOUGH_ROWS, from_row, multiply
 
 __all__ = ["blocks", "columns_for", "linear_phase", "linear_plan"]
 
@@ -54,4 +54,4 @@ def linear_phase(address: Any, task: Any) -> None:
     top, left = np.int64(task) % down * _ROWS, np.int64(task) // down * columns
     bottom, right = min(top + _ROWS, x.shape[0]), min(left + columns, y.shape[1])
     stored = (bytes_at(frame, 1), element_type(frame, 1), left, np.int64(0))
-    multiply(x[top:bottom], stored, y[top:bottom, left:right])
+    multiply(x[top:bottom], stored, y[top:bottom, left:right], from_row(stored, columns))

@@ -24,14 +24,13 @@ from plugins_trt.cpu.vector_ir import (
     ELEMENTS,
     FLOAT,
     HAS_AVX512,
-    I32,
     I64,
     LANES,
     at,
-    call,
     lanes_below,
     load,
     multiply_add,
+    prefetch,
     shuffle,
     size_of,
     slot,
@@ -101,12 +100,6 @@ def _multiply(
                 multiply_add(builder, x_part, w_part, sums[row][column])
 
 
-def _prefetch(builder: Any, address: Any) -> None:
-    """Ask for a line in the second-level cache; an address that cannot be read does no harm."""
-    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
-    call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32(0), I32(2), I32(1)])
-
-
 def _row_addresses(builder: Any, first: Any, step: Any, numbers: list[Any]) -> list[Any]:
     return [at(builder, first, step, number) for number in numbers]
 
@@ -138,7 +131,7 @@ def _sum_tile(
     def advance(k: Any, mask: Any) -> None:
         line = builder.add(ahead[0], builder.mul(k, ahead[1]))
         for offset in range(0, asked, _LINE_BYTES):
-            _prefetch(builder, builder.add(line, I64(offset)))
+            prefetch(builder, builder.add(line, I64(offset)))
         x_part = [builder.add(row, builder.mul(k, I64(4))) for row in rows[0]]
         w_part = [builder.add(row, builder.mul(k, I64(size_of(element)))) for row in rows[1]]
         _multiply(builder, x_part, w_part, element, slots, mask)

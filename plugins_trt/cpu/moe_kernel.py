@@ -1,7 +1,8 @@
 """The mixture of experts over experts where they lie: routing, then gate and up, then down.
 
-Tokens are sorted by expert; each expert's rows pass its weights together, a block of weight rows a task. The sum over a
-token's experts is taken in ascending order of experts, so that a result does not depend on threads.
+Tokens are sorted by expert; a slot is one token of one expert. Each expert's slots pass its weights together, a block of
+weight rows a task. A token's slots are summed last, in ascending order of experts, so that a result does not depend on
+threads.
 
 Values: x, router_logits, then either gate_up and down stacked over experts, with scales after them if they are codes, or
 gate, up and down of each expert.
@@ -28,16 +29,15 @@ from plugins_trt.cpu.call_frame import (
     frame_words,
     matrix,
 )
-from plugins_trt.cpu.elementwise import exp, silu
+from plugins_trt.cpu.elementwise import exp, multiply_silu
 from plugins_trt.cpu.linear_kernel import blocks, columns_for
 from plugins_trt.cpu.stored_matrix import UINT8, from_row, multiply
 from plugins_trt.kernels.sparse_moe_formats import GROUP
 
-__all__ = ["moe_activate", "moe_down", "moe_gather", "moe_plan", "moe_route"]
+__all__ = ["moe_activate", "moe_combine", "moe_down", "moe_gather", "moe_plan", "moe_route"]
 
 _ROWS = 256
-_DOWN_COLUMNS = 64
-_INTERMEDIATE, _ACTIVE = FREE, FREE + 1
+_INTERMEDIATE = FREE
 
 _compile = numba.njit(error_model="numpy", cache=True)
 
@@ -88,19 +88,24 @@ def moe_plan(address: Any) -> Any:
         return 1
     frame[_INTERMEDIATE] = inner
     slots = _slots(frame)
-    # int64 takes two places: tokens, experts that are used, where each expert's tokens begin
+    # int64 takes two places: tokens, a token's slots, experts that are used, where each expert's slots begin
     width = dim(frame, 0, 1) + frame[_INTERMEDIATE]
-    frame[SCRATCH] = 2 * (slots + experts + experts + 1) + slots + slots * width
+    frame[SCRATCH] = 2 * (slots + slots + experts + experts + 1) + slots + slots * width
     frame[0] = 1
     return 0
 
 
 @_compile
 def _scratch(frame: Any) -> Any:
-    """Return tokens and routing weights by slot, active experts, first slot of each expert, inputs and what is between."""
+    """Return tokens and routing weights by slot, slots by token, active experts, first slot of each expert, two tensors.
+
+    The tensors are by slot: the inputs, in whose place the outputs come, and what is between.
+    """
     slots, experts = _slots(frame), dim(frame, 1, 1)
     place = bytes_at(frame, frame[NUM_INPUTS] + 1)
     tokens = array_at(place, (slots,), np.int64)
+    place += 8 * slots
+    slots_of = array_at(place, (dim(frame, 0, 0), frame[ATTRIBUTES]), np.int64)
     place += 8 * slots
     active = array_at(place, (experts,), np.int64)
     place += 8 * experts
@@ -111,7 +116,7 @@ def _scratch(frame: Any) -> Any:
     x = array_at(place, (slots, dim(frame, 0, 1)), np.float32)
     place += 4 * x.size
     hidden = array_at(place, (slots, frame[_INTERMEDIATE]), np.float32)
-    return tokens, weights, active, first, x, hidden
+    return tokens, weights, slots_of, active, first, x, hidden
 
 
 @_compile
@@ -133,12 +138,21 @@ def _choose(logits: Any, chosen: Any, weights: Any) -> None:
         weights[k] = exp(logits[best] - most) / total
 
 
+@_compile
+def _insert(ascending: Any, count: Any, slot: Any) -> None:
+    """Put a slot in its place among so many; slots ascend as experts do."""
+    while count and ascending[count - 1] > slot:
+        ascending[count] = ascending[count - 1]
+        count -= 1
+    ascending[count] = slot
+
+
 @numba.cfunc(PHASE, error_model="numpy", cache=True)
 def moe_route(address: Any, _task: Any) -> None:
     """Choose each token's experts, sort the tokens by expert, and set the tasks of the products."""
     frame = frame_words(address)
     logits = matrix(frame, 1)
-    tokens, weights, active, first, x, hidden = _scratch(frame)
+    tokens, weights, slots_of, active, first, x, hidden = _scratch(frame)
     num_tokens, top_k = logits.shape[0], frame[ATTRIBUTES]
     chosen = np.empty((num_tokens, top_k), np.int64)
     shares = np.empty((num_tokens, top_k), np.float32)
@@ -159,17 +173,19 @@ def moe_route(address: Any, _task: Any) -> None:
             slot = place[chosen[t, k]]
             place[chosen[t, k]] += 1
             tokens[slot], weights[slot] = t, shares[t, k]
-    frame[_ACTIVE] = used
+            _insert(slots_of[t], k, slot)
+    columns = columns_for(num_tokens)
     frame[1] = blocks(x.shape[0], _ROWS)
-    frame[2] = used * blocks(hidden.shape[1], columns_for(num_tokens))
-    frame[3] = blocks(x.shape[1], _DOWN_COLUMNS)
+    frame[2] = used * blocks(hidden.shape[1], columns)
+    frame[3] = used * blocks(x.shape[1], columns)
+    frame[4] = blocks(num_tokens, _ROWS)
 
 
 @numba.cfunc(PHASE, error_model="numpy", cache=True)
 def moe_gather(address: Any, task: Any) -> None:
     """Copy a block of the tokens into the order of their experts."""
     frame = frame_words(address)
-    tokens, _weights, _active, _first, x, _hidden = _scratch(frame)
+    tokens, _weights, _slots_of, _active, _first, x, _hidden = _scratch(frame)
     source, top = matrix(frame, 0), np.int64(task) * _ROWS
     for slot in range(top, min(top + _ROWS, tokens.size)):
         x[slot] = source[tokens[slot]]
@@ -197,54 +213,67 @@ def _matrices(frame: Any, expert: Any) -> Any:
 
 
 @_compile
-def _activate(gate: Any, up: Any) -> None:
-    # rows, not matrices: of a part of a matrix Numba does not know that its rows are contiguous
-    for j in range(gate.size):
-        gate[j] = silu(gate[j]) * up[j]
-
-
-@_compile
 def _add_weighted(row: Any, weight: Any, total: Any) -> None:
+    # rows, not matrices: of a part of a matrix Numba does not know that its rows are contiguous
     for j in range(row.size):
         total[j] += weight * row[j]
 
 
+@_compile
+def _share(frame: Any, task: Any, width: Any) -> Any:
+    """Return the expert, its slots and the columns, of so many, that a task of a product is for."""
+    _tokens, _weights, _slots_of, active, first, _x, _hidden = _scratch(frame)
+    columns = columns_for(dim(frame, 0, 0))
+    across = blocks(width, columns)
+    expert, left = active[np.int64(task) // across], np.int64(task) % across * columns
+    return expert, first[expert], first[expert + 1], left, min(left + columns, width)
+
+
 @numba.cfunc(PHASE, error_model="numpy", cache=True)
 def moe_activate(address: Any, task: Any) -> None:
-    """Compute silu(gate) * up for all rows of one expert and one block of its columns."""
+    """Compute silu(gate) * up for all slots of one expert and one block of its columns."""
     frame = frame_words(address)
-    _tokens, _weights, active, first, x, hidden = _scratch(frame)
-    columns = columns_for(dim(frame, 0, 0))
-    in_row = blocks(hidden.shape[1], columns)
-    expert, left = active[np.int64(task) // in_row], np.int64(task) % in_row * columns
-    right = min(left + columns, hidden.shape[1])
+    _tokens, _weights, _slots_of, _active, _first, x, hidden = _scratch(frame)
+    expert, begin, end, left, right = _share(frame, task, hidden.shape[1])
     gate, up, _down = _matrices(frame, expert)
     # another block of rows each time round, so that what is between stays in the cache
-    rows = np.empty((min(_ROWS, first[expert + 1] - first[expert]), right - left), np.float32)
-    for top in range(first[expert], first[expert + 1], _ROWS):
-        bottom = min(top + _ROWS, first[expert + 1])
-        gated, lifted = hidden[top:bottom, left:right], rows[: bottom - top]
-        multiply(x[top:bottom], from_row(gate, left), gated)
-        multiply(x[top:bottom], from_row(up, left), lifted)
+    room = np.empty((2, min(_ROWS, end - begin), right - left), np.float32)
+    step = room.strides[1]
+    for top in range(begin, end, _ROWS):
+        bottom = min(top + _ROWS, end)
+        gated, lifted = room[0, : bottom - top], room[1, : bottom - top]
+        multiply(x[top:bottom], from_row(gate, left), gated, from_row(up, left))
+        multiply(x[top:bottom], from_row(up, left), lifted, from_row(gate, right))
+        z, values, place = gated.ctypes.data, lifted.ctypes.data, hidden[top:, left:].ctypes.data
         for i in range(bottom - top):
-            _activate(hidden[top + i, left:right], lifted[i])
+            row = place + i * hidden.strides[0]
+            multiply_silu(z + i * step, values + i * step, row, right - left)
 
 
 @numba.cfunc(PHASE, error_model="numpy", cache=True)
 def moe_down(address: Any, task: Any) -> None:
-    """Sum one block of output columns over every token's experts."""
+    """Compute one block of output columns for all slots of one expert."""
     frame = frame_words(address)
-    tokens, weights, active, first, _x, hidden = _scratch(frame)
-    y = matrix(frame, frame[NUM_INPUTS])
-    left = np.int64(task) * _DOWN_COLUMNS
-    right = min(left + _DOWN_COLUMNS, y.shape[1])
-    y[:, left:right] = 0
-    part = np.empty((_ROWS, right - left), np.float32)
-    for k in range(frame[_ACTIVE]):
-        expert = active[k]
-        _gate, _up, down = _matrices(frame, expert)
-        for top in range(first[expert], first[expert + 1], _ROWS):
-            bottom = min(top + _ROWS, first[expert + 1])
-            multiply(hidden[top:bottom], from_row(down, left), part[: bottom - top])
-            for i in range(bottom - top):
-                _add_weighted(part[i], weights[top + i], y[tokens[top + i], left:right])
+    _tokens, _weights, _slots_of, _active, _first, x, hidden = _scratch(frame)
+    expert, begin, end, left, right = _share(frame, task, x.shape[1])
+    _gate, _up, down = _matrices(frame, expert)
+    for top in range(begin, end, _ROWS):
+        bottom = min(top + _ROWS, end)
+        multiply(
+            hidden[top:bottom],
+            from_row(down, left),
+            x[top:bottom, left:right],
+            from_row(down, right),
+        )
+
+
+@numba.cfunc(PHASE, error_model="numpy", cache=True)
+def moe_combine(address: Any, task: Any) -> None:
+    """Sum the slots of a block of tokens."""
+    frame = frame_words(address)
+    _tokens, weights, slots_of, _active, _first, x, _hidden = _scratch(frame)
+    y, top = matrix(frame, frame[NUM_INPUTS]), np.int64(task) * _ROWS
+    for t in range(top, min(top + _ROWS, y.shape[0])):
+        y[t] = 0
+        for slot in slots_of[t]:
+            _add_weighted(x[slot], weights[slot], y[t])

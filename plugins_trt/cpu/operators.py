@@ -12,7 +12,14 @@ from plugins_trt.cpu.attention_kernel import (
 )
 from plugins_trt.cpu.conv_kernel import conv_phase, conv_plan
 from plugins_trt.cpu.linear_kernel import linear_phase, linear_plan
-from plugins_trt.cpu.moe_kernel import moe_activate, moe_down, moe_gather, moe_plan, moe_route
+from plugins_trt.cpu.moe_kernel import (
+    moe_activate,
+    moe_combine,
+    moe_down,
+    moe_gather,
+    moe_plan,
+    moe_route,
+)
 from plugins_trt.cpu.names import ATTENTION, CAUSAL_CONV, LINEAR, MOE, MOE_CODES, MOE_STACKED, SCAN
 from plugins_trt.cpu.native_op import NativeOperator, NativeValue
 from plugins_trt.cpu.scan_kernel import scan_phase, scan_plan
@@ -104,7 +111,7 @@ def native_operators() -> tuple[NativeOperator, ...]:
         NativeOperator(
             name,
             plan=moe_plan,
-            phases=(moe_route, moe_gather, moe_activate, moe_down),
+            phases=(moe_route, moe_gather, moe_activate, moe_down, moe_combine),
             inputs=inputs,
             repeated=(_GATE, _UP, _DOWN) if name == MOE else (),
             outputs=(*_values(SPARSE_MOE.outputs), _SCRATCH),

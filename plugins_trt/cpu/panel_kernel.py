@@ -31,6 +31,7 @@ from plugins_trt.cpu.vector_ir import (
     load,
     multiply_add,
     of_words,
+    prefetch,
     slot,
     splat,
     store,
@@ -46,7 +47,7 @@ __all__ = ["PANEL", "ROWS", "highest", "multiply_panel", "pack_transposed"]
 _VECTORS = 4 if HAS_AVX512 else 2
 
 ROWS = 4
-"""Rows that are computed together; their number must be a multiple."""
+"""Rows that are computed together."""
 
 PANEL = _VECTORS * LANES
 """Columns of a panel."""
@@ -54,27 +55,28 @@ PANEL = _VECTORS * LANES
 _VECTOR = ir.VectorType(FLOAT, LANES)
 
 
-def _tile(*, is_whole: bool) -> Any:
-    """Return the product of four rows with a panel, of which all columns exist or only some."""
+def _tile(rows: int, *, is_whole: bool) -> Any:
+    """Return the product of so many rows with a panel, of which all columns exist or only some."""
 
     def write(builder: Any, *words: Any) -> None:
-        a, a_step, b, b_step, columns, depth, out, out_step, adds = words
+        a, a_step, b, b_step, columns, depth, out, out_step, adds, ahead, rate = words
         vectors = [(v, I64(4 * LANES)) for v in map(I64, range(_VECTORS))]
         masks = [
             None if is_whole else lanes_below(builder, columns, first=v * LANES)
             for v in range(_VECTORS)
         ]
         a_rows, out_rows = (
-            [at(builder, first, step, I64(row)) for row in range(ROWS)]
+            [at(builder, first, step, I64(row)) for row in range(rows)]
             for first, step in ((a, a_step), (out, out_step))
         )
         places = [[at(builder, row, step, v) for v, step in vectors] for row in out_rows]
-        sums = [[slot(builder, _VECTOR(None)) for _ in vectors] for _ in range(ROWS)]
+        sums = [[slot(builder, _VECTOR(None)) for _ in vectors] for _ in range(rows)]
         with builder.if_then(builder.icmp_signed("!=", adds, I64(0))):
             for row, slots in zip(places, sums, strict=True):
                 for place, total in zip(row, slots, strict=True):
                     builder.store(load(builder, place, FLOAT, None), total)
         with cgutils.for_range(builder, depth) as loop:
+            prefetch(builder, at(builder, ahead, rate, loop.index))
             b_row = at(builder, b, b_step, loop.index)
             b_parts = [
                 load(builder, at(builder, b_row, step, v), FLOAT, mask)
@@ -90,10 +92,11 @@ def _tile(*, is_whole: bool) -> Any:
             for place, total in zip(row, slots, strict=True):
                 store(builder, builder.load(total), place, None)
 
-    return of_words("tile", 9, write)
+    return of_words("tile", 11, write)
 
 
-_whole_tile, _part_tile = _tile(is_whole=True), _tile(is_whole=False)
+_tile_whole, _tile_part = _tile(ROWS, is_whole=True), _tile(ROWS, is_whole=False)
+_row_whole = _tile(1, is_whole=True)
 
 
 @intrinsic
@@ -149,30 +152,38 @@ def highest(row: Any) -> Any:
 
 
 @_compile
-def multiply_panel(
-    a: Any, b: Any, b_step: Any, columns: Any, depth: Any, out: Any, adds: Any
-) -> None:
+def multiply_panel(a: Any, panel: Any, out: Any, adds: Any, ahead: Any) -> None:
     """Multiply rows with a panel.
 
     Args:
-        a: [rows, depth or more].
-        b: Address of the panel's first row.
-        b_step: Bytes from one of its rows to the next.
-        columns: How many of a panel's columns exist; no others are read.
-        depth: Rows of the panel.
+        a: [rows, depth or more]; rows a multiple of ROWS where columns of the panel are missing.
+        panel: Address of its first row, bytes from one of its rows to the next, how many of its columns exist (no others
+            are read), and how many rows.
         out: [rows, PANEL or more]; all columns of a panel are written.
         adds: Whether to add to what is in out.
+        ahead: What to ask memory for meanwhile: address, bytes from one row to the next, bytes of a row, rows.
     """
+    b, b_step, columns, depth = panel
+    wanted, wanted_step, wanted_width, wanted_rows = ahead
     place, target, more = a.ctypes.data, out.ctypes.data, np.int64(adds)
-    for _ in range(0, a.shape[0], ROWS):
+    tiles = max(a.shape[0] // ROWS, 1)
+    share = wanted_width * wanted_rows
+    rate = (share + tiles * depth - 1) // (tiles * depth)
+    for tile in range(a.shape[0] // ROWS):
+        begin = share * tile // tiles
+        line = wanted + begin // wanted_width * wanted_step + begin % wanted_width
+        words = (place, a.strides[0], b, b_step, columns, depth, target, out.strides[0], more)
         if columns >= PANEL:
-            _whole_tile(
-                place, a.strides[0], b, b_step, columns, depth, target, out.strides[0], more
-            )
+            _tile_whole(*words, line, rate)
         else:
-            _part_tile(place, a.strides[0], b, b_step, columns, depth, target, out.strides[0], more)
+            _tile_part(*words, line, rate)
         place += ROWS * a.strides[0]
         target += ROWS * out.strides[0]
+    for _ in range(a.shape[0] % ROWS):
+        words = (place, a.strides[0], b, b_step, columns, depth, target, out.strides[0], more)
+        _row_whole(*words, wanted, 0)
+        place += a.strides[0]
+        target += out.strides[0]
 
 
 @_compile

@@ -13,8 +13,9 @@ import numba
 import numpy as np
 
 from plugins_trt.cpu.call_frame import PHASE, PLAN, bytes_at, dim, frame_words
+from plugins_trt.cpu.elementwise import multiply_silu
 from plugins_trt.cpu.linear_kernel import blocks
-from plugins_trt.cpu.scan_tile import advance, gate, prepare, turn, turn_rates
+from plugins_trt.cpu.scan_tile import advance, prepare, turn, turn_rates
 from plugins_trt.cpu.vector_ir import LANES
 from plugins_trt.spec import SELECTIVE_SCAN
 
@@ -99,7 +100,7 @@ def _gate_tile(frame: Any, span: Any, start: Any, tiles: Any) -> None:
     z, y = bytes_at(frame, _Z) + past, bytes_at(frame, _Y) + past
     outputs = tiles.ctypes.data + 2 * tiles.strides[0]
     for t in range(tiles.shape[1]):
-        gate(z + t * step, outputs + t * tiles.strides[1], y + t * step, channels)
+        multiply_silu(z + t * step, outputs + t * tiles.strides[1], y + t * step, channels)
 
 
 @numba.cfunc(PHASE, error_model="numpy", cache=True)

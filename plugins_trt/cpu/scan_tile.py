@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from plugins_trt.cpu.elementwise import LOG2_E, exp_of, fused, power_of_two, silu_of, softplus_of
+from plugins_trt.cpu.elementwise import LOG2_E, exp_of, fused, power_of_two, softplus_of
 from plugins_trt.cpu.vector_ir import (
     FLOAT,
     HAS_AVX512,
     I64,
     LANES,
     at,
+    by_vectors,
     lanes_below,
     load,
     of_words,
@@ -32,7 +33,7 @@ from plugins_trt.cpu.vector_ir import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["advance", "gate", "prepare", "turn", "turn_rates"]
+__all__ = ["advance", "prepare", "turn", "turn_rates"]
 
 # each takes a register for itself and, where there are 32 of them, one for its A
 _STATES = 8 if HAS_AVX512 else 4
@@ -90,16 +91,6 @@ theirs to the next, d_state.
 """
 
 
-def _by_vectors(builder: Any, count: Any, write: Callable[[Any, Any], None]) -> None:
-    """Write what is done with each vector of a row, given its offset in bytes and its mask, if it needs one."""
-    whole = builder.and_(count, I64(-LANES))
-    with cgutils.for_range_slice(builder, I64(0), whole, I64(LANES)) as (i, _):
-        write(builder.mul(i, I64(4)), None)
-    with builder.if_then(builder.icmp_signed("<", whole, count)):
-        rest = lanes_below(builder, builder.sub(count, whole))
-        write(builder.mul(whole, I64(4)), rest)
-
-
 def _prepare(builder: Any, *args: Any) -> None:
     *sources, row, array, count = args
 
@@ -112,16 +103,7 @@ def _prepare(builder: Any, *args: Any) -> None:
             # a row of a tile has room for the lanes that do not exist
             store(builder, made, at(builder, builder.add(row, offset), array, I64(number)), None)
 
-    _by_vectors(builder, count, write)
-
-
-def _gate(builder: Any, z: Any, acc: Any, y: Any, count: Any) -> None:
-    def write(offset: Any, mask: Any) -> None:
-        gates = silu_of(builder, load(builder, builder.add(z, offset), FLOAT, mask))
-        outputs = load(builder, builder.add(acc, offset), FLOAT, None)
-        store(builder, builder.fmul(gates, outputs), builder.add(y, offset), mask)
-
-    _by_vectors(builder, count, write)
+    by_vectors(builder, count, write)
 
 
 prepare = of_words("prepare", 7, _prepare)
@@ -129,9 +111,6 @@ prepare = of_words("prepare", 7, _prepare)
 
 Words: where u, dt, D, dt_bias and the row's delta are, bytes from there to delta * u and on to the skip; channels.
 """
-
-gate = of_words("gate", 4, _gate)
-"""Write silu(z) * outputs. Words: where z, the outputs and y are; channels."""
 
 
 def _turn_square(

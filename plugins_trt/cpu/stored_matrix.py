@@ -14,7 +14,7 @@ import numpy as np
 
 from plugins_trt.cpu.call_frame import array_at
 from plugins_trt.cpu.matmul_kernel import product
-from plugins_trt.cpu.panel_kernel import PANEL, ROWS, multiply_panel, pack_transposed
+from plugins_trt.cpu.panel_kernel import PANEL, multiply_panel, pack_transposed
 from plugins_trt.cpu.vector_ir import LANES
 from plugins_trt.kernels.sparse_moe_formats import GROUP
 
@@ -35,7 +35,7 @@ FLOAT, UINT8, INT8, INT64, FLOAT16, BFLOAT16 = 1, 2, 3, 7, 10, 16
 ENOUGH_ROWS = 24
 """From so many rows on, transposing the matrix costs less than it saves."""
 _WIDENED_ROWS = 16
-_DEPTH = 1024
+_DEPTH = 2048
 
 _compile = numba.njit(error_model="numpy", cache=True)
 
@@ -48,7 +48,7 @@ def from_row(stored: Any, row: Any) -> Any:
 
 
 @_compile
-def multiply(x: Any, stored: Any, out: Any) -> None:
+def multiply(x: Any, stored: Any, out: Any, ahead: Any) -> None:
     """Multiply every row of x with as many rows of a stored matrix as out has columns.
 
     Few rows read the matrix as it lies, many have a block of it transposed first: what a row gives differs between the
@@ -58,12 +58,12 @@ def multiply(x: Any, stored: Any, out: Any) -> None:
         x: [rows, depth], float32, contiguous.
         stored: At least as many rows as out has columns, each of depth.
         out: Overwritten. [rows, columns], float32; rows may be any distance apart.
+        ahead: The stored matrix that will be wanted next, of the same elements and depth.
     """
-    whole = x.shape[0] // ROWS * ROWS if x.shape[0] >= ENOUGH_ROWS else 0
-    if whole:
-        _multiply_many(x[:whole], stored, out[:whole])
-    if whole < x.shape[0]:
-        _multiply_few(x[whole:], stored, out[whole:])
+    if x.shape[0] >= ENOUGH_ROWS:
+        _multiply_many(x, stored, out, ahead)
+    else:
+        _multiply_few(x, stored, out)
 
 
 @_compile
@@ -85,26 +85,54 @@ def _multiply_few(x: Any, stored: Any, out: Any) -> None:
 
 
 @_compile
-def _multiply_many(x: Any, stored: Any, out: Any) -> None:
-    """Multiply a multiple of ROWS rows, a block of the depth at a time."""
+def _multiply_many(x: Any, stored: Any, out: Any, ahead: Any) -> None:
+    """Multiply a panel of columns after another, a block of the depth at a time, asking for the next block meanwhile."""
     columns, depth = out.shape[1], x.shape[1]
-    count = (columns + PANEL - 1) // PANEL
-    panels = np.empty((count, (min(depth, _DEPTH) + LANES - 1) // LANES * LANES, PANEL), np.float32)
-    wide = np.empty((columns, min(depth, _DEPTH)), np.float32)
+    deep = min(depth, _DEPTH)
+    panel = np.empty((1, (deep + LANES - 1) // LANES * LANES, PANEL), np.float32)
+    wide = np.empty((PANEL, deep), np.float32)
     # columns of the last panel that do not exist are computed as well
     spare = np.empty((x.shape[0], PANEL), np.float32)
-    for first in range(0, depth, _DEPTH):
-        last = min(first + _DEPTH, depth)
-        _pack(stored, depth, first, wide[:, : last - first], panels)
-        for number in range(count):
-            left = number * PANEL
-            target = out[:, left : left + PANEL] if left + PANEL <= columns else spare
-            place = panels[number].ctypes.data
-            multiply_panel(
-                x[:, first:last], place, PANEL * 4, PANEL, last - first, target, first > 0
+    for left in range(0, columns, PANEL):
+        count = min(PANEL, columns - left)
+        target = out[:, left : left + PANEL] if count == PANEL else spare
+        rows = from_row(stored, left)
+        for first in range(0, depth, deep):
+            last = min(first + deep, depth)
+            _pack(rows, depth, first, wide[:count, : last - first], panel)
+            if last < depth:
+                wanted = _block(rows, depth, last, min(last + deep, depth))
+            elif left + PANEL < columns:
+                wanted = _block(from_row(stored, left + PANEL), depth, 0, deep)
+            else:
+                wanted = _block(ahead, depth, 0, deep)
+            packed = (
+                np.int64(panel.ctypes.data),
+                np.int64(PANEL * 4),
+                np.int64(PANEL),
+                last - first,
             )
-    if columns % PANEL:
-        out[:, columns // PANEL * PANEL :] = spare[:, : columns % PANEL]
+            multiply_panel(x[:, first:last], packed, target, first > 0, wanted)
+        if count < PANEL:
+            out[:, left:] = spare[:, :count]
+
+
+@_compile
+def _block(stored: Any, depth: Any, first: Any, last: Any) -> Any:
+    """Return where a panel's rows of a block of the depth lie: address, bytes from row to row, bytes of each, rows."""
+    element = stored[1]
+    # halves of a byte are counted
+    size = (
+        8
+        if element == FLOAT
+        else 4
+        if element in (BFLOAT16, FLOAT16)
+        else 2
+        if element == INT8
+        else 1
+    )
+    step = depth * size // 2
+    return stored[0] + stored[2] * step + first * size // 2, step, (last - first) * size // 2, PANEL
 
 
 @_compile

@@ -24,11 +24,13 @@ __all__ = [
     "I64",
     "LANES",
     "at",
+    "by_vectors",
     "call",
     "lanes_below",
     "load",
     "multiply_add",
     "of_words",
+    "prefetch",
     "shuffle",
     "size_of",
     "slot",
@@ -90,6 +92,22 @@ def slot(builder: Any, initial: Any) -> Any:
 def at(builder: Any, address: Any, step: Any, number: Any) -> Any:
     """Return an address so many steps further."""
     return builder.add(address, builder.mul(number, step))
+
+
+def by_vectors(builder: Any, count: Any, write: Callable[[Any, Any], None]) -> None:
+    """Write what is done with each vector of a row, given its offset in bytes and its mask, if it needs one."""
+    whole = builder.and_(count, I64(-LANES))
+    with cgutils.for_range_slice(builder, I64(0), whole, I64(LANES)) as (i, _):
+        write(builder.mul(i, I64(4)), None)
+    with builder.if_then(builder.icmp_signed("<", whole, count)):
+        rest = lanes_below(builder, builder.sub(count, whole))
+        write(builder.mul(whole, I64(4)), rest)
+
+
+def prefetch(builder: Any, address: Any) -> None:
+    """Ask for a line in the second-level cache; an address that cannot be read does no harm."""
+    pointer = builder.inttoptr(address, ir.IntType(8).as_pointer())
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), [pointer, I32(0), I32(2), I32(1)])
 
 
 def shuffle(builder: Any, a: Any, b: Any, picks: list[int]) -> Any:

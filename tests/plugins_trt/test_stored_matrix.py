@@ -56,7 +56,7 @@ def test_product_equals_float64(
     scales = memory[1].ctypes.data if len(memory) > 1 else 0
     matrix = (memory[0].ctypes.data, FORMATS[kind], 0, scales)
     guarded = np.full((rows, columns + 8), np.nan, np.float32)
-    multiply(x, from_row(matrix, BEFORE), guarded[:, 4:-4])
+    multiply(x, from_row(matrix, BEFORE), guarded[:, 4:-4], matrix)
     expected = x.astype(np.float64) @ exact[BEFORE:].astype(np.float64).T
     assert relative_rms(guarded[:, 4:-4], expected) <= LIMIT
     assert np.isnan(guarded[:, :4]).all()
