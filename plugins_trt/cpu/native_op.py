@@ -30,7 +30,6 @@ _REQUIRED, _VARIADIC = 0, 2
 _DEFAULT_MEMORY = 0
 
 _Create = ctypes.CFUNCTYPE(_Pointer, _Pointer, _Pointer, _Pointer, ctypes.POINTER(_Pointer))
-_Destroy = ctypes.CFUNCTYPE(None, _Pointer)
 _GetPointer = ctypes.CFUNCTYPE(_Pointer, _Pointer)
 _GetCount = ctypes.CFUNCTYPE(_Size, _Pointer)
 _GetNumber = ctypes.CFUNCTYPE(ctypes.c_int, _Pointer)
@@ -38,6 +37,10 @@ _GetNumberAt = ctypes.CFUNCTYPE(ctypes.c_int, _Pointer, _Size)
 _GetAttribute = ctypes.CFUNCTYPE(
     _Pointer, _Pointer, ctypes.c_char_p, ctypes.POINTER(ctypes.c_int64)
 )
+
+# sessions may be destroyed when the interpreter is half gone: what is called and read then must not be Python's
+_allocate, _free = ctypes.pythonapi.PyMem_RawCalloc, ctypes.pythonapi.PyMem_RawFree
+_allocate.restype, _allocate.argtypes = _Pointer, [_Size, _Size]
 
 # places in OrtApi
 _ATTRIBUTE_INT = 86
@@ -69,7 +72,7 @@ class _CustomOp(ctypes.Structure):
         ("GetOutputType", _GetNumberAt),
         ("GetOutputTypeCount", _GetCount),
         ("KernelCompute", _Pointer),
-        ("KernelDestroy", _Destroy),
+        ("KernelDestroy", _Pointer),
         ("GetInputCharacteristic", _GetNumberAt),
         ("GetOutputCharacteristic", _GetNumberAt),
         ("GetInputMemoryType", _GetNumberAt),
@@ -99,7 +102,7 @@ class NativeValue:
 
 
 class NativeOperator:
-    """An operator for sessions of ONNX Runtime; keep the object for as long as any session may use it.
+    """An operator for sessions of ONNX Runtime; once registered it lives as long as the process.
 
     Args:
         name: Its op_type, in the domain of onnxruntime-extensions.
@@ -138,13 +141,13 @@ class NativeOperator:
         ]
         self._table = self._build_table()
         self._name = ctypes.create_string_buffer(name.encode())
-        self._kernels: dict[int, Any] = {}
         self._structure = self._build_structure()
 
     def register(self, library: str) -> None:
         """Hand the operator to onnxruntime-extensions, for sessions that load its library from now on."""
         add = ctypes.CDLL(library).AddExternalCustomOp
         add.restype, add.argtypes = ctypes.c_bool, [_Pointer]
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self))
         add(ctypes.addressof(self._structure))
 
     def _build_table(self) -> Any:
@@ -192,7 +195,7 @@ class NativeOperator:
             GetExecutionProviderType=_GetPointer(lambda _op: None),
             GetInputTypeCount=_GetCount(lambda _op: len(inputs)),
             GetOutputTypeCount=_GetCount(lambda _op: len(self._outputs)),
-            KernelDestroy=_Destroy(self._destroy),
+            KernelDestroy=ctypes.cast(_free, _Pointer),
             CreateKernelV2=_Create(self._create),
             KernelComputeV2=compute.address,
             **fields,
@@ -204,7 +207,8 @@ class NativeOperator:
         def entry(index: int) -> int:
             return _Pointer.from_address(api + index * ctypes.sizeof(_Pointer)).value or 0
 
-        words = np.zeros(KERNEL.words, np.int64)
+        address = _allocate(KERNEL.words, ctypes.sizeof(ctypes.c_int64))
+        words = (ctypes.c_int64 * KERNEL.words).from_address(address)
         for place, index in _ENTRIES.items():
             words[place] = entry(index)
         words[KERNEL.table] = self._table.ctypes.data
@@ -212,11 +216,8 @@ class NativeOperator:
         for place, name in enumerate(self._attributes, start=KERNEL.attributes):
             status = _GetAttribute(entry(_ATTRIBUTE_INT))(info, name.encode(), ctypes.byref(number))
             if status:
+                _free(_Pointer(address))
                 return int(status)
             words[place] = number.value
-        self._kernels[words.ctypes.data] = words
-        kernel[0] = _Pointer(words.ctypes.data)
+        kernel[0] = _Pointer(address)
         return None
-
-    def _destroy(self, kernel: int) -> None:
-        del self._kernels[kernel]

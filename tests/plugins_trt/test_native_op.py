@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper
@@ -26,11 +30,9 @@ from plugins_trt.cpu.call_frame import (
     matrix,
     rank,
 )
+from plugins_trt.cpu.names import DOMAIN, LINEAR
 from plugins_trt.cpu.native_op import NativeOperator, NativeValue
 from plugins_trt.cpu.stored_matrix import BFLOAT16, FLOAT
-
-# ONNX Runtime keeps their addresses
-KEPT: list[NativeOperator] = []
 
 Arrays = dict[str, np.ndarray]
 
@@ -88,7 +90,6 @@ def operator() -> NativeOperator:
         problem="thirteen rows are refused",
     )
     made.register(get_library_path())
-    KEPT.append(made)
     return made
 
 
@@ -199,3 +200,30 @@ def test_sessions_in_several_threads() -> None:
     for thread in threads:
         thread.join()
     assert not failures
+
+
+def test_a_session_may_outlive_who_registered(tmp_path: Path) -> None:
+    # as at the end of a process, where modules go in any order
+    script = """
+import gc, onnxruntime, sys
+from plugins_trt.cpu import register
+
+options = onnxruntime.SessionOptions()
+register.register_kernels(options)
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+register._registered = ()
+gc.collect()
+spoilt = [bytes(size) for size in range(16, 4096)]
+del session
+"""
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2])
+    w = helper.make_tensor_value_info("w", TensorProto.FLOAT, [3, 2])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 3])
+    node = helper.make_node(LINEAR, ["x", "w"], ["y"], domain=DOMAIN)
+    opsets = [helper.make_opsetid("", 27), helper.make_opsetid(DOMAIN, 1)]
+    graph = helper.make_graph([node], "linear", [x, w], [y])
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=11), tmp_path / "m.onnx")
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "m.onnx")], capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
