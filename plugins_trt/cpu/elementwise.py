@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LOG2_E",
+    "constant",
     "exp",
     "exp_of",
     "fused",
@@ -65,7 +66,7 @@ _LOG1P = (
 )
 
 
-def _constant(like: Any, value: float) -> Any:
+def constant(like: Any, value: float) -> Any:
     """Return a number, in every lane of a vector."""
     if isinstance(like.type, ir.VectorType):
         return ir.Constant(like.type, [value] * like.type.count)
@@ -91,9 +92,9 @@ def _magnitude(builder: Any, x: Any) -> Any:
 
 def _polynomial(builder: Any, x: Any, coefficients: Sequence[float]) -> Any:
     """Return the polynomial whose coefficients, highest power first, are given."""
-    total = _constant(x, coefficients[0])
+    total = constant(x, coefficients[0])
     for coefficient in coefficients[1:]:
-        total = fused(builder, total, x, _constant(x, coefficient))
+        total = fused(builder, total, x, constant(x, coefficient))
     return total
 
 
@@ -107,21 +108,21 @@ def _scaled(builder: Any, x: Any, shifted: Any) -> Any:
 
 def power_of_two(builder: Any, x: Any) -> Any:
     """Write 2^x for x <= 0; below -126 it stays as it is there."""
-    x = _larger(builder, x, _constant(x, _LEAST_POWER))
-    shifted = builder.fadd(x, _constant(x, _LARGE))
-    rest = builder.fsub(x, builder.fsub(shifted, _constant(x, _LARGE)))
+    x = _larger(builder, x, constant(x, _LEAST_POWER))
+    shifted = builder.fadd(x, constant(x, _LARGE))
+    rest = builder.fsub(x, builder.fsub(shifted, constant(x, _LARGE)))
     return _scaled(builder, _polynomial(builder, rest, _POWER_OF_TWO), shifted)
 
 
 def exp_of(builder: Any, x: Any) -> Any:
     """Write exp(x); below -87.3 and above 87.3 it stays as it is there."""
     x = _larger(
-        builder, _smaller(builder, x, _constant(x, _MAX_EXPONENT)), _constant(x, -_MAX_EXPONENT)
+        builder, _smaller(builder, x, constant(x, _MAX_EXPONENT)), constant(x, -_MAX_EXPONENT)
     )
-    shifted = fused(builder, x, _constant(x, LOG2_E), _constant(x, _LARGE))
-    whole = builder.fsub(shifted, _constant(x, _LARGE))
-    rest = fused(builder, whole, _constant(x, -_LN2_HIGH), x)
-    rest = fused(builder, whole, _constant(x, -_LN2_LOW), rest)
+    shifted = fused(builder, x, constant(x, LOG2_E), constant(x, _LARGE))
+    whole = builder.fsub(shifted, constant(x, _LARGE))
+    rest = fused(builder, whole, constant(x, -_LN2_HIGH), x)
+    rest = fused(builder, whole, constant(x, -_LN2_LOW), rest)
     return _scaled(builder, _polynomial(builder, rest, _EXP), shifted)
 
 
@@ -129,17 +130,17 @@ def softplus_of(builder: Any, x: Any) -> Any:
     """Write log(1 + exp(x)), which keeps its relative accuracy for very negative x."""
     tail = exp_of(builder, builder.fneg(_magnitude(builder, x)))
     # log(1 + t) = 2 atanh(s), and s is at most a third
-    s = builder.fdiv(tail, builder.fadd(_constant(x, 2.0), tail))
+    s = builder.fdiv(tail, builder.fadd(constant(x, 2.0), tail))
     log = _polynomial(builder, builder.fmul(s, s), _LOG1P)
-    return fused(builder, log, s, _larger(builder, x, _constant(x, 0.0)))
+    return fused(builder, log, s, _larger(builder, x, constant(x, 0.0)))
 
 
 def silu_of(builder: Any, x: Any) -> Any:
     """Write x / (1 + exp(-x))."""
-    zero = _constant(x, 0.0)
+    zero = constant(x, 0.0)
     tail = exp_of(builder, builder.fneg(_magnitude(builder, x)))
     shares = fused(builder, _smaller(builder, x, zero), tail, _larger(builder, x, zero))
-    return builder.fdiv(shares, builder.fadd(_constant(x, 1.0), tail))
+    return builder.fdiv(shares, builder.fadd(constant(x, 1.0), tail))
 
 
 def on_numbers(name: str, write: Callable[[Any, Any], Any]) -> Any:

@@ -15,7 +15,8 @@ import numpy as np
 from plugins_trt.cpu.call_frame import PHASE, PLAN, bytes_at, dim, frame_words
 from plugins_trt.cpu.elementwise import multiply_silu
 from plugins_trt.cpu.linear_kernel import blocks
-from plugins_trt.cpu.scan_tile import advance, prepare, turn, turn_rates
+from plugins_trt.cpu.scan_tile import advance, ask, prepare, turn_rates
+from plugins_trt.cpu.turning import turn
 from plugins_trt.cpu.vector_ir import LANES
 from plugins_trt.spec import SELECTIVE_SCAN
 
@@ -49,6 +50,9 @@ def _load_states(frame: Any, span: Any, A: Any, h: Any) -> None:
     row, block = 4 * d_state, A.strides[0]
     logs = bytes_at(frame, _A_LOG) + first * row
     states = bytes_at(frame, _STATE) + (b * d_inner + first) * row
+    # a single step has nothing else to wait for
+    ask(logs, channels * row)
+    ask(states, channels * row)
     for v in range(A.shape[0]):
         count, past = min(channels - v * LANES, LANES), v * LANES * row
         turn_rates(logs + past, row, count, d_state, A.ctypes.data + v * block, 4 * LANES)

@@ -8,12 +8,13 @@ delta, delta_u and acc. The exponential is two to the power of delta * (A / ln 2
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llvmlite import ir
 from numba.core import cgutils
 
-from plugins_trt.cpu.elementwise import LOG2_E, exp_of, fused, power_of_two, softplus_of
+from plugins_trt.cpu.elementwise import LOG2_E, constant, exp_of, fused, power_of_two, softplus_of
+from plugins_trt.cpu.turning import turning
 from plugins_trt.cpu.vector_ir import (
     FLOAT,
     HAS_AVX512,
@@ -21,19 +22,15 @@ from plugins_trt.cpu.vector_ir import (
     LANES,
     at,
     by_vectors,
-    lanes_below,
     load,
     of_words,
+    prefetch,
     slot,
     splat,
     store,
-    transposed,
 )
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-__all__ = ["advance", "prepare", "turn", "turn_rates"]
+__all__ = ["advance", "ask", "prepare", "turn_rates"]
 
 # each takes a register for itself and, where there are 32 of them, one for its A
 _STATES = 8 if HAS_AVX512 else 4
@@ -113,60 +110,18 @@ Words: where u, dt, D, dt_bias and the row's delta are, bytes from there to delt
 """
 
 
-def _turn_square(
-    builder: Any, args: list[Any], write: Callable[[Any, Any], Any] | None, *, is_whole: bool
-) -> None:
-    source, step, rows, columns, out, out_step = args
-    nothing, inside, across = (lanes_below(builder, n) for n in (I64(0), columns, rows))
-
-    def mask(row: int, count: Any, lanes: Any) -> Any:
-        exists = builder.icmp_signed("<", I64(row), count)
-        return None if is_whole else builder.select(exists, lanes, nothing)
-
-    square = [
-        load(builder, at(builder, source, step, I64(r)), FLOAT, mask(r, rows, inside))
-        for r in range(LANES)
-    ]
-    for r, vector in enumerate(transposed(builder, square)):
-        made = write(builder, vector) if write else vector
-        store(builder, made, at(builder, out, out_step, I64(r)), mask(r, columns, across))
-
-
-def _turn(
-    builder: Any,
-    words: tuple[Any, ...],
-    write: Callable[[Any, Any], Any] | None = None,
-) -> None:
-    """Write a matrix transposed, each number changed on the way if so asked."""
-    source, step, rows, columns, out, out_step = words
-    with (
-        cgutils.for_range_slice(builder, I64(0), rows, I64(LANES)) as (i, _),
-        cgutils.for_range_slice(builder, I64(0), columns, I64(LANES)) as (j, _),
-    ):
-        below, right = builder.sub(rows, i), builder.sub(columns, j)
-        place = builder.add(at(builder, source, step, i), builder.mul(j, I64(4)))
-        target = builder.add(at(builder, out, out_step, j), builder.mul(i, I64(4)))
-        square = [place, step, below, right, target, out_step]
-        is_whole = builder.and_(
-            *(builder.icmp_signed(">=", count, I64(LANES)) for count in (below, right))
-        )
-        with builder.if_else(is_whole) as (whole, part):
-            with whole:
-                _turn_square(builder, square, write, is_whole=True)
-            with part:
-                _turn_square(builder, square, write, is_whole=False)
-
-
 def _rate(builder: Any, A_log: Any) -> Any:
-    return builder.fmul(exp_of(builder, A_log), ir.Constant(_VECTOR, [-LOG2_E] * LANES))
+    return builder.fmul(exp_of(builder, A_log), constant(A_log, -LOG2_E))
 
 
-turn = of_words("turn", 6, lambda builder, *words: _turn(builder, words))
-"""Write a matrix of float32 transposed.
+turn_rates = turning("turn_rates", _rate)
+"""As `turn`, from A_log to A / ln 2."""
 
-Words: the matrix, bytes from a row of it to the next, its rows and columns; where to write, bytes from a row there to the
-next.
-"""
 
-turn_rates = of_words("turn_rates", 6, lambda builder, *words: _turn(builder, words, _rate))
-"""The same, from A_log to A / ln 2."""
+def _ask(builder: Any, address: Any, size: Any) -> None:
+    with cgutils.for_range_slice(builder, I64(0), size, I64(64)) as (offset, _):
+        prefetch(builder, builder.add(address, offset))
+
+
+ask = of_words("ask", 2, _ask)
+"""Ask memory for what lies at an address. Words: the address, bytes."""
