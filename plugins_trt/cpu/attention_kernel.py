@@ -28,7 +28,7 @@ from plugins_trt.cpu.call_frame import (
     frame_words,
     tensor,
 )
-from plugins_trt.cpu.elementwise import exp
+from plugins_trt.cpu.elementwise import copy, exp
 from plugins_trt.cpu.linear_kernel import blocks
 from plugins_trt.cpu.panel_kernel import PANEL, ROWS, highest, multiply_panel, pack_transposed
 
@@ -116,9 +116,10 @@ def attention_append(address: Any, task: Any) -> None:
     for source, past, present in ((_K, _PAST_KEY, _KEY), (_V, _PAST_VALUE, _VALUE)):
         kept, cache = _cache(frame, past)[b, head], _cache(frame, present)[b, head]
         if bytes_at(frame, past) != bytes_at(frame, present):
-            cache[:] = kept
+            copy(kept.ctypes.data, cache.ctypes.data, cache.size)
         new = tensor(frame, source)[b, :, head * head_dim : (head + 1) * head_dim]
-        cache[first : first + new.shape[0]] = new
+        for t in range(new.shape[0]):
+            copy(new[t].ctypes.data, cache[first + t].ctypes.data, head_dim)
 
 
 @_compile

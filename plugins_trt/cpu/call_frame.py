@@ -101,6 +101,10 @@ class _Table(NamedTuple):
 KERNEL, TABLE = _Kernel(), _Table()
 
 _compile = numba.njit(error_model="numpy", cache=True)
+# a signature, lest every literal argument be compiled for
+_compile_place = numba.njit("int64(int64)", error_model="numpy", cache=True)
+_compile_fact = numba.njit("int64(int64[::1], int64)", error_model="numpy", cache=True)
+_compile_dim = numba.njit("int64(int64[::1], int64, int64)", error_model="numpy", cache=True)
 
 
 def _type_pointer(_context: Any, _address: Any) -> tuple[Any, Callable[..., Any]]:
@@ -147,31 +151,31 @@ def frame_words(address: Any) -> Any:
     return array_at(address, (1 << 20,), np.int64)
 
 
-@_compile
+@_compile_place
 def _value(index: Any) -> Any:
     return _VALUES + _VALUE_WORDS * index
 
 
-@_compile
+@_compile_fact
 def element_type(frame: Any, index: Any) -> Any:
     """Return a value's element type, as ONNX numbers them."""
     return frame[_value(index) + 1]
 
 
-@_compile
+@_compile_fact
 def rank(frame: Any, index: Any) -> Any:
     """Return how many dims a value has."""
     return frame[_value(index) + 2]
 
 
-@_compile
+@_compile_dim
 def dim(frame: Any, index: Any, axis: Any) -> Any:
     """Return one dim of a value; negative axes count from the end."""
     first = _value(index) + 3
     return frame[first + axis] if axis >= 0 else frame[first + rank(frame, index) + axis]
 
 
-@_compile
+@_compile_fact
 def bytes_at(frame: Any, index: Any) -> Any:
     """Return the address of a value's elements."""
     return frame[_value(index)]

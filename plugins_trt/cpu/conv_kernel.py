@@ -11,7 +11,7 @@ import numba
 import numpy as np
 
 from plugins_trt.cpu.call_frame import PHASE, PLAN, dim, floats, frame_words, tensor
-from plugins_trt.cpu.elementwise import silu
+from plugins_trt.cpu.elementwise import copy, silu
 from plugins_trt.cpu.linear_kernel import blocks
 
 __all__ = ["conv_phase", "conv_plan"]
@@ -44,7 +44,7 @@ def _convolve(x: Any, past: Any, taps: Any, bias: Any, left: Any, begin: Any, y:
     before, right = past.shape[0], left + bias.size
     acc = np.empty(bias.size, np.float32)
     for t in range(y.shape[0]):
-        acc[:] = bias
+        copy(bias.ctypes.data, acc.ctypes.data, acc.size)
         for k in range(taps.shape[0]):
             seen = begin + t + k - before
             if seen < 0:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llvmlite import ir
-from numba.core import types
+from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from plugins_trt.cpu.vector_ir import FLOAT, I32, by_vectors, call, load, of_words, store, suffix
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "LOG2_E",
     "constant",
+    "copy",
     "exp",
     "exp_of",
     "fused",
@@ -157,6 +158,16 @@ def on_numbers(name: str, write: Callable[[Any, Any], Any]) -> Any:
 
 
 exp, silu = on_numbers("exp", exp_of), on_numbers("silu", silu_of)
+
+
+def _copy(builder: Any, source: Any, target: Any, count: Any) -> None:
+    number = FLOAT.as_pointer()
+    places = (builder.inttoptr(word, number) for word in (target, source))
+    cgutils.raw_memcpy(builder, *places, count, 4)  # type: ignore[call-arg]
+
+
+copy = of_words("copy", 3, _copy)
+"""Copy numbers. Words: from where, to where, how many. A slice assignment guards against overlaps and takes seconds to compile."""
 
 
 def _multiply_silu(builder: Any, z: Any, x: Any, y: Any, count: Any) -> None:

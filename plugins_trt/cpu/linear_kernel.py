@@ -23,13 +23,13 @@ __all__ = ["blocks", "columns_for", "linear_phase", "linear_plan"]
 _ROWS = 512
 
 
-@numba.njit(error_model="numpy", cache=True)
+@numba.njit("int64(int64, int64)", error_model="numpy", cache=True)
 def blocks(size: Any, block: Any) -> Any:
     """Return how many blocks cover a size."""
     return (size + block - 1) // block
 
 
-@numba.njit(error_model="numpy", cache=True)
+@numba.njit("int64(int64)", error_model="numpy", cache=True)
 def columns_for(rows: Any) -> Any:
     """Return how many rows of a matrix make a task: a panel for many rows of x, a long stretch of memory for few."""
     return 64 if rows >= ENOUGH_ROWS else 256

@@ -29,7 +29,7 @@ from plugins_trt.cpu.call_frame import (
     frame_words,
     matrix,
 )
-from plugins_trt.cpu.elementwise import exp, multiply_silu
+from plugins_trt.cpu.elementwise import copy, exp, multiply_silu
 from plugins_trt.cpu.linear_kernel import blocks, columns_for
 from plugins_trt.cpu.stored_matrix import UINT8, from_row, multiply
 from plugins_trt.kernels.sparse_moe_formats import GROUP
@@ -122,7 +122,9 @@ def _scratch(frame: Any) -> Any:
 @_compile
 def _choose(logits: Any, chosen: Any, weights: Any) -> None:
     """Write the most probable experts of a token, the lower number first among equals, and their probabilities."""
-    most = logits.max()
+    most = logits[0]
+    for e in range(logits.size):
+        most = max(most, logits[e])
     total = np.float32(0)
     for e in range(logits.size):
         total += exp(logits[e] - most)
@@ -188,7 +190,7 @@ def moe_gather(address: Any, task: Any) -> None:
     tokens, _weights, _slots_of, _active, _first, x, _hidden = _scratch(frame)
     source, top = matrix(frame, 0), np.int64(task) * _ROWS
     for slot in range(top, min(top + _ROWS, tokens.size)):
-        x[slot] = source[tokens[slot]]
+        copy(source[tokens[slot]].ctypes.data, x[slot].ctypes.data, x.shape[1])
 
 
 @_compile

@@ -151,7 +151,11 @@ def highest(row: Any) -> Any:
     return _highest(row.ctypes.data, row.size)  # type: ignore[call-arg]
 
 
-@_compile
+@numba.njit(
+    "void(float32[:, :], UniTuple(int64, 4), float32[:, :], boolean, UniTuple(int64, 4))",
+    error_model="numpy",
+    cache=True,
+)
 def multiply_panel(a: Any, panel: Any, out: Any, adds: Any, ahead: Any) -> None:
     """Multiply rows with a panel.
 

@@ -63,7 +63,7 @@ def register_kernels(options: onnxruntime.SessionOptions) -> None:
 @contextmanager
 def _told_if_slow(patience_s: float) -> Iterator[None]:
     """Say what is going on if a block takes longer."""
-    text = "compiling the CPU kernels, once on this machine; it takes about a minute"
+    text = "compiling the CPU kernels, once on this machine; it takes half a minute"
     timer = threading.Timer(patience_s, logger.info, (text,))
     timer.daemon = True
     timer.start()

@@ -13,6 +13,7 @@ import numba
 import numpy as np
 
 from plugins_trt.cpu.call_frame import array_at
+from plugins_trt.cpu.elementwise import copy
 from plugins_trt.cpu.matmul_kernel import product
 from plugins_trt.cpu.panel_kernel import PANEL, multiply_panel, pack_transposed
 from plugins_trt.cpu.vector_ir import LANES
@@ -45,25 +46,6 @@ def from_row(stored: Any, row: Any) -> Any:
     """Return the stored matrix without its first rows."""
     address, element, first, scales = stored
     return address, element, first + row, scales
-
-
-@_compile
-def multiply(x: Any, stored: Any, out: Any, ahead: Any) -> None:
-    """Multiply every row of x with as many rows of a stored matrix as out has columns.
-
-    Few rows read the matrix as it lies, many have a block of it transposed first: what a row gives differs between the
-    two in the order of its sums.
-
-    Args:
-        x: [rows, depth], float32, contiguous.
-        stored: At least as many rows as out has columns, each of depth.
-        out: Overwritten. [rows, columns], float32; rows may be any distance apart.
-        ahead: The stored matrix that will be wanted next, of the same elements and depth.
-    """
-    if x.shape[0] >= ENOUGH_ROWS:
-        _multiply_many(x, stored, out, ahead)
-    else:
-        _multiply_few(x, stored, out)
 
 
 @_compile
@@ -114,7 +96,9 @@ def _multiply_many(x: Any, stored: Any, out: Any, ahead: Any) -> None:
             )
             multiply_panel(x[:, first:last], packed, target, first > 0, wanted)
         if count < PANEL:
-            out[:, left:] = spare[:, :count]
+            place, step = out[:, left:].ctypes.data, out.strides[0]
+            for i in range(x.shape[0]):
+                copy(spare[i].ctypes.data, place + i * step, count)
 
 
 @_compile
@@ -189,3 +173,27 @@ def _widen_int4(stored: Any, depth: Any, first: Any, wide: Any) -> None:
         for k in range(begin, min(begin + GROUP // 2, half)):
             wide[2 * k] = np.float32(np.int32(pairs[k] & 15) - 8) * scale
             wide[2 * k + 1] = np.float32(np.int32(pairs[k] >> 4) - 8) * scale
+
+
+# one signature, lest the whole be compiled for contiguous outputs and others
+@numba.njit(
+    "void(float32[:, ::1], UniTuple(int64, 4), float32[:, :], UniTuple(int64, 4))",
+    error_model="numpy",
+    cache=True,
+)
+def multiply(x: Any, stored: Any, out: Any, ahead: Any) -> None:
+    """Multiply every row of x with as many rows of a stored matrix as out has columns.
+
+    Few rows read the matrix as it lies, many have a block of it transposed first: what a row gives differs between the
+    two in the order of its sums.
+
+    Args:
+        x: [rows, depth], float32, contiguous.
+        stored: At least as many rows as out has columns, each of depth.
+        out: Overwritten. [rows, columns], float32; rows may be any distance apart.
+        ahead: The stored matrix that will be wanted next, of the same elements and depth.
+    """
+    if x.shape[0] >= ENOUGH_ROWS:
+        _multiply_many(x, stored, out, ahead)
+    else:
+        _multiply_few(x, stored, out)
