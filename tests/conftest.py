@@ -3,6 +3,7 @@
 import logging
 import os
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -53,13 +54,30 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where this run of the tests keeps what it traced."""
+    from tests.export.stored_traces import traces_folder
+
+    return traces_folder(tmp_path_factory)
+
+
+@pytest.fixture
+def traced_before(traces: Path) -> Iterator[None]:
+    """Exports in this process trace what no test has traced before."""
+    from tests.export.stored_traces import stored_traces
+
+    with stored_traces(traces):
+        yield
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tiny_checkpoint: Path, traces: Path) -> Path:
     """That checkpoint's float32 bundle; not to be written to."""
     from export.bundle import export_bundle
-    from tests.export.stored_traces import stored_traces, traces_folder
+    from tests.export.stored_traces import stored_traces
 
     bundle = tiny_checkpoint.with_name("bundle")
-    with stored_traces(traces_folder(tmp_path_factory)):
+    with stored_traces(traces):
         export_bundle(tiny_checkpoint, bundle)
     return bundle
 

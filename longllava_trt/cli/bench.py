@@ -8,10 +8,12 @@ from pathlib import Path
 from longllava_trt.cli.asking import add_engine_options, chosen_run_options
 from longllava_trt.cli.options import (
     Subparsers,
+    add_bundle,
     add_verb,
     count,
     from_zero,
     print_json,
+    several,
     shown_progress,
 )
 
@@ -36,10 +38,10 @@ def add_parser(subparsers: Subparsers) -> None:
         "a median with the smallest and the largest sample.",
         examples=_EXAMPLES,
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder made by 'export'")
+    add_bundle(parser)
     parser.add_argument(
         "--images",
-        type=_counts,
+        type=several(from_zero),
         default=(0, 1, 10),
         metavar="N,M",
         help="numbers of images to show (default: 0,1,10)",
@@ -118,7 +120,3 @@ def run(args: argparse.Namespace) -> int:
         if args.plot is not None:
             print(f"\nwrote {args.plot}")
     return 0
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(from_zero(part) for part in text.split(","))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from longllava_trt.cli.options import (
     Subparsers,
+    add_bundle,
     add_verb,
     comma_list,
     count,
@@ -48,7 +49,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "loaded. What is up to date is not built again.",
         examples=_EXAMPLES,
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder made by 'export'")
+    add_bundle(parser)
     parser.add_argument(
         "--target",
         choices=_TARGETS,

@@ -22,7 +22,7 @@ from longllava_trt.cli.asking import (
     chosen_sampling,
     print_skipped,
 )
-from longllava_trt.cli.options import Subparsers, add_verb, chosen_images, print_json
+from longllava_trt.cli.options import Subparsers, add_bundle, add_verb, chosen_images, print_json
 from longllava_trt.cli.options import shown_progress as shown
 from longllava_trt.errors import InputError, LongLLaVAError
 
@@ -61,7 +61,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "chat. With --json every line of stdout is one document, the first about what was shown.",
         examples=_EXAMPLES,
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder made by 'export'")
+    add_bundle(parser)
     parser.add_argument(
         "--session",
         type=Path,

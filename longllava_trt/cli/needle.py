@@ -7,10 +7,12 @@ from pathlib import Path
 
 from longllava_trt.cli.options import (
     Subparsers,
+    add_bundle,
     add_verb,
     count,
     from_zero,
     print_json,
+    several,
     shown_progress,
 )
 from longllava_trt.cli.run import KERNELS
@@ -36,10 +38,10 @@ def add_parser(subparsers: Subparsers) -> None:
         "answer differs from the reference's. Only a checkpoint trained for it can pass: examples/needle ships one.",
         examples=_EXAMPLES,
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder made by 'export'")
+    add_bundle(parser)
     parser.add_argument(
         "--images",
-        type=_counts,
+        type=several(count),
         default=(10, 100, 300, 1000),
         metavar="N,M",
         help="numbers of images in a haystack (default: 10,100,300,1000)",
@@ -53,7 +55,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--seed",
-        type=_seeds,
+        type=several(from_zero),
         default=(0,),
         metavar="N,M",
         help="seeds of haystacks and marks; training drew from others (default: 0)",
@@ -105,11 +107,3 @@ def run(args: argparse.Namespace) -> int:
     else:
         print("\n".join(report.lines()))
     return 0 if report.passed else 1
-
-
-def _counts(text: str) -> tuple[int, ...]:
-    return tuple(count(part) for part in text.split(","))
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    return tuple(from_zero(part) for part in text.split(","))

@@ -7,7 +7,7 @@ import json
 import math
 import re
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "IMAGE_SUFFIXES",
     "Subparsers",
+    "add_bundle",
     "add_verb",
     "chosen_images",
     "comma_list",
@@ -29,6 +30,7 @@ __all__ = [
     "gibibytes",
     "print_json",
     "requires_extra",
+    "several",
     "shown_progress",
 ]
 
@@ -65,6 +67,11 @@ def add_verb(
     return parser
 
 
+def add_bundle(parser: argparse.ArgumentParser) -> None:
+    """Add the bundle to work on."""
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder made by 'export'")
+
+
 def count(text: str) -> int:
     """Read a whole number from 1."""
     return _whole_number(text, least=1)
@@ -83,6 +90,11 @@ def _whole_number(text: str, *, least: int) -> int:
     if value < least:
         raise argparse.ArgumentTypeError(f"must be a whole number from {least}, got '{text}'")
     return value
+
+
+def several(read: Callable[[str], int]) -> Callable[[str], tuple[int, ...]]:
+    """Return what reads numbers with commas between them."""
+    return lambda text: tuple(read(part) for part in text.split(","))
 
 
 def gibibytes(text: str) -> float:

@@ -6,7 +6,6 @@ import argparse
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longllava_trt.cli.asking import (
@@ -21,12 +20,7 @@ from longllava_trt.cli.asking import (
     chosen_sampling,
     print_skipped,
 )
-from longllava_trt.cli.options import (
-    Subparsers,
-    add_verb,
-    chosen_images,
-    print_json,
-)
+from longllava_trt.cli.options import Subparsers, add_bundle, add_verb, chosen_images, print_json
 from longllava_trt.cli.options import shown_progress as shown
 from longllava_trt.errors import InputError
 
@@ -56,7 +50,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "stdout, progress and timings go to stderr; with --json nothing is streamed, the document holds the text.",
         examples=_EXAMPLES,
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder made by 'export'")
+    add_bundle(parser)
     parser.add_argument(
         "-p",
         "--prompt",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from longllava_trt.cli.options import (
     Subparsers,
+    add_bundle,
     add_verb,
     comma_list,
     from_zero,
@@ -35,7 +36,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "extra and memory for the checkpoint.",
         examples=_EXAMPLES,
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder made by 'export'")
+    add_bundle(parser)
     parser.add_argument(
         "--reference",
         type=Path,

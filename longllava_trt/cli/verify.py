@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from longllava_trt.cli.options import Subparsers, add_verb, format_bytes, print_json
+from longllava_trt.cli.options import Subparsers, add_bundle, add_verb, format_bytes, print_json
 
 __all__ = ["add_parser", "run"]
 
@@ -25,7 +24,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "Exit status 1 if one differs. Reading takes about a second a gigabyte.",
         examples=_EXAMPLES,
     )
-    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder made by 'export'")
+    add_bundle(parser)
     parser.set_defaults(run=run)
 
 

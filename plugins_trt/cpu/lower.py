@@ -7,10 +7,10 @@ experts; embeddings are cast after they were looked up. The kernels read the che
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from longllava_trt.errors import ContractError
+from plugins_trt.cpu.graph_nodes import replace_nodes
 from plugins_trt.cpu.lower_mixers import fuse_mixers
 from plugins_trt.cpu.names import DOMAIN, LINEAR, MOE, MOE_CODES, MOE_STACKED, SCAN
 from plugins_trt.spec import SELECTIVE_SCAN, SPARSE_MOE
@@ -56,8 +56,7 @@ def lower_for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
         elif table := graph.cast_table(node):
             nodes.append(graph.lookup(node, table))
         nodes.append(node)
-    del model.graph.node[:]
-    model.graph.node.extend(graph.needed(nodes))
+    replace_nodes(model.graph, nodes)
     _drop_bodies(model)
     _import_domain(model)
     return model
@@ -69,8 +68,6 @@ class _Graph:
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._makers = {name: node for node in graph.node for name in node.output}
         self._weights = {i.name: i for i in graph.initializer}
-        self._outputs = {value.name for value in graph.output}
-        self._before = {name for node in graph.node for name in node.input}
 
     def multiplied_weight(self, node: onnx.NodeProto) -> str | None:
         """Return the stored [out, in] matrix that a node multiplies with, if that is all it does."""
@@ -117,17 +114,6 @@ class _Graph:
             for name in (*pair, last)
         ]
         return None if None in names else [name for name in names if name]
-
-    def needed(self, nodes: Iterable[onnx.NodeProto]) -> list[onnx.NodeProto]:
-        """Return the nodes without those that only made what nobody reads any more, in order."""
-        kept: list[onnx.NodeProto] = []
-        read = set(self._outputs)
-        for node in reversed(list(nodes)):
-            # what nobody read before either may be asked for by name
-            if any(name in read or name not in self._before for name in node.output):
-                kept.append(node)
-                read.update(node.input)
-        return kept[::-1]
 
     def _parts(self, name: str) -> list[str]:
         """Return what was concatenated along the first axis, leaving out an axis of one that was put in front."""

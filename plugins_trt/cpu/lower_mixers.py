@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from plugins_trt.cpu.graph_nodes import replace_nodes
 from plugins_trt.cpu.names import ATTENTION, CAUSAL_CONV, DOMAIN
 
 if TYPE_CHECKING:
@@ -39,9 +40,7 @@ def fuse_mixers(graph: onnx.GraphProto) -> None:
             nodes.append(places[node.output[0]])
         elif node.output[0] not in gone:
             nodes.append(node)
-    kept = values.needed(nodes)
-    del graph.node[:]
-    graph.node.extend(kept)
+    replace_nodes(graph, nodes)
 
 
 class _Match(NamedTuple):
@@ -128,17 +127,6 @@ class _Values:
         parts = self.made_by(name, "Concat", axis=0)
         extents = [self._extent(part) for part in parts.input] if parts else [None]
         return None if None in extents else [e for e in extents if e is not None]
-
-    def needed(self, nodes: list[onnx.NodeProto]) -> list[onnx.NodeProto]:
-        """Return the nodes without those that only made what nobody reads any more."""
-        kept: list[onnx.NodeProto] = []
-        read = set(self._outputs)
-        for node in reversed(nodes):
-            # what nobody read before either may be asked for by name
-            if any(name in read or not self._readers[name] for name in node.output):
-                kept.append(node)
-                read.update(node.input)
-        return kept[::-1]
 
     def _extent(self, name: str) -> int | str | None:
         from onnx import TensorProto, numpy_helper

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,22 +58,13 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def traced_before(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Exports in this process trace what no test has traced before."""
-    from tests.export.stored_traces import stored_traces, traces_folder
-
-    with stored_traces(traces_folder(tmp_path_factory)):
-        yield
-
-
 @pytest.fixture(scope="session")
-def tiny_bundle(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_bundle(tiny: Path, traces: Path) -> Path:
     """Its bundle, never changed; `bundle` is a copy to spoil."""
-    from tests.export.stored_traces import stored_traces, traces_folder
+    from tests.export.stored_traces import stored_traces
 
     folder = tiny.with_name("bundle")
-    with stored_traces(traces_folder(tmp_path_factory)):
+    with stored_traces(traces):
         assert main(["export", str(tiny), str(folder), "-q"]) == 0
     return folder
 

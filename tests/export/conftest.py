@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from export import bundle as bundle_module
-from tests.export.stored_traces import stored_traces, traces_folder
 
 _export_stage = bundle_module._export_stage
 
@@ -36,19 +35,6 @@ def traced_once() -> Callable[..., Any]:
 @cache
 def _of_this_session() -> Callable[..., Any]:
     return traced_once()
-
-
-@pytest.fixture(scope="session")
-def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where this run of the tests keeps what it traced."""
-    return traces_folder(tmp_path_factory)
-
-
-@pytest.fixture
-def traced_before(traces: Path) -> Iterator[None]:
-    """Exports trace what no test has traced before."""
-    with stored_traces(traces):
-        yield
 
 
 @pytest.fixture

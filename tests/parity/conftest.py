@@ -11,7 +11,7 @@ from longllava_trt.parity import ParityReport, ParityRow
 from longllava_trt.validation.run import run_levels
 from longllava_trt.validation.subject import Subject
 from reference.synthetic import write_checkpoint
-from tests.export.stored_traces import stored_traces, traces_folder
+from tests.export.stored_traces import stored_traces
 
 Made = tuple[Path, Path]
 """A bundle and the checkpoint it was exported from."""
@@ -33,12 +33,6 @@ def rows_of(report: ParityReport, *prefixes: str) -> list[ParityRow]:
 def assert_all_passed(rows: list[ParityRow]) -> None:
     assert rows, "no such row"
     assert [row.line() for row in rows if row.status != "passed"] == []
-
-
-@pytest.fixture(scope="session")
-def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where this run of the tests keeps what it traced."""
-    return traces_folder(tmp_path_factory)
 
 
 @pytest.fixture(scope="session", params=["tiny", "tiny-dense"])
