@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from longllava_trt.errors import ContractError
-from plugins_trt.cpu.graph_nodes import replace_nodes
+from plugins_trt.cpu.graph_nodes import names_read, replace_nodes
 from plugins_trt.cpu.lower_mixers import fuse_mixers
 from plugins_trt.cpu.names import DOMAIN, LINEAR, MOE, MOE_CODES, MOE_STACKED, SCAN
 from plugins_trt.spec import SELECTIVE_SCAN, SPARSE_MOE
@@ -44,7 +44,7 @@ def lower_for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
     found = [n for n in model.graph.node if (n.domain, n.op_type) in _LOWERED]
     _require_float32(model, found)
     fuse_mixers(model.graph)
-    graph = _Graph(model.graph)
+    graph, read_before = _Graph(model.graph), names_read(model.graph)
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         if (node.domain, node.op_type) == (SELECTIVE_SCAN.domain, SELECTIVE_SCAN.op_type):
@@ -56,7 +56,7 @@ def lower_for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
         elif table := graph.cast_table(node):
             nodes.append(graph.lookup(node, table))
         nodes.append(node)
-    replace_nodes(model.graph, nodes)
+    replace_nodes(model.graph, nodes, read_before=read_before)
     _drop_bodies(model)
     _import_domain(model)
     return model

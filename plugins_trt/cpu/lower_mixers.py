@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from plugins_trt.cpu.graph_nodes import replace_nodes
+from plugins_trt.cpu.graph_nodes import names_read, replace_nodes
 from plugins_trt.cpu.names import ATTENTION, CAUSAL_CONV, DOMAIN
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def fuse_mixers(graph: onnx.GraphProto) -> None:
             nodes.append(places[node.output[0]])
         elif node.output[0] not in gone:
             nodes.append(node)
-    replace_nodes(graph, nodes)
+    replace_nodes(graph, nodes, read_before=names_read(graph))
 
 
 class _Match(NamedTuple):

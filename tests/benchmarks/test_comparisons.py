@@ -112,7 +112,10 @@ def test_the_limit_of_a_token_is_reading_the_weights_it_touches() -> None:
     assert half == pytest.approx({"prefill": whole["prefill"], "decode": 2 * whole["decode"]})
 
 
-@pytest.mark.skipif(importlib.util.find_spec("mobius") is not None, reason="mobius is installed")
+@pytest.mark.skipif(
+    importlib.util.find_spec("mobius") is not None,
+    reason="what is said without mobius is unproven: it is installed",
+)
 def test_mobius_says_what_to_install(capsys: pytest.CaptureFixture[str]) -> None:
     assert mobius.main([]) == 2
     assert "pip install" in capsys.readouterr().err

@@ -102,7 +102,7 @@ def tensorrt() -> TensorRT:
         given = os.environ.get("LONGLLAVA_PLUGINS")
         load_plugins(found, Path(given) if given else _compile())
     except LongLLaVAError as err:
-        pytest.skip(str(err))
+        pytest.skip(f"plugins in an engine on a GPU are unproven: {err}")
     return found
 
 

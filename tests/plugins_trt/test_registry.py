@@ -24,7 +24,7 @@ def tensorrt() -> TensorRT:
     try:
         return import_tensorrt()
     except MissingDependencyError as err:
-        pytest.skip(str(err))
+        pytest.skip(f"loading plugins into TensorRT is unproven: {err}")
 
 
 @pytest.mark.parametrize(

@@ -184,7 +184,10 @@ def test_a_module_is_loaded_once_a_context(fresh_host: Any, host_call: Callable[
     assert loads == [1, 1, 2, 2, 2]
 
 
-@pytest.mark.skipif(ctypes.util.find_library("cuda") is not None, reason="there is a driver here")
+@pytest.mark.skipif(
+    ctypes.util.find_library("cuda") is not None,
+    reason="what is said without a driver is unproven: there is one",
+)
 def test_without_a_driver_it_says_so(driverless_host: Any, host_call: Callable[..., Any]) -> None:
     call = host_call("SelectiveScan", "bf16", _SCAN)
     error = _refusal(driverless_host, call)
