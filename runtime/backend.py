@@ -148,20 +148,13 @@ class TrtBackend:
     """TensorRT engines on the GPU at hand.
 
     Args:
-        bundle: Folder with `engines/` inside.
-
-    Raises:
-        MissingDependencyError: If there is no GPU, no driver, no cuda-python or no TensorRT.
-        InputError: If there are no engines for this GPU.
-        ManifestError: If they are damaged, or of another version of TensorRT.
+        engines: The bundle's, from `open_engines`.
     """
 
     holds_scores = False
 
-    def __init__(self, bundle: Path) -> None:
-        from runtime.engines import open_engines
-
-        self._engines: Engines = open_engines(bundle)
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
         self._decoder: TrtDecoder | None = None
 
     def load_stage(self, stage: str) -> StageSession:

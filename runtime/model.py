@@ -78,13 +78,26 @@ class LongLLaVA:
     """A loaded bundle.
 
     Build it with `from_bundle`. Stages load when first needed. One instance serves one call at a time.
+
+    Args:
+        bundle: Folder.
+        manifest: Its manifest.
+        options: How to run it.
+        backend: What runs its stages; by default the one that ``options`` names.
     """
 
-    def __init__(self, bundle: Path, manifest: Manifest, options: RunOptions) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        manifest: Manifest,
+        options: RunOptions,
+        *,
+        backend: Backend | None = None,
+    ) -> None:
         self.bundle = bundle
         self.manifest = manifest
         self.options = options
-        self.backend = _open_backend(bundle, manifest, options)
+        self.backend = backend or _open_backend(bundle, manifest, options)
         self.tokenizer = ChatTokenizer(bundle)
         self.eos_token_id = _read_number(bundle / "generation_config.json", "eos_token_id")
         self.num_image_tokens = int(manifest.stage("projector").spec.outputs[0].shape[1])
@@ -228,7 +241,9 @@ class LongLLaVA:
 
 def _open_backend(bundle: Path, manifest: Manifest, options: RunOptions) -> Backend:
     if options.backend == "trt":
-        return TrtBackend(bundle)
+        from runtime.engines import open_engines
+
+        return TrtBackend(open_engines(bundle))
     return OrtBackend(bundle, manifest, kernels=options.kernels, num_threads=options.num_threads)
 
 

@@ -30,7 +30,7 @@ class Lane:
     bundle: Path | None = None
     """A bundle with weights and engines."""
     scale: Path | None = None
-    """Folder of folders of engines of full-size decoders, which get random weights."""
+    """Folder of bundles of full size without weights, which get random ones."""
     mamba: Path | None = None
     """Unpacked source of mamba-ssm."""
 

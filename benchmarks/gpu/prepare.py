@@ -3,8 +3,10 @@
     python -m benchmarks.gpu.prepare [FOLDER] [--scale 9b 53b]      (default: build/gpu, which git ignores)
 
 Writes FOLDER/liblongllava_plugins.so for sm_80 and sm_90 and FOLDER/bundle, a tiny model with bfloat16 engines for SM80;
-with --scale also FOLDER/scale/PRESET, the decoder's engine without its weights, 176,000 positions. Prints
-how large they are. Then: python -m benchmarks.gpu.run --library FOLDER/liblongllava_plugins.so --bundle FOLDER/bundle
+with --scale also FOLDER/scale/PRESET, a bundle of a published size with its engines, 176,000 positions, but without
+weights and graphs. Prints how large they are. Then:
+
+    python -m benchmarks.gpu.run --library FOLDER/liblongllava_plugins.so --bundle FOLDER/bundle --scale FOLDER/scale
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from longllava_trt.manifest import WEIGHTS_FOLDER
+
 __all__ = ["prepare"]
 
 _LIBRARY = "liblongllava_plugins.so"
@@ -27,7 +31,7 @@ def prepare(folder: Path, *, presets: Sequence[str] = ()) -> None:
 
     Args:
         folder: Where to.
-        presets: Full-size decoders to build as well.
+        presets: Published sizes to build as well.
     """
     folder.mkdir(parents=True, exist_ok=True)
     library, checkpoint, bundle = (folder / name for name in (_LIBRARY, "checkpoint", "bundle"))
@@ -37,22 +41,21 @@ def prepare(folder: Path, *, presets: Sequence[str] = ()) -> None:
     limits = ("--max-context", 4096, "--chunk", 256, "--vision-batch", 4)
     _python("longllava_trt", "build", bundle, "--plugins", library, *limits)
     for preset in presets:
-        _prepare_decoder(folder / "scale" / preset, preset, library)
+        _prepare_weightless(folder / "scale" / preset, preset, library)
     for top in (library, bundle, *(folder / "scale" / preset for preset in presets)):
         files = [top] if top.is_file() else [f for f in top.rglob("*") if f.is_file()]
         print(f"{top}: {sum(f.stat().st_size for f in files) / 2**20:.1f} MiB")
 
 
-def _prepare_decoder(target: Path, preset: str, library: Path) -> None:
-    """Build a decoder of a published size; of its bundle only the engines are kept."""
+def _prepare_weightless(target: Path, preset: str, library: Path) -> None:
+    """Build all engines of a published size, and keep what a GPU needs to run them with random weights."""
     with tempfile.TemporaryDirectory(dir=target.parent.parent) as scratch:
         checkpoint, bundle = Path(scratch, "checkpoint"), Path(scratch, "bundle")
         _python("longllava_trt", "synth", checkpoint, "--preset", preset, "--sparse")
-        options = ("--stages", "decoder", "--dtype", "bfloat16")
-        _python("longllava_trt", "export", checkpoint, bundle, *options)
-        _python("longllava_trt", "build", bundle, "--stages", "decoder", "--plugins", library)
+        _python("longllava_trt", "export", checkpoint, bundle, "--dtype", "bfloat16")
+        _python("longllava_trt", "build", bundle, "--plugins", library)
         shutil.rmtree(target, ignore_errors=True)
-        shutil.copytree(next((bundle / "engines").iterdir()), target)
+        shutil.copytree(bundle, target, ignore=shutil.ignore_patterns(WEIGHTS_FOLDER, "*.onnx"))
 
 
 def _python(module: str, *arguments: object) -> None:

@@ -97,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--library", type=Path, help="plugin library that was built beforehand")
     parser.add_argument("--wheels", type=Path, help="folder of TensorRT-RTX's wheels")
     parser.add_argument("--bundle", type=Path, help="bundle with weights and engines")
-    parser.add_argument("--scale", type=Path, help="folder of full-size decoders' engines")
+    parser.add_argument(
+        "--scale", type=Path, help="folder of bundles of full size, without weights"
+    )
     parser.add_argument("--mamba", type=Path, help="unpacked source of mamba-ssm")
     parser.add_argument("--dry-run", action="store_true", help="tiny sizes on the CPU")
     return parser

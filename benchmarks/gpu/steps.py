@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 
 from benchmarks.gpu.lane import Lane
 
-__all__ = ["STEPS", "Row", "Step", "load"]
+__all__ = ["STEPS", "Measure", "Row", "Step", "load"]
 
 Row = dict[str, Any]
 """One line of a step's table: `case` first, then figures; flat, and plain JSON."""
@@ -46,6 +46,7 @@ STEPS = (
     Step("tests", "kernel_tests:kernel_tests", 240, "The kernels' own tests, on the GPU"),
     Step("stages", "stages:stages", 150, "The bundle's engines, through the runtime's sessions"),
     Step("scale", "scale:scale", 300, "Decoders of the published sizes with random weights"),
+    Step("images", "images:images", 200, "1000 images from end to end, with random weights"),
     Step("tune-scan", "tuning:tune_scan", 150, "Scan: chunks, channels and warps of a program"),
     Step("tune-moe", "tuning:tune_moe", 240, "Experts: tiles by number of tokens"),
     Step("peers", "peers:peers", 150, "PyTorch: eager, compiled, and its own attention"),

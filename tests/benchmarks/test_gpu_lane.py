@@ -15,12 +15,15 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import run
+from benchmarks.gpu import prepare, run
+from benchmarks.gpu.images import images
 from benchmarks.gpu.lane import ROWS_FILE, Lane, read_rows
 from benchmarks.gpu.oracles import conv_oracle, moe_oracle, relative_rms, scan_oracle
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.roofline import Ceilings, conv_work, moe_work, scan_work
-from benchmarks.gpu.steps import STEPS, Step, load
+from benchmarks.gpu.scale import scale
+from benchmarks.gpu.steps import STEPS, Measure, Step, load
+from benchmarks.gpu.weightless import weightless_bundles
 from benchmarks.gpu.wheels import use_wheels
 
 ROOT = Path(__file__).parents[2]
@@ -53,6 +56,7 @@ def test_a_dry_run_leaves_right_numbers_in_every_row(tmp_path: Path) -> None:
         "peers",
         "stages",
         "scale",
+        "images",
     ]
     code = run.main(["--out", str(tmp_path), "--dry-run", "--only", *names])
     document = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
@@ -66,6 +70,61 @@ def test_a_dry_run_leaves_right_numbers_in_every_row(tmp_path: Path) -> None:
     assert max(errors) < 2e-6
     assert code == 0
     assert "| L 5 channels last | ✓ |" in (tmp_path / "results.md").read_text(encoding="utf-8")
+
+
+def test_images_are_measured_from_end_to_end(tiny_bundle: Path, tmp_path: Path) -> None:
+    rows = [*images(Lane(out=tmp_path, is_dry=True, bundle=tiny_bundle))]
+    cases = ["3 images", "5 images", "5 images, vision and decoder in turn"]
+    assert [row["case"] for row in rows] == [f"{tiny_bundle.name}, {case}" for case in cases]
+    assert [row["images"] for row in rows] == [3, 5, 5]
+    for row in rows:
+        assert row["ok"], row
+        assert all(math.isfinite(value) for name, value in row.items() if name != "case")
+        # 144 of each image, and its tags
+        assert 144 < row["positions"] / row["images"] < 160
+        stages = [row[f"{name}_s"] for name in ("vision", "projector", "embed", "prefill")]
+        assert min(stages) > 0
+        # one after another: of the whole, and not all of it
+        assert sum(stages) < row["ingest_s"] < 60
+        assert row["vision_hidden"] < 0 < row["decode_image_s"]
+        assert row["ms_per_image"] == pytest.approx(1e3 * row["ingest_s"] / row["images"])
+        assert 0 < row["first_token_s"] < 60
+        assert row["decode_tokens_per_s"] > 0
+        assert row["host_growth_mib"] >= 0
+
+
+@pytest.mark.parametrize("step", [scale, images], ids=["scale", "images"])
+def test_without_engines_of_full_size_a_step_says_so(step: Measure, tmp_path: Path) -> None:
+    (tmp_path / "9b" / "engines").mkdir(parents=True)
+    for given in (None, tmp_path, tmp_path / "absent"):
+        (row,) = step(Lane(out=tmp_path, scale=given))
+        assert row["case"].startswith("not run: name a folder")
+
+
+def test_a_bundle_is_prepared_without_weights_and_graphs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def pretend(module: str, *arguments: Any) -> None:
+        """Write what the commands do, as far as names go."""
+        kind = arguments[0] if module == "longllava_trt" else module
+        written = {
+            "plugins_trt.build": lambda: [arguments[-1]],
+            "synth": lambda: [arguments[1] / "config.json"],
+            "export": lambda: [arguments[2] / n for n in ("config.json", *left_out)],
+            "build": lambda: [arguments[1] / "engines" / "sm80" / "engine.json"],
+        }[kind]()
+        for path in written:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(bytes(2**20))
+
+    left_out = ("decoder.onnx", "weights/model.safetensors", "weights/vision/model.safetensors")
+    monkeypatch.setattr(prepare, "_python", pretend)
+    prepare.prepare(tmp_path, presets=["9b"])
+    kept = {str(p.relative_to(tmp_path)) for p in (tmp_path / "scale").rglob("*") if p.is_file()}
+    assert kept == {"scale/9b/config.json", "scale/9b/engines/sm80/engine.json"}
+    assert "scale/9b: 2.0 MiB" in capsys.readouterr().out
+    found = weightless_bundles(Lane(out=tmp_path, scale=tmp_path / "scale"))
+    assert found == [tmp_path / "scale" / "9b"]
 
 
 def rows_of(document: Any, name: str) -> list[dict[str, Any]]:

@@ -1,0 +1,75 @@
+"""Bundles of the published sizes without their weights, as `prepare` makes them: their engines get random numbers instead."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import ml_dtypes  # noqa: F401 - teaches NumPy the name bfloat16
+import numpy as np
+
+from benchmarks.gpu.lane import Lane
+from longllava_trt.engine_record import engine_folders
+
+if TYPE_CHECKING:
+    from longllava_trt.engine_record import EngineWeight
+    from runtime.cuda import CudaMemory, DeviceBlock
+    from runtime.engines import Engines
+
+__all__ = ["open_weightless", "random_weights", "used_gib", "weightless_bundles"]
+
+_PIECE_BYTES = 2**28
+
+
+def weightless_bundles(lane: Lane) -> list[Path]:
+    """Return the bundles that have engines, by name."""
+    folders = [] if lane.scale is None else sorted(lane.scale.glob("*"))
+    return [folder for folder in folders if any(engine_folders(folder))]
+
+
+def open_weightless(bundle: Path) -> Engines:
+    """Open a bundle's engines, whatever GPU they are for."""
+    from runtime.engines import open_engines
+
+    return open_engines(bundle, folder=next(engine_folders(bundle)), read_weights=random_weights)
+
+
+def random_weights(
+    _: Path, weights: Sequence[EngineWeight], memory: CudaMemory, __: object
+) -> dict[str, DeviceBlock]:
+    """Fill the device with small random numbers, the same ones again and again."""
+    import torch
+
+    from runtime.cuda import Cuda
+
+    small = torch.randn(_PIECE_BYTES // 2, device="cuda") * 0.02
+    pieces = {
+        "bfloat16": small.bfloat16(),
+        "float32": small[: _PIECE_BYTES // 4].clone(),
+        "int8": torch.randint(-127, 128, (_PIECE_BYTES,), device="cuda", dtype=torch.int8),
+        "uint8": torch.randint(0, 256, (_PIECE_BYTES,), device="cuda", dtype=torch.uint8),
+    }
+    del small
+    torch.cuda.synchronize()
+    cuda = Cuda()
+    stream, found = cuda.stream(), {}
+    for weight in weights:
+        nbytes = int(np.prod(weight.shape)) * np.dtype(weight.dtype).itemsize
+        block = found[weight.name] = memory.allocate(nbytes)
+        source = pieces[weight.dtype].data_ptr()
+        for place in range(0, nbytes, _PIECE_BYTES):
+            length = min(_PIECE_BYTES, nbytes - place)
+            cuda.copy(block.address + place, source, length, stream=stream)
+    cuda.synchronize(stream)
+    pieces.clear()
+    torch.cuda.empty_cache()
+    return found
+
+
+def used_gib() -> float:
+    """Return the GPU's memory that is in use, by whomever."""
+    import torch
+
+    free, total = torch.cuda.mem_get_info()
+    return float(total - free) / 2**30
