@@ -1,5 +1,7 @@
 """The causal depthwise convolution with its state and SiLU, channels last: a vector runs across channels.
 
+A single step takes no room of its own: what it would write there would come from memory, as all else it reads does.
+
 Values: x, weight, bias, state; y, state_out.
 """
 
@@ -66,6 +68,23 @@ def _carry(x: Any, past: Any, left: Any, state_out: Any) -> None:
             state_out[c, k] = past[before + seen, c] if seen < 0 else x[seen, left + c]
 
 
+@_compile
+def _step(x: Any, weight: Any, bias: Any, state: Any, y: Any, state_out: Any) -> None:
+    """Move every channel by one step, its weights and its state side by side as they lie."""
+    before = state.shape[1]
+    for c in range(x.size):
+        acc = bias[c]
+        for k in range(before):
+            acc += weight[c, k] * state[c, k]
+        y[c] = acc + weight[c, before] * x[c]
+        for k in range(before - 1):
+            state_out[c, k] = state[c, k + 1]
+        if before:
+            state_out[c, before - 1] = x[c]
+    for c in range(y.size):
+        y[c] = silu(y[c])
+
+
 @numba.cfunc(PLAN, error_model="numpy", cache=True)
 def conv_plan(address: Any) -> Any:
     """Make a task of each block of channels of each block of steps of each batch entry."""
@@ -91,6 +110,16 @@ def conv_phase(address: Any, task: Any) -> None:
     left, begin = np.int64(task) % across * _CHANNELS, np.int64(task) // across % along * _STEPS
     b = np.int64(task) // (across * along)
     right, end = min(left + _CHANNELS, channels), min(begin + _STEPS, seq_len)
+    if seq_len == 1:
+        _step(
+            x[b, 0, left:right],
+            weight[left:right, 0],
+            bias[left:right],
+            state[b, left:right],
+            y[b, 0, left:right],
+            state_out[b, left:right],
+        )
+        return
     past, taps = _transposed(state[b, left:right]), _transposed(weight[left:right, 0])
     _convolve(x[b], past, taps, bias[left:right], left, begin, y[b, begin:end])
     if end == seq_len:
