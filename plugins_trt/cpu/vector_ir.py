@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import llvmlite.binding as llvm
 from llvmlite import ir
-from numba.core import cgutils, types
+from numba.core import cgutils, config, types
 from numba.extending import intrinsic
 
 if TYPE_CHECKING:
@@ -41,9 +41,12 @@ __all__ = [
     "widened",
 ]
 
-_HOST = llvm.get_host_cpu_features()
-HAS_AVX512 = bool(_HOST.get("avx512f"))
-LANES = 16 if HAS_AVX512 else 8 if _HOST.get("avx") else 4
+# as Numba does: its own setting, or what the machine has
+_FEATURES = (getattr(config, "CPU_FEATURES", None) or llvm.get_host_cpu_features().flatten()).split(
+    ","
+)
+HAS_AVX512 = "+avx512f" in _FEATURES
+LANES = 16 if HAS_AVX512 else 8 if "+avx" in _FEATURES else 4
 """float32 numbers in a register of this machine."""
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
