@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 import weakref
 from collections.abc import Iterator
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 from longllava_trt.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     import onnxruntime
 
     from plugins_trt.cpu.native_op import NativeOperator
@@ -42,7 +45,7 @@ def register_kernels(options: onnxruntime.SessionOptions) -> None:
     try:
         from onnxruntime_extensions import get_library_path
 
-        with _told_if_slow(_PATIENCE_S):
+        with _told_if_slow(_PATIENCE_S), _interruptible():
             from plugins_trt.cpu.operators import native_operators
     except ImportError as err:
         raise MissingDependencyError(
@@ -58,6 +61,38 @@ def register_kernels(options: onnxruntime.SessionOptions) -> None:
             # ONNX Runtime refuses, at session creation, options that name one library twice
             options.register_custom_ops_library(get_library_path())
             _prepared.add(options)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let an interrupt end a block that compiles.
+
+    One that comes while LLVM calls back is dropped by ctypes; the compiler goes on, or fails with an error of its own.
+    """
+    before, is_interrupted = signal.getsignal(signal.SIGINT), False
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal is_interrupted
+        try:
+            before(number, frame)
+        except KeyboardInterrupt:
+            is_interrupted = True
+            raise
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except RuntimeError as err:
+        if is_interrupted:
+            raise KeyboardInterrupt from err
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if is_interrupted:
+        raise KeyboardInterrupt
 
 
 @contextmanager

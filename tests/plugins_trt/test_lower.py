@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
@@ -236,3 +238,43 @@ def test_who_waits_for_the_compiler_is_told(
     with register._told_if_slow(patience_s):
         time.sleep(0.3)
     assert caplog.text.count("compiling the CPU kernels, once on this machine") == said
+
+
+def interrupt_and_drop(err: Exception | None) -> None:
+    """What ctypes does with an interrupt in a callback, and the compiler after it."""
+    try:
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0)
+    except KeyboardInterrupt:
+        if err:
+            raise err from None
+
+
+@pytest.fixture
+def default_sigint() -> Iterator[None]:
+    # a test run in the background may ignore it
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("err", [None, RuntimeError("no compiled object yet")], ids=["on", "fail"])
+def test_an_interrupt_that_the_compiler_drops_is_heeded(
+    err: Exception | None, default_sigint: None
+) -> None:
+    with pytest.raises(KeyboardInterrupt), register._interruptible():
+        interrupt_and_drop(err)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_without_an_interrupt_errors_are_their_own(default_sigint: None) -> None:
+    with pytest.raises(RuntimeError, match="bad kernel"), register._interruptible():
+        raise RuntimeError("bad kernel")
+
+
+def test_who_handles_interrupts_goes_on_doing_so(default_sigint: None) -> None:
+    found: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _frame: found.append(number))
+    with register._interruptible():
+        signal.raise_signal(signal.SIGINT)
+    assert found == [signal.SIGINT]
