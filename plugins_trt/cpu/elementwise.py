@@ -1,9 +1,9 @@
 """exp, softplus and SiLU of float32 numbers: one number or a vector, without a branch.
 
-Functions whose first argument is a builder write LLVM's instructions, for other kernels' vectors; `exp` and `silu` are the
-same on one number, of which LLVM makes vectors in loops; `multiply_silu` takes rows. Calls into libm would stay scalar. Worst relative
-error against float64, in float32 ulp (2^-23): exp 0.9, 2^x 1.4, softplus 2.3, SiLU 2; where
-the machine cannot fuse a multiplication and an addition, 2^x 1.6.
+Functions whose first argument is a builder write LLVM's instructions, for other kernels' vectors; `exp` and `silu` are
+the same on one number, of which LLVM makes vectors in loops; `multiply_silu` and `copy` take rows. Calls into libm would stay
+scalar. Worst relative error against float64, in float32 ulp (2^-23): exp 0.9, 2^x 1.4, softplus 2.3, SiLU 2; 2^x 1.6 where
+the machine cannot fuse a multiplication and an addition.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = [
     "exp",
     "exp_of",
     "fused",
+    "multiply_silu",
     "on_numbers",
     "power_of_two",
     "silu",

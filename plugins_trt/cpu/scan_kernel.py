@@ -30,7 +30,6 @@ _TILE = 64
 # rows a power of two apart would meet in few places of the first-level cache
 _ROW = _SPAN + 16
 
-
 _compile = numba.njit(error_model="numpy", cache=True)
 
 

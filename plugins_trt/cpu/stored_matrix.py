@@ -104,19 +104,19 @@ def _multiply_many(x: Any, stored: Any, out: Any, ahead: Any) -> None:
 @_compile
 def _block(stored: Any, depth: Any, first: Any, last: Any) -> Any:
     """Return where a panel's rows of a block of the depth lie: address, bytes from row to row, bytes of each, rows."""
-    element = stored[1]
-    # halves of a byte are counted
-    size = (
-        8
-        if element == FLOAT
-        else 4
-        if element in (BFLOAT16, FLOAT16)
-        else 2
-        if element == INT8
-        else 1
-    )
-    step = depth * size // 2
-    return stored[0] + stored[2] * step + first * size // 2, step, (last - first) * size // 2, PANEL
+    bits = _bits(stored[1])
+    step = depth * bits // 8
+    return _row(stored, step) + first * bits // 8, step, (last - first) * bits // 8, PANEL
+
+
+@_compile
+def _bits(element: Any) -> Any:
+    """Return how many bits a weight takes."""
+    if element == FLOAT:
+        return 32
+    if element == INT8:
+        return 8
+    return 4 if element == UINT8 else 16
 
 
 @_compile
