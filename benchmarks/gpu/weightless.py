@@ -11,6 +11,7 @@ import numpy as np
 
 from benchmarks.gpu.lane import Lane
 from longllava_trt.engine_record import engine_folders
+from longllava_trt.manifest import Manifest
 
 if TYPE_CHECKING:
     from longllava_trt.engine_record import EngineWeight
@@ -23,9 +24,13 @@ _PIECE_BYTES = 2**28
 
 
 def weightless_bundles(lane: Lane) -> list[Path]:
-    """Return the bundles that have engines, by name."""
-    folders = [] if lane.scale is None else sorted(lane.scale.glob("*"))
-    return [folder for folder in folders if any(engine_folders(folder))]
+    """Return the bundles that have engines, the smallest model first: a card may not hold the largest."""
+    folders = [] if lane.scale is None else lane.scale.glob("*")
+    return sorted((f for f in folders if any(engine_folders(f))), key=_weight_bytes)
+
+
+def _weight_bytes(bundle: Path) -> int:
+    return sum(weight.nbytes for weight in Manifest.load(bundle).weights.values())
 
 
 def open_weightless(bundle: Path) -> Engines:

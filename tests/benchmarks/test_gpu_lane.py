@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import prepare, run
+from benchmarks.gpu import prepare, run, weightless
 from benchmarks.gpu.images import images
 from benchmarks.gpu.lane import ROWS_FILE, Lane, read_rows
 from benchmarks.gpu.oracles import conv_oracle, moe_oracle, relative_rms, scan_oracle
@@ -23,7 +23,6 @@ from benchmarks.gpu.report import markdown
 from benchmarks.gpu.roofline import Ceilings, conv_work, moe_work, scan_work
 from benchmarks.gpu.scale import scale
 from benchmarks.gpu.steps import STEPS, Measure, Step, load
-from benchmarks.gpu.weightless import weightless_bundles
 from benchmarks.gpu.wheels import use_wheels
 
 ROOT = Path(__file__).parents[2]
@@ -123,8 +122,17 @@ def test_a_bundle_is_prepared_without_weights_and_graphs(
     kept = {str(p.relative_to(tmp_path)) for p in (tmp_path / "scale").rglob("*") if p.is_file()}
     assert kept == {"scale/9b/config.json", "scale/9b/engines/sm80/engine.json"}
     assert "scale/9b: 2.0 MiB" in capsys.readouterr().out
-    found = weightless_bundles(Lane(out=tmp_path, scale=tmp_path / "scale"))
-    assert found == [tmp_path / "scale" / "9b"]
+
+
+def test_the_smallest_model_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"53b": 2, "9b": 1}
+    for name in (*sizes, "no engines"):
+        (tmp_path / name / "engines" / "sm80").mkdir(parents=True)
+    for name in sizes:
+        (tmp_path / name / "engines" / "sm80" / "engine.json").write_text("{}")
+    monkeypatch.setattr(weightless, "_weight_bytes", lambda bundle: sizes[bundle.name])
+    found = weightless.weightless_bundles(Lane(out=tmp_path, scale=tmp_path))
+    assert [bundle.name for bundle in found] == ["9b", "53b"]
 
 
 def rows_of(document: Any, name: str) -> list[dict[str, Any]]:
