@@ -15,6 +15,7 @@ import numpy as np
 from plugins_trt.cpu.call_frame import PHASE, PLAN, dim, floats, frame_words, tensor
 from plugins_trt.cpu.elementwise import copy, silu
 from plugins_trt.cpu.linear_kernel import blocks
+from plugins_trt.cpu.turning import turn
 
 __all__ = ["conv_phase", "conv_plan"]
 
@@ -27,10 +28,9 @@ _compile = numba.njit(fastmath={"contract"}, error_model="numpy", cache=True)
 @_compile
 def _transposed(rows: Any) -> Any:
     """Return [channel, step] as [step, channel]."""
-    turned = np.empty((rows.shape[1], rows.shape[0]), np.float32)
-    for c in range(rows.shape[0]):
-        for k in range(rows.shape[1]):
-            turned[k, c] = rows[c, k]
+    channels, steps = rows.shape
+    turned = np.empty((steps, channels), np.float32)
+    turn(rows.ctypes.data, rows.strides[0], channels, steps, turned.ctypes.data, turned.strides[0])
     return turned
 
 

@@ -15,7 +15,17 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from plugins_trt.cpu.vector_ir import FLOAT, I32, by_vectors, call, load, of_words, store, suffix
+from plugins_trt.cpu.vector_ir import (
+    FLOAT,
+    I32,
+    by_vectors,
+    call,
+    fused,
+    load,
+    of_words,
+    store,
+    suffix,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +36,6 @@ __all__ = [
     "copy",
     "exp",
     "exp_of",
-    "fused",
     "multiply_silu",
     "on_numbers",
     "power_of_two",
@@ -75,11 +84,6 @@ def constant(like: Any, value: float) -> Any:
     if isinstance(like.type, ir.VectorType):
         return ir.Constant(like.type, [value] * like.type.count)
     return ir.Constant(like.type, value)
-
-
-def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
-    """Return a * b + c, rounded once where the machine can."""
-    return call(builder, f"llvm.fmuladd.{suffix(a.type)}", a.type, [a, b, c])
 
 
 def _larger(builder: Any, x: Any, least: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from plugins_trt.cpu.elementwise import LOG2_E, constant, exp_of, fused, power_of_two, softplus_of
+from plugins_trt.cpu.elementwise import LOG2_E, constant, exp_of, power_of_two, softplus_of
 from plugins_trt.cpu.turning import turning
 from plugins_trt.cpu.vector_ir import (
     FLOAT,
@@ -22,6 +22,7 @@ from plugins_trt.cpu.vector_ir import (
     LANES,
     at,
     by_vectors,
+    fused,
     load,
     of_words,
     prefetch,

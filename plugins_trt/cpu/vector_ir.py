@@ -26,6 +26,7 @@ __all__ = [
     "at",
     "by_vectors",
     "call",
+    "fused",
     "lanes_below",
     "load",
     "multiply_add",
@@ -181,10 +182,14 @@ def widened(builder: Any, value: Any) -> Any:
     return builder.bitcast(bits, floats)
 
 
+def fused(builder: Any, a: Any, b: Any, c: Any) -> Any:
+    """Return a * b + c of numbers or vectors, rounded once where the machine can."""
+    return call(builder, f"llvm.fmuladd.{suffix(a.type)}", a.type, [a, b, c])
+
+
 def multiply_add(builder: Any, a: Any, b: Any, total: Any) -> None:
-    """Add a product to a slot, rounding once where the machine can."""
-    name = f"llvm.fmuladd.{suffix(a.type)}"
-    builder.store(call(builder, name, a.type, [a, b, builder.load(total)]), total)
+    """Add a product to a slot."""
+    builder.store(fused(builder, a, b, builder.load(total)), total)
 
 
 def suffix(kind: Any) -> str:
