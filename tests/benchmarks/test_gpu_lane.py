@@ -36,13 +36,15 @@ def lane(tmp_path: Path) -> Lane:
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
 def test_every_step_can_be_imported(step: Step) -> None:
     if not TRITON:
-        pytest.skip("Triton is not installed: longllava-trt[plugins]")
+        pytest.skip("a step's imports are unproven: install longllava-trt[plugins]")
     assert callable(load(step))
     assert step.seconds <= 400
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not TRITON, reason="Triton is not installed: longllava-trt[plugins]")
+@pytest.mark.skipif(
+    not TRITON, reason="the lane's numbers are unproven: install longllava-trt[plugins]"
+)
 def test_a_dry_run_leaves_right_numbers_in_every_row(tmp_path: Path) -> None:
     names = [
         "card",

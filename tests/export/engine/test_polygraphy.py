@@ -18,7 +18,8 @@ ROOT = Path(__file__).parents[3]
 pytestmark = [
     pytest.mark.trt,
     pytest.mark.skipif(
-        importlib.util.find_spec("polygraphy") is None, reason="polygraphy is not installed"
+        importlib.util.find_spec("polygraphy") is None,
+        reason="that Polygraphy reads our engines is unproven: it is not installed",
     ),
 ]
 

@@ -27,7 +27,7 @@ HAS_TENSORRT = any(importlib.util.find_spec(name) for name in ("tensorrt", "tens
 
 @pytest.fixture(scope="module")
 def cuda() -> Cuda:
-    pytest.importorskip("cuda.bindings.runtime", reason="cuda-python is not installed")
+    pytest.importorskip("cuda.bindings.runtime", reason="the driver is unproven: no cuda-python")
     return Cuda()
 
 
@@ -72,7 +72,7 @@ def test_weights_arrive_whole(cuda: Cuda, tmp_path: Path) -> None:
     np.testing.assert_array_equal(read(cuda, found["w"], cuda.stream()), content[1:])
 
 
-@pytest.mark.skipif(not HAS_TENSORRT, reason="no TensorRT is installed")
+@pytest.mark.skipif(not HAS_TENSORRT, reason="engines on this GPU are unproven: no TensorRT")
 @pytest.mark.slow
 def test_engines_give_what_onnxruntime_gives(tiny_bundle: Path, tmp_path: Path) -> None:
     import shutil
@@ -92,7 +92,7 @@ def test_engines_give_what_onnxruntime_gives(tiny_bundle: Path, tmp_path: Path) 
     try:
         report = build_engines(bundle, options)
     except InputError as err:
-        pytest.skip(f"TensorRT builds nothing for this GPU: {err}")
+        pytest.skip(f"engines on this GPU are unproven, TensorRT builds none: {err}")
     embeds = np.random.default_rng(0).standard_normal((1, 40, 64)).astype(np.float32)
     reference = Decoder(OnnxSession(bundle, Manifest.load(bundle), "decoder"))
     decoder = TrtDecoder(open_engines(bundle, folder=report.folder))
