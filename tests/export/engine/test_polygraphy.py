@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.trt,
     pytest.mark.skipif(
         importlib.util.find_spec("polygraphy") is None,
-        reason="that Polygraphy reads our engines is unproven: it is not installed",
+        reason="that Polygraphy takes our graphs and networks is unproven: not installed",
     ),
 ]
 
