@@ -41,16 +41,16 @@ import torch
 
 from benchmarks.machine_limits import MachineLimits, product_shapes
 from benchmarks.turns import take_turns
-from export.bundle import export_bundle
-from longllava_trt.config import LongLLaVAConfig
-from longllava_trt.manifest import Manifest
+from longllava_trt.core.manifest import Manifest
+from longllava_trt.export.bundle import export_bundle
+from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
 from longllava_trt.planning.flops import decoder_flops
 from longllava_trt.planning.memory import count_weights
-from reference.checkpoint import load_model
-from reference.synthetic import PRESETS, write_checkpoint
-from reference.transformers_jamba import jamba_from_reference
-from runtime.decoder import Decoder
-from runtime.onnxrt import Kernels, OnnxSession
+from longllava_trt.reference.checkpoint import load_model
+from longllava_trt.reference.synthetic.checkpoint import PRESETS, write_checkpoint
+from longllava_trt.reference.transformers_jamba import jamba_from_reference
+from longllava_trt.runtime.backends.ort.decoder import Decoder
+from longllava_trt.runtime.backends.ort.session import Kernels, OnnxSession
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longllava_trt.config import DecoderConfig
+from longllava_trt.models.llava_jamba.config import DecoderConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

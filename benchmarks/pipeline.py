@@ -34,15 +34,15 @@ from unittest import mock
 import torch
 
 from benchmarks.turns import take_turns
-from export.bundle import export_bundle
+from longllava_trt.export.bundle import export_bundle
 from longllava_trt.needle.evaluate import MAX_NEW_TOKENS, Said
 from longllava_trt.needle.oracle import ask_reference
 from longllava_trt.needle.task import QUESTIONS, Haystack, draw_hay_pictures
-from reference.model import LongLLaVA as ReferenceLongLLaVA
-from reference.synthetic import PRESETS, write_checkpoint
-from runtime.images import load_image
-from runtime.model import LongLLaVA, RunOptions
-from runtime.timings import Timings
+from longllava_trt.reference.model import LongLLaVA as ReferenceLongLLaVA
+from longllava_trt.reference.synthetic.checkpoint import PRESETS, write_checkpoint
+from longllava_trt.runtime.inputs.image_files import load_image
+from longllava_trt.runtime.model import LongLLaVA, RunOptions
+from longllava_trt.runtime.timings import Timings
 
 NEEDLE_CHECKPOINT = Path(__file__).parents[1] / "examples" / "needle" / "checkpoint"
 QUESTION = QUESTIONS["mark"]

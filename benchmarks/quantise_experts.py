@@ -25,13 +25,17 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from export.expert_files import expert_records
-from export.expert_writer import quantise_layer
-from longllava_trt.config import DecoderConfig
-from longllava_trt.manifest import MOE_QUANTS, MoeQuant
-from longllava_trt.safetensors_header import TensorSource, read_header, read_tensor
-from plugins_trt.kernels.sparse_moe_formats import GROUP, dequantise_int4, dequantise_int8
-from reference.synthetic_presets import preset_config
+from longllava_trt.core.manifest import MOE_QUANTS, MoeQuant
+from longllava_trt.core.safetensors_header import TensorSource, read_header, read_tensor
+from longllava_trt.export.quantisation.expert_files import expert_records
+from longllava_trt.export.quantisation.expert_writer import quantise_layer
+from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.plugins_trt.kernels.sparse_moe_formats import (
+    GROUP,
+    dequantise_int4,
+    dequantise_int8,
+)
+from longllava_trt.reference.synthetic.presets import preset_config
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

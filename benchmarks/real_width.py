@@ -97,7 +97,7 @@ def _run(name: str, folder: Path) -> None:
 
 
 def _onnxruntime(folder: Path) -> NDArray[np.float32]:
-    from runtime.model import LongLLaVA
+    from longllava_trt.runtime.model import LongLLaVA
 
     session = LongLLaVA.from_bundle(folder / "bundle").session()
     return session.score(QUESTION, ANSWER, images=[_picture()])
@@ -106,11 +106,11 @@ def _onnxruntime(folder: Path) -> NDArray[np.float32]:
 def _torch(folder: Path, dtype: str) -> NDArray[np.float32]:
     import torch
 
-    from reference.checkpoint import load_model
-    from reference.generate import assemble_embeds, prefill
-    from runtime.pixels import load_processor_config, preprocess_batch
-    from runtime.prompt import build_prompt, tokenize_prompt, wrap_images
-    from runtime.tokenizer import ChatTokenizer
+    from longllava_trt.reference.checkpoint import load_model
+    from longllava_trt.reference.generate import assemble_embeds, prefill
+    from longllava_trt.runtime.inputs.pixels import load_processor_config, preprocess_batch
+    from longllava_trt.runtime.text.chat import build_prompt, tokenize_prompt, wrap_images
+    from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 
     checkpoint, bundle = folder / "model", folder / "bundle"
     model = load_model(checkpoint, dtype=getattr(torch, dtype))

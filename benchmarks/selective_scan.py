@@ -36,11 +36,11 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, parser
 
 from benchmarks.turns import take_turns
-from plugins_trt.bodies import function_bodies
-from plugins_trt.cpu.lower import lower_for_cpu
-from plugins_trt.cpu.register import register_kernels
-from plugins_trt.spec import SELECTIVE_SCAN
-from reference.operators import ScanInputs, TorchOperators
+from longllava_trt.plugins_trt.bodies import function_bodies
+from longllava_trt.plugins_trt.cpu.lower import lower_for_cpu
+from longllava_trt.plugins_trt.cpu.register import register_kernels
+from longllava_trt.plugins_trt.spec import SELECTIVE_SCAN
+from longllava_trt.reference.operators import ScanInputs, TorchOperators
 
 Arrays = list[NDArray[np.float32]]
 

@@ -87,8 +87,8 @@ def main() -> int:
 
 def measure(bundle: Path, folder: Path, count: int, threads: int) -> Figures:
     """Ingest and ask, in this process."""
-    from runtime.decoder import Decoder
-    from runtime.model import LongLLaVA, RunOptions
+    from longllava_trt.runtime.backends.ort.decoder import Decoder
+    from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
     fed: list[int] = []
     step = Decoder.step
@@ -140,8 +140,8 @@ def in_process(bundle: Path, folder: Path, count: int, threads: int) -> Figures:
 
 def make_tiny(folder: Path) -> Path:
     """Write a tiny checkpoint and its bundle."""
-    from export.bundle import export_bundle
-    from reference.synthetic import write_checkpoint
+    from longllava_trt.export.bundle import export_bundle
+    from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
 
     write_checkpoint(folder / "checkpoint", preset="tiny")
     export_bundle(folder / "checkpoint", folder / "bundle")

@@ -20,8 +20,8 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-from longllava_trt.engine_record import EngineWeight, WeightPart
-from runtime.weight_loader import HostMemory, load_weights
+from longllava_trt.core.engine_record import EngineWeight, WeightPart
+from longllava_trt.runtime.backends.weight_loader import HostMemory, load_weights
 
 _EXPERTS = 16
 _BLOCK = 16 * 2**20

@@ -14,18 +14,10 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 
-from export.check import check_stage
-from export.memory import check_memory, peak_rss_bytes
-from export.quantise import QuantisedExperts
-from export.resume import Journal, resume_key
-from export.trace import trace_stage
-from export.weights import WeightsMode, bind_weights, place_weight_files
-from longllava_trt.config import LongLLaVAConfig, load_config
-from longllava_trt.contracts import STAGES, stage_specs
-from longllava_trt.digests import FileHasher
-from longllava_trt.errors import CheckpointError, InputError
-from longllava_trt.logs import Progress, ProgressEvent
-from longllava_trt.manifest import (
+from longllava_trt.core.digests import FileHasher
+from longllava_trt.core.errors import CheckpointError, InputError
+from longllava_trt.core.logs import Progress, ProgressEvent
+from longllava_trt.core.manifest import (
     MANIFEST_FILE,
     FileRecord,
     Manifest,
@@ -35,10 +27,20 @@ from longllava_trt.manifest import (
     WeightRecord,
     record_files,
 )
-from longllava_trt.publish import JOURNAL_FILE, published
-from longllava_trt.safetensors_index import TensorSource, index_checkpoint
-from longllava_trt.version import __version__
-from plugins_trt.bodies import function_bodies
+from longllava_trt.core.publish import JOURNAL_FILE, published
+from longllava_trt.core.safetensors_header import TensorSource
+from longllava_trt.core.stage_spec import STAGES
+from longllava_trt.core.version import __version__
+from longllava_trt.export.check import check_stage
+from longllava_trt.export.memory import check_memory, peak_rss_bytes
+from longllava_trt.export.quantisation.quantise import QuantisedExperts
+from longllava_trt.export.resume import Journal, resume_key
+from longllava_trt.export.trace import trace_stage
+from longllava_trt.export.weights import WeightsMode, bind_weights, place_weight_files
+from longllava_trt.models.checkpoint import index_checkpoint
+from longllava_trt.models.contracts import stage_specs
+from longllava_trt.models.llava_jamba.config import LongLLaVAConfig, load_config
+from longllava_trt.plugins_trt.bodies import function_bodies
 
 __all__ = ["ExportReport", "export_bundle"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx
 
-from longllava_trt.contracts import StageSpec, TensorSpec
-from longllava_trt.errors import ExportError
+from longllava_trt.core.errors import ExportError
+from longllava_trt.core.stage_spec import StageSpec, TensorSpec
 
 __all__ = ["check_stage"]
 

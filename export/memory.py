@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 
-from longllava_trt.errors import ExportError
+from longllava_trt.core.errors import ExportError
 
 __all__ = ["check_memory", "peak_rss_bytes"]
 

@@ -1,7 +1,7 @@
 """The reference's operators as ONNX nodes.
 
 Each call emits the one node that stands for it in the graph; nothing here computes. Nodes of domain
-`longllava` take name and version from `plugins_trt.spec`.
+`longllava` take name and version from `longllava_trt.plugins_trt.spec`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plugins_trt.spec import CAUSAL_CONV, SELECTIVE_SCAN, SPARSE_MOE, OperatorSpec
-from reference.cache import AttentionState
-from reference.operators import ExpertWeights, ScanInputs
+from longllava_trt.plugins_trt.spec import CAUSAL_CONV, SELECTIVE_SCAN, SPARSE_MOE, OperatorSpec
+from longllava_trt.reference.cache import AttentionState
+from longllava_trt.reference.operators import ExpertWeights, ScanInputs
 
 __all__ = ["OnnxOperators"]
 

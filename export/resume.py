@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from longllava_trt.digests import FileHasher
-from longllava_trt.publish import JOURNAL_FILE
+from longllava_trt.core.digests import FileHasher
+from longllava_trt.core.publish import JOURNAL_FILE
 
 __all__ = ["Journal", "resume_key"]
 

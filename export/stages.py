@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from export.operators import OnnxOperators
-from reference.cache import AttentionState, HybridCache, MambaState
-from reference.model import LongLLaVA
+from longllava_trt.export.operators import OnnxOperators
+from longllava_trt.reference.cache import AttentionState, HybridCache, MambaState
+from longllava_trt.reference.model import LongLLaVA
 
 __all__ = ["STAGE_MODULES"]
 

@@ -1,7 +1,7 @@
 """One stage from PyTorch to ONNX, with no weight in memory.
 
 The model exists as fake tensors only, and its weights become inputs of the graph, so that no pass can fold
-one away. `export.weights` turns them into initializers afterwards.
+one away. `longllava_trt.export.weights` turns them into initializers afterwards.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import torch
 from onnxscript import optimizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from export.quantised_graph import read_quantised_experts
-from export.stages import STAGE_MODULES
-from longllava_trt.config import LongLLaVAConfig
-from longllava_trt.contracts import StageSpec, TensorSpec, layer_output_names
-from longllava_trt.errors import ExportError
-from longllava_trt.manifest import MoeQuant
-from reference.model import LongLLaVA
+from longllava_trt.core.errors import ExportError
+from longllava_trt.core.manifest import MoeQuant
+from longllava_trt.core.stage_spec import StageSpec, TensorSpec
+from longllava_trt.export.quantisation.graph import read_quantised_experts
+from longllava_trt.export.stages import STAGE_MODULES
+from longllava_trt.models.contracts import layer_output_names
+from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
+from longllava_trt.reference.model import LongLLaVA
 
 __all__ = ["OPSET", "trace_stage"]
 

@@ -1,7 +1,7 @@
 """Weights of a traced stage become initializers that point into the checkpoint's own files.
 
 Nothing is written here: a dtype that differs is cast by a node in the graph, experts are stacked by nodes in the
-graph, and runtimes fold both when they load. Quantised experts are files of their own (`export.quantise`). Files are hard links, so that every tool that reads ONNX finds them
+graph, and runtimes fold both when they load. Quantised experts are files of their own (`longllava_trt.export.quantisation.quantise`). Files are hard links, so that every tool that reads ONNX finds them
 below the bundle; ONNX Runtime refuses symbolic links that lead elsewhere.
 """
 
@@ -16,9 +16,9 @@ from typing import Literal
 
 import onnx_ir as ir
 
-from longllava_trt.errors import InputError
-from longllava_trt.manifest import WEIGHTS_FOLDER, WeightRecord
-from longllava_trt.safetensors_index import TensorSource
+from longllava_trt.core.errors import InputError
+from longllava_trt.core.manifest import WEIGHTS_FOLDER, WeightRecord
+from longllava_trt.core.safetensors_header import TensorSource
 
 __all__ = ["WeightsMode", "bind_weights", "bundled_name", "ir_dtype", "place_weight_files"]
 

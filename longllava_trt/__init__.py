@@ -22,11 +22,10 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from longllava_trt.version import __version__
+from longllava_trt.core.version import __version__
 
 if TYPE_CHECKING:
-    from export.bundle import export_bundle
-    from longllava_trt.errors import (
+    from longllava_trt.core.errors import (
         CheckpointError,
         ConfigError,
         ContractError,
@@ -37,9 +36,10 @@ if TYPE_CHECKING:
         MissingDependencyError,
         ParityError,
     )
-    from runtime.media import MediaOptions
-    from runtime.model import LongLLaVA, RunOptions
-    from runtime.sampling import SamplingParams
+    from longllava_trt.export.bundle import export_bundle
+    from longllava_trt.runtime.inputs.message import MediaOptions
+    from longllava_trt.runtime.model import LongLLaVA, RunOptions
+    from longllava_trt.runtime.sampling import SamplingParams
 
 __all__ = [
     "CheckpointError",
@@ -61,18 +61,18 @@ __all__ = [
 
 
 _ELSEWHERE = {
-    "LongLLaVA": "runtime.model",
-    "MediaOptions": "runtime.media",
-    "RunOptions": "runtime.model",
-    "SamplingParams": "runtime.sampling",
-    "export_bundle": "export.bundle",
+    "LongLLaVA": "longllava_trt.runtime.model",
+    "MediaOptions": "longllava_trt.runtime.inputs.message",
+    "RunOptions": "longllava_trt.runtime.model",
+    "SamplingParams": "longllava_trt.runtime.sampling",
+    "export_bundle": "longllava_trt.export.bundle",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-    return getattr(import_module(_ELSEWHERE.get(name, "longllava_trt.errors")), name)
+    return getattr(import_module(_ELSEWHERE.get(name, "longllava_trt.core.errors")), name)
 
 
 def __dir__() -> list[str]:

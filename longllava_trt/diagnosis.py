@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from longllava_trt.errors import LongLLaVAError
+from longllava_trt.core.errors import LongLLaVAError
 
 if TYPE_CHECKING:
     import onnx
@@ -151,8 +151,8 @@ def _gpu() -> Iterator[Finding]:
 
 def _tensorrt(plugins: Path | None) -> Iterator[Finding]:
     """Yield what can build engines here and for what, and what a plugin library gives it."""
-    from export.engine_target import supported_targets
-    from plugins_trt.registry import import_tensorrt, load_plugins
+    from longllava_trt.export.engine.target import supported_targets
+    from longllava_trt.plugins_trt.registry import import_tensorrt, load_plugins
 
     try:
         tensorrt = import_tensorrt()
@@ -208,7 +208,7 @@ def _kernels() -> Finding:
 
 
 def _scan_inputs() -> dict[str, NDArray[np.float32]]:
-    from plugins_trt.spec import SELECTIVE_SCAN
+    from longllava_trt.plugins_trt.spec import SELECTIVE_SCAN
 
     rng = np.random.default_rng(0)
     return {
@@ -222,8 +222,8 @@ def _scan_inputs() -> dict[str, NDArray[np.float32]]:
 def _run_scan(inputs: dict[str, NDArray[np.float32]], *, fast: bool) -> list[NDArray[np.float32]]:
     import onnxruntime
 
-    from plugins_trt.cpu.lower import lower_for_cpu
-    from plugins_trt.cpu.register import register_kernels
+    from longllava_trt.plugins_trt.cpu.lower import lower_for_cpu
+    from longllava_trt.plugins_trt.cpu.register import register_kernels
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -242,8 +242,8 @@ def _scan_model() -> onnx.ModelProto:
     """Return a graph of one SelectiveScan with its function body."""
     from onnx import TensorProto, helper
 
-    from plugins_trt.bodies import function_bodies
-    from plugins_trt.spec import SELECTIVE_SCAN
+    from longllava_trt.plugins_trt.bodies import function_bodies
+    from longllava_trt.plugins_trt.spec import SELECTIVE_SCAN
 
     def declare(values: Any) -> list[onnx.ValueInfoProto]:
         return [

@@ -13,12 +13,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from longllava_trt.config import DecoderConfig, LongLLaVAConfig, load_config
-from longllava_trt.contracts import TensorSpec
-from longllava_trt.errors import ManifestError
-from longllava_trt.manifest import MANIFEST_FILE, MOE_QUANTS, Manifest
-from longllava_trt.safetensors_index import INDEX_FILE, index_checkpoint
-from longllava_trt.tensor_names import VISION_PREFIX, expected_tensors
+from longllava_trt.core.errors import ManifestError
+from longllava_trt.core.manifest import MANIFEST_FILE, MOE_QUANTS, Manifest
+from longllava_trt.core.stage_spec import TensorSpec
+from longllava_trt.models.checkpoint import INDEX_FILE, index_checkpoint
+from longllava_trt.models.llava_jamba.config import LongLLaVAConfig, load_config
+from longllava_trt.models.llava_jamba.weights import VISION_PREFIX, expected_tensors
 
 __all__ = [
     "BundleSummary",
@@ -30,7 +30,6 @@ __all__ = [
     "inspect_checkpoint",
     "is_bundle",
     "layer_pattern",
-    "moe_layers",
 ]
 
 _PROJECTOR_PREFIX = "model.mm_projector."
@@ -171,11 +170,6 @@ def inspect_checkpoint(folder: Path, *, vision_tower: Path | None = None) -> Che
         nbytes=sum(s.nbytes for s in sources),
         num_files=len({s.file for s in sources}),
     )
-
-
-def moe_layers(config: DecoderConfig) -> tuple[int, ...]:
-    """Return the layers whose feed-forward is routed."""
-    return tuple(i for i in range(config.num_hidden_layers) if config.is_moe_layer(i))
 
 
 def inspect_bundle(bundle: Path) -> BundleSummary:

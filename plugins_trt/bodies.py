@@ -11,8 +11,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from plugins_trt.kernels.sparse_moe_formats import GROUP
-from plugins_trt.spec import SELECTIVE_SCAN, SPARSE_MOE, OperatorSpec
+from longllava_trt.plugins_trt.kernels.sparse_moe_formats import GROUP
+from longllava_trt.plugins_trt.spec import SELECTIVE_SCAN, SPARSE_MOE, OperatorSpec
 
 if TYPE_CHECKING:
     import onnx

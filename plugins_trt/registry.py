@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longllava_trt.errors import InputError, MissingDependencyError
-from plugins_trt.spec import OPERATORS
+from longllava_trt.core.errors import InputError, MissingDependencyError
+from longllava_trt.plugins_trt.spec import OPERATORS
 
 __all__ = [
     "CREATOR_VERSION",

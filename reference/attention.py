@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from longllava_trt.config import DecoderConfig
-from reference.cache import AttentionState
-from reference.operators import Operators
+from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.reference.cache import AttentionState
+from longllava_trt.reference.operators import Operators
 
 __all__ = ["CausalSelfAttention"]
 

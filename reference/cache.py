@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from longllava_trt.config import DecoderConfig
+from longllava_trt.models.llava_jamba.config import DecoderConfig
 
 __all__ = ["AttentionState", "HybridCache", "LayerState", "MambaState", "empty_cache"]
 

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from longllava_trt.config import load_config
-from longllava_trt.safetensors_index import index_checkpoint, read_tensor
-from reference.model import LongLLaVA
+from longllava_trt.core.safetensors_header import read_tensor
+from longllava_trt.models.checkpoint import index_checkpoint
+from longllava_trt.models.llava_jamba.config import load_config
+from longllava_trt.reference.model import LongLLaVA
 
 __all__ = ["load_model"]
 

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from longllava_trt.config import VisionConfig
-from reference.operators import Operators
+from longllava_trt.models.llava_jamba.config import VisionConfig
+from longllava_trt.reference.operators import Operators
 
 __all__ = ["VisionTransformer"]
 

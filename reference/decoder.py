@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from longllava_trt.config import DecoderConfig
-from reference.attention import CausalSelfAttention
-from reference.cache import AttentionState, LayerState, MambaState
-from reference.mamba import MambaMixer
-from reference.moe import FeedForward
-from reference.norms import RMSNorm
-from reference.operators import Operators
+from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.reference.attention import CausalSelfAttention
+from longllava_trt.reference.cache import AttentionState, LayerState, MambaState
+from longllava_trt.reference.mamba import MambaMixer
+from longllava_trt.reference.moe import FeedForward
+from longllava_trt.reference.norms import RMSNorm
+from longllava_trt.reference.operators import Operators
 
 __all__ = ["AttentionLayer", "DecoderLayer", "MambaLayer", "build_layer"]
 

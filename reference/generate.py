@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from reference.cache import HybridCache, empty_cache
-from reference.model import LongLLaVA
+from longllava_trt.reference.cache import HybridCache, empty_cache
+from longllava_trt.reference.model import LongLLaVA
 
 __all__ = ["IMAGE_TOKEN_INDEX", "assemble_embeds", "greedy_tokens", "prefill"]
 

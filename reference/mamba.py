@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from longllava_trt.config import DecoderConfig
-from reference.cache import MambaState
-from reference.norms import RMSNorm
-from reference.operators import Operators, ScanInputs
+from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.reference.cache import MambaState
+from longllava_trt.reference.norms import RMSNorm
+from longllava_trt.reference.operators import Operators, ScanInputs
 
 __all__ = ["MambaMixer"]
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from longllava_trt.config import LongLLaVAConfig
-from reference.cache import HybridCache
-from reference.clip import VisionTransformer
-from reference.decoder import build_layer
-from reference.norms import RMSNorm
-from reference.operators import Operators, TorchOperators
-from reference.projector import build_projector, pool_patches
+from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
+from longllava_trt.reference.cache import HybridCache
+from longllava_trt.reference.clip import VisionTransformer
+from longllava_trt.reference.connector import build_projector, pool_patches
+from longllava_trt.reference.decoder import build_layer
+from longllava_trt.reference.norms import RMSNorm
+from longllava_trt.reference.operators import Operators, TorchOperators
 
 __all__ = ["DecoderOutput", "LongLLaVA"]
 

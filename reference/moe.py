@@ -8,8 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from longllava_trt.config import DecoderConfig
-from reference.operators import ExpertWeights, Operators
+from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.reference.operators import ExpertWeights, Operators
 
 __all__ = ["Expert", "FeedForward"]
 

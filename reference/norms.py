@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from reference.operators import Operators
+from longllava_trt.reference.operators import Operators
 
 __all__ = ["RMSNorm"]
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
-from reference.cache import AttentionState
+from longllava_trt.reference.cache import AttentionState
 
 __all__ = ["ExpertWeights", "Operators", "ScanInputs", "TorchOperators"]
 

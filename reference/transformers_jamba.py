@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from longllava_trt.config import DecoderConfig
-from reference.model import LongLLaVA
+from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.reference.model import LongLLaVA
 
 __all__ = ["jamba_from_reference"]
 

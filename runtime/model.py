@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longllava_trt.contracts import STAGES
-from longllava_trt.errors import InputError, ManifestError
-from longllava_trt.logs import Progress
-from longllava_trt.manifest import Manifest
-from runtime.answer import Answer
-from runtime.backend import (
+from longllava_trt.core.errors import InputError, ManifestError
+from longllava_trt.core.logs import Progress
+from longllava_trt.core.manifest import Manifest
+from longllava_trt.core.stage_spec import STAGES
+from longllava_trt.runtime.backends.base import (
     BACKENDS,
     Backend,
     BackendName,
@@ -25,16 +24,17 @@ from runtime.backend import (
     StepDecoder,
     TrtBackend,
 )
-from runtime.chunks import ChunkPlan
-from runtime.context import Context
-from runtime.images import ImageSource
-from runtime.ingest import Encoder
-from runtime.media import MediaOptions
-from runtime.onnxrt import Kernels
-from runtime.pixels import load_processor_config
-from runtime.sampling import SamplingParams
-from runtime.session import Session
-from runtime.tokenizer import ChatTokenizer
+from longllava_trt.runtime.backends.ort.session import Kernels
+from longllava_trt.runtime.inputs.encoder import Encoder
+from longllava_trt.runtime.inputs.image_files import ImageSource
+from longllava_trt.runtime.inputs.message import MediaOptions
+from longllava_trt.runtime.inputs.pixels import load_processor_config
+from longllava_trt.runtime.prefill import ChunkPlan
+from longllava_trt.runtime.sampling import SamplingParams
+from longllava_trt.runtime.sequence import Context
+from longllava_trt.runtime.session import Session
+from longllava_trt.runtime.text.detokenizer import Answer
+from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -188,7 +188,7 @@ class LongLLaVA:
             InputError: If it is none, is damaged, is another version's or another bundle's, or is longer than this model's
                 ``max_context``.
         """
-        from runtime.session_file import load_session
+        from longllava_trt.runtime.session_file import load_session
 
         return load_session(self, Path(folder))
 
@@ -241,7 +241,7 @@ class LongLLaVA:
 
 def _open_backend(bundle: Path, manifest: Manifest, options: RunOptions) -> Backend:
     if options.backend == "trt":
-        from runtime.engines import open_engines
+        from longllava_trt.runtime.backends.trt.engines import open_engines
 
         return TrtBackend(open_engines(bundle))
     return OrtBackend(bundle, manifest, kernels=options.kernels, num_threads=options.num_threads)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longllava_trt.errors import InputError
+from longllava_trt.core.errors import InputError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

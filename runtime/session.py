@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from longllava_trt.errors import InputError
-from longllava_trt.logs import Progress
-from runtime.answer import Answer, AnswerText
-from runtime.context import Context
-from runtime.generate import generate_tokens
-from runtime.images import ImageSource
-from runtime.media import MediaOptions, UserTurn, prepare_turn
-from runtime.prompt import ASSISTANT_ROLE, SEPARATOR, USER_ROLE
-from runtime.sampling import SamplingParams
-from runtime.timings import Work
+from longllava_trt.core.errors import InputError
+from longllava_trt.core.logs import Progress
+from longllava_trt.runtime.decode import generate_tokens
+from longllava_trt.runtime.inputs.image_files import ImageSource
+from longllava_trt.runtime.inputs.message import MediaOptions, UserTurn, prepare_turn
+from longllava_trt.runtime.sampling import SamplingParams
+from longllava_trt.runtime.sequence import Context
+from longllava_trt.runtime.text.chat import ASSISTANT_ROLE, SEPARATOR, USER_ROLE
+from longllava_trt.runtime.text.detokenizer import Answer, AnswerText
+from longllava_trt.runtime.timings import Work
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -237,7 +237,7 @@ class Session:
         Raises:
             InputError: If the folder is taken, or cannot be written.
         """
-        from runtime.session_file import save_session
+        from longllava_trt.runtime.session_file import save_session
 
         save_session(self, Path(folder), overwrite=overwrite)
 

@@ -18,22 +18,22 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longllava_trt.digests import FileHasher
-from longllava_trt.errors import InputError
-from longllava_trt.manifest import MANIFEST_FILE
-from longllava_trt.publish import published
-from longllava_trt.safetensors_header import DTYPES
-from runtime.context import Context, ContextImage, ContextMark
-from runtime.decoder import StateMark
-from runtime.media import MediaOptions
-from runtime.session import RememberedTurn, Session
-from runtime.showing import ShownImage
-from runtime.tiles import TileGrid
+from longllava_trt.core.digests import FileHasher
+from longllava_trt.core.errors import InputError
+from longllava_trt.core.manifest import MANIFEST_FILE
+from longllava_trt.core.publish import published
+from longllava_trt.core.safetensors_header import DTYPES
+from longllava_trt.runtime.backends.ort.decoder import StateMark
+from longllava_trt.runtime.inputs.images import ShownImage
+from longllava_trt.runtime.inputs.message import MediaOptions
+from longllava_trt.runtime.inputs.tiles import TileGrid
+from longllava_trt.runtime.sequence import Context, ContextImage, ContextMark
+from longllava_trt.runtime.session import RememberedTurn, Session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from runtime.model import LongLLaVA
+    from longllava_trt.runtime.model import LongLLaVA
 
 __all__ = ["FORMAT_VERSION", "SESSION_FILE", "load_session", "save_session"]
 

@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from longllava_trt.logs import Progress, ProgressEvent
+from longllava_trt.core.logs import Progress, ProgressEvent
 
 __all__ = ["STAGES", "Meter", "Timings", "Work"]
 

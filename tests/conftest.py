@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from longllava_trt.logs import ROOMS
-
 _ROOT = Path(__file__).parents[1]
 _KERNELS = b"".join(path.read_bytes() for path in sorted(_ROOT.glob("plugins_trt/cpu/*.py")))
 _ENVIRONMENT = {
@@ -39,14 +37,13 @@ def fresh_logging() -> None:
     root = logging.getLogger()
     root.setLevel(logging.WARNING)
     root.handlers[:] = [h for h in root.handlers if type(h) is not logging.StreamHandler]
-    for room in ROOMS:
-        logging.getLogger(room).setLevel(logging.NOTSET)
+    logging.getLogger("longllava_trt").setLevel(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A synthetic checkpoint of a few megabytes; not to be written to."""
-    from reference.synthetic import write_checkpoint
+    from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
 
     folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
     write_checkpoint(folder, preset="tiny")
@@ -73,7 +70,7 @@ def traced_before(traces: Path) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_checkpoint: Path, traces: Path) -> Path:
     """That checkpoint's float32 bundle; not to be written to."""
-    from export.bundle import export_bundle
+    from longllava_trt.export.bundle import export_bundle
     from tests.export.stored_traces import stored_traces
 
     bundle = tiny_checkpoint.with_name("bundle")

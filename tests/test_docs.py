@@ -13,14 +13,15 @@ import pytest
 from PIL import Image
 
 from longllava_trt.cli import VERBS, build_parser
-from longllava_trt.contracts import TensorSpec, stage_specs
-from longllava_trt.manifest import FileRecord, Manifest, StageRecord, WeightRecord
-from reference.synthetic_presets import PRESETS
+from longllava_trt.core.manifest import FileRecord, Manifest, StageRecord, WeightRecord
+from longllava_trt.core.stage_spec import TensorSpec
+from longllava_trt.models.contracts import stage_specs
+from longllava_trt.reference.synthetic.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
-ROOMS = ("longllava_trt", "export", "runtime", "plugins_trt", "reference")
+ROOMS = ("longllava_trt", "core", "models", "export", "runtime", "plugins_trt", "reference")
 PROGRAM = "longllava-trt"
 IDS = [d.name for d in DOCUMENTS]
 

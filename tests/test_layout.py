@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("longllava_trt", "export", "runtime", "plugins_trt", "reference")
-CODE = (*ROOMS, "tests", "benchmarks", "examples")
+ROOMS = ("core", "models", "reference", "plugins_trt", "export", "runtime")
+CODE = ("longllava_trt", *ROOMS, "tests", "benchmarks", "examples")
 CODE_SUFFIXES = {".py", ".h", ".cpp", ".cu"}
 MAX_LINES = 600
 NAMELESS = {"utils", "util", "common", "helpers", "misc"}
@@ -45,10 +45,9 @@ def repository_files() -> Iterator[Path]:
 
 
 def module_names() -> list[str]:
-    names = list(ROOMS)
-    for room in ROOMS:
-        names += [m.name for m in pkgutil.walk_packages([str(ROOT / room)], f"{room}.")]
-    return names
+    """Return every module of the installed package, those behind links too."""
+    names = pkgutil.walk_packages([str(ROOT / "longllava_trt")], "longllava_trt.")
+    return ["longllava_trt", *(m.name for m in names if not m.name.endswith("__main__"))]
 
 
 def foreign_words(text: str) -> list[str]:
@@ -56,10 +55,18 @@ def foreign_words(text: str) -> list[str]:
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_room_resolves_into_this_checkout(room: str) -> None:
-    found = importlib.import_module(room).__file__
+def test_room_is_a_folder_at_the_root_behind_a_relative_link(room: str) -> None:
+    link = ROOT / "longllava_trt" / room
+    assert link.readlink() == Path("..") / room
+    assert not (ROOT / room).is_symlink()
+    found = importlib.import_module(f"longllava_trt.{room}").__file__
     assert found is not None, f"{room} has no __init__.py"
     assert Path(found).resolve().parent == ROOT / room, "another package of that name came first"
+
+
+@pytest.mark.parametrize("package", ["longllava_trt", *ROOMS])
+def test_types_are_visible_to_whom_installs_it(package: str) -> None:
+    assert (ROOT / package / "py.typed").is_file()
 
 
 @pytest.mark.parametrize("module", module_names())

@@ -29,8 +29,8 @@ def conv(lane: Lane) -> Iterator[dict[str, Any]]:
 def _row(lane: Lane, seq_len: int, d_inner: int, *, is_last: bool) -> dict[str, Any]:
     import torch
 
-    from plugins_trt.kernels.causal_conv import causal_conv
-    from plugins_trt.kernels.naive import naive_causal_conv
+    from longllava_trt.plugins_trt.kernels.causal_conv import causal_conv
+    from longllava_trt.plugins_trt.kernels.naive import naive_causal_conv
 
     device, dtype = lane.device, torch.float32 if lane.is_dry else torch.bfloat16
 

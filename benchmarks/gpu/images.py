@@ -19,11 +19,11 @@ from benchmarks.gpu.compare import attempt
 from benchmarks.gpu.lane import Lane
 from benchmarks.gpu.weightless import open_weightless, used_gib, weightless_bundles
 from benchmarks.gpu.wheels import use_wheels
-from longllava_trt.manifest import Manifest
+from longllava_trt.core.manifest import Manifest
 
 if TYPE_CHECKING:
-    from runtime.model import LongLLaVA
-    from runtime.session import Session
+    from longllava_trt.runtime.model import LongLLaVA
+    from longllava_trt.runtime.session import Session
 
 __all__ = ["images", "measure_images"]
 
@@ -49,7 +49,7 @@ def images(lane: Lane) -> Iterator[dict[str, Any]]:
     if lane.wheels is not None:
         use_wheels(lane.wheels)
     from longllava_trt.bench.pictures import DRAWN_FILES, draw_pictures, in_turns
-    from runtime.model import LongLLaVA, RunOptions
+    from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
     with tempfile.TemporaryDirectory() as scratch:
         pictures = draw_pictures(Path(scratch), DRAWN_FILES)
@@ -79,8 +79,8 @@ def _float32_bundles(lane: Lane) -> list[Path]:
 
 
 def _open_with_random_weights(bundle: Path) -> LongLLaVA:
-    from runtime.backend import TrtBackend
-    from runtime.model import LongLLaVA, RunOptions
+    from longllava_trt.runtime.backends.base import TrtBackend
+    from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
     options = RunOptions(backend="trt", chunk_size=_CHUNK, vision_batch=_BATCH)
     backend = TrtBackend(open_weightless(bundle))
@@ -88,7 +88,7 @@ def _open_with_random_weights(bundle: Path) -> LongLLaVA:
 
 
 def _device_figures(model: LongLLaVA) -> dict[str, Any]:
-    from runtime.trt_decoder import TrtDecoder
+    from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
 
     assert isinstance(model.decoder, TrtDecoder), "Bug: it was opened with engines"
     return {"memory_gib": used_gib(), "graphs": str(model.decoder.graphs_are_right)}
@@ -148,7 +148,7 @@ def _show(model: LongLLaVA, pictures: Sequence[Path]) -> tuple[Session, dict[str
 
 def _ask(session: Session) -> Any:
     """Return an answer of a fixed length, whatever the weights make of it."""
-    from runtime.sampling import SamplingParams
+    from longllava_trt.runtime.sampling import SamplingParams
 
     length = _STEPS + 1
     sampling = SamplingParams(max_new_tokens=length, min_new_tokens=length)

@@ -25,7 +25,7 @@ def moe(lane: Lane) -> Iterator[dict[str, Any]]:
 
 
 def _row(lane: Lane, num_tokens: int, weights: str) -> dict[str, Any]:
-    from plugins_trt.kernels.sparse_moe_naive import naive_sparse_moe
+    from longllava_trt.plugins_trt.kernels.sparse_moe_naive import naive_sparse_moe
 
     tensors = make_moe(lane, num_tokens, weights)
     call, y = prepared_moe(tensors)

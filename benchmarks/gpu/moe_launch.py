@@ -10,7 +10,7 @@ from benchmarks.gpu.moe_sizes import TOP_K
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from plugins_trt.kernels.sparse_moe_launch import Tile
+    from longllava_trt.plugins_trt.launch_plans.sparse_moe import Tile
 
 __all__ = ["prepared_moe"]
 
@@ -26,8 +26,8 @@ def prepared_moe(
     """
     import torch
 
-    from plugins_trt.kernels.sparse_moe import KERNELS
-    from plugins_trt.kernels.sparse_moe_launch import (
+    from longllava_trt.plugins_trt.kernels.sparse_moe import KERNELS
+    from longllava_trt.plugins_trt.launch_plans.sparse_moe import (
         TILES,
         MoeShape,
         plan_launches,

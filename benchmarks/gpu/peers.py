@@ -65,7 +65,7 @@ def _attention(lane: Lane, depth: int) -> dict[str, Any]:
 
 
 def _scan_step(lane: Lane, *, is_compiled: bool) -> dict[str, Any]:
-    from plugins_trt.kernels.naive import naive_selective_scan
+    from longllava_trt.plugins_trt.kernels.naive import naive_selective_scan
 
     d_inner = scan_sizes(lane)[1]
     tensors = scan_inputs(1, d_inner, D_STATE, dtype=_dtype(lane), device=lane.device)
@@ -75,7 +75,7 @@ def _scan_step(lane: Lane, *, is_compiled: bool) -> dict[str, Any]:
 
 
 def _scan_loop(lane: Lane) -> dict[str, Any]:
-    from plugins_trt.kernels.naive import naive_selective_scan
+    from longllava_trt.plugins_trt.kernels.naive import naive_selective_scan
 
     lengths, d_inner = scan_sizes(lane)
     seq_len = min(max(lengths), 4096)

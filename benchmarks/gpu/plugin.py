@@ -79,7 +79,7 @@ def _calls(lane: Lane) -> Iterator[tuple[str, str, Callable[[], Call]]]:
 def _scan(lane: Lane, seq_len: int) -> Call:
     import torch
 
-    from plugins_trt.kernels.selective_scan import selective_scan
+    from longllava_trt.plugins_trt.kernels.selective_scan import selective_scan
 
     tensors = scan_inputs(seq_len, 8192, 16, dtype=torch.bfloat16, device=lane.device)
     work = scan_work(seq_len, 8192, 16, itemsize=2)
@@ -89,7 +89,7 @@ def _scan(lane: Lane, seq_len: int) -> Call:
 def _conv(lane: Lane, seq_len: int) -> Call:
     import torch
 
-    from plugins_trt.kernels.causal_conv import causal_conv
+    from longllava_trt.plugins_trt.kernels.causal_conv import causal_conv
 
     tensors = conv_inputs(
         seq_len, 8192, 4, dtype=torch.bfloat16, device=lane.device, channels_last=False
@@ -99,7 +99,7 @@ def _conv(lane: Lane, seq_len: int) -> Call:
 
 
 def _moe(lane: Lane, num_tokens: int, weights: str) -> Call:
-    from plugins_trt.kernels.sparse_moe import sparse_moe
+    from longllava_trt.plugins_trt.kernels.sparse_moe import sparse_moe
 
     tensors = make_moe(lane, num_tokens, weights)
     kernels = (sparse_moe(**tensors, top_k=TOP_K),)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longllava_trt.errors import LongLLaVAError
+from longllava_trt.core.errors import LongLLaVAError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,7 +35,7 @@ class PluginLibrary:
     """A loaded library.
 
     Args:
-        path: Built by `python -m plugins_trt.build`.
+        path: Built by `python -m longllava_trt.plugins_trt.library.build`.
     """
 
     def __init__(self, path: Path) -> None:

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from longllava_trt.manifest import WEIGHTS_FOLDER
+from longllava_trt.core.manifest import WEIGHTS_FOLDER
 
 __all__ = ["prepare"]
 
@@ -35,7 +35,16 @@ def prepare(folder: Path, *, presets: Sequence[str] = ()) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     library, checkpoint, bundle = (folder / name for name in (_LIBRARY, "checkpoint", "bundle"))
-    _python("plugins_trt.build", "--arch", 80, 90, "--dtype", "bf16", "--out", library)
+    _python(
+        "longllava_trt.plugins_trt.library.build",
+        "--arch",
+        80,
+        90,
+        "--dtype",
+        "bf16",
+        "--out",
+        library,
+    )
     _python("longllava_trt", "synth", checkpoint, "--preset", "tiny", "--overwrite")
     _python("longllava_trt", "export", checkpoint, bundle, "--dtype", "bfloat16", "--overwrite")
     limits = ("--max-context", 4096, "--chunk", 256, "--vision-batch", 4)

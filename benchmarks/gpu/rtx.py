@@ -39,7 +39,7 @@ def _question(lane: Lane, target: str | None) -> Iterator[dict[str, Any]]:
     elif not lane.is_dry:
         yield {"case": "not run: name TensorRT-RTX's wheels with --wheels"}
         return
-    from plugins_trt.registry import import_tensorrt
+    from longllava_trt.plugins_trt.registry import import_tensorrt
 
     tensorrt = import_tensorrt("tensorrt-rtx")
     yield {"case": "version", "value": tensorrt.version}

@@ -13,7 +13,7 @@ from benchmarks.gpu.weightless import open_weightless, used_gib, weightless_bund
 from benchmarks.gpu.wheels import use_wheels
 
 if TYPE_CHECKING:
-    from runtime.trt_decoder import TrtDecoder
+    from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
 
 __all__ = ["scale"]
 
@@ -29,7 +29,7 @@ def scale(lane: Lane) -> Iterator[dict[str, Any]]:
         return
     if lane.wheels is not None:
         use_wheels(lane.wheels)
-    from runtime.trt_decoder import TrtDecoder
+    from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
 
     for bundle in bundles:
         decoder = TrtDecoder(open_weightless(bundle))

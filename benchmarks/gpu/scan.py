@@ -32,8 +32,8 @@ def scan(lane: Lane) -> Iterator[dict[str, Any]]:
 def _row(lane: Lane, seq_len: int, d_inner: int) -> dict[str, Any]:
     import torch
 
-    from plugins_trt.kernels.naive import naive_selective_scan
-    from plugins_trt.kernels.selective_scan import selective_scan
+    from longllava_trt.plugins_trt.kernels.naive import naive_selective_scan
+    from longllava_trt.plugins_trt.kernels.selective_scan import selective_scan
 
     device, dtype = lane.device, torch.float32 if lane.is_dry else torch.bfloat16
 

@@ -16,11 +16,11 @@ import numpy as np
 from benchmarks.gpu.compare import attempt
 from benchmarks.gpu.lane import Lane
 from benchmarks.gpu.wheels import use_wheels
-from longllava_trt.engine_record import engine_folders
+from longllava_trt.core.engine_record import engine_folders
 
 if TYPE_CHECKING:
-    from runtime.engines import Engines
-    from runtime.trt_decoder import TrtDecoder
+    from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
+    from longllava_trt.runtime.backends.trt.engines import Engines
 
 __all__ = ["stages"]
 
@@ -36,8 +36,8 @@ def stages(lane: Lane) -> Iterator[dict[str, Any]]:
         return
     if lane.wheels is not None:
         use_wheels(lane.wheels)
-    from runtime.engines import open_engines
-    from runtime.trt_decoder import TrtDecoder
+    from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
+    from longllava_trt.runtime.backends.trt.engines import open_engines
 
     for folder in engine_folders(lane.bundle):
         engines = open_engines(lane.bundle, folder=folder)
@@ -53,7 +53,7 @@ def stages(lane: Lane) -> Iterator[dict[str, Any]]:
 
 
 def _stage(engines: Engines, name: str) -> dict[str, Any]:
-    from runtime.trt import TrtSession
+    from longllava_trt.runtime.backends.trt.session import TrtSession
 
     session = TrtSession(engines, name)
     rng, dims = np.random.default_rng(0), session.largest

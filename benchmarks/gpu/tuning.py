@@ -17,7 +17,7 @@ from benchmarks.gpu.scan import D_STATE, scan_sizes
 from benchmarks.gpu.timing import time_ms
 
 if TYPE_CHECKING:
-    from plugins_trt.kernels.sparse_moe_launch import Tile
+    from longllava_trt.plugins_trt.launch_plans.sparse_moe import Tile
 
 __all__ = ["tune_moe", "tune_scan"]
 
@@ -68,8 +68,8 @@ def _scan(
     lane: Lane, tensors: dict[str, Any], *, chunks: int, channels: int, warps: int
 ) -> dict[str, Any]:
     """Launch what `selective_scan` would, in other grids."""
-    from plugins_trt.kernels import selective_scan as kernels
-    from plugins_trt.kernels.launch import plan_selective_scan
+    from longllava_trt.plugins_trt.kernels import selective_scan as kernels
+    from longllava_trt.plugins_trt.launch_plans.mixers import plan_selective_scan
 
     batch, seq_len, d_inner = tensors["u"].shape
     launches, spaces = plan_selective_scan(batch, seq_len, d_inner, D_STATE, chunks=chunks)
@@ -101,7 +101,7 @@ def _scan(
 
 def tune_moe(lane: Lane) -> Iterator[dict[str, Any]]:
     """Yield a row a tile, for prefill and then for decode, in every format."""
-    from plugins_trt.kernels.sparse_moe_launch import MoeShape, Tile, select_tile
+    from longllava_trt.plugins_trt.launch_plans.sparse_moe import MoeShape, Tile, select_tile
 
     for num_tokens, weights in product((17, 1) if lane.is_dry else TOKENS, FORMATS):
         tensors = make_moe(lane, num_tokens, weights)

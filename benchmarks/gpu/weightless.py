@@ -10,13 +10,13 @@ import ml_dtypes  # noqa: F401 - teaches NumPy the name bfloat16
 import numpy as np
 
 from benchmarks.gpu.lane import Lane
-from longllava_trt.engine_record import engine_folders
-from longllava_trt.manifest import Manifest
+from longllava_trt.core.engine_record import engine_folders
+from longllava_trt.core.manifest import Manifest
 
 if TYPE_CHECKING:
-    from longllava_trt.engine_record import EngineWeight
-    from runtime.cuda import CudaMemory, DeviceBlock
-    from runtime.engines import Engines
+    from longllava_trt.core.engine_record import EngineWeight
+    from longllava_trt.runtime.backends.trt.cuda import CudaMemory, DeviceBlock
+    from longllava_trt.runtime.backends.trt.engines import Engines
 
 __all__ = ["open_weightless", "random_weights", "used_gib", "weightless_bundles"]
 
@@ -35,7 +35,7 @@ def _weight_bytes(bundle: Path) -> int:
 
 def open_weightless(bundle: Path) -> Engines:
     """Open a bundle's engines, whatever GPU they are for."""
-    from runtime.engines import open_engines
+    from longllava_trt.runtime.backends.trt.engines import open_engines
 
     return open_engines(bundle, folder=next(engine_folders(bundle)), read_weights=random_weights)
 
@@ -46,7 +46,7 @@ def random_weights(
     """Fill the device with small random numbers, the same ones again and again."""
     import torch
 
-    from runtime.cuda import Cuda
+    from longllava_trt.runtime.backends.trt.cuda import Cuda
 
     small = torch.randn(_PIECE_BYTES // 2, device="cuda") * 0.02
     pieces = {

@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 
-from longllava_trt.safetensors_index import SINGLE_FILE
-from reference.model import LongLLaVA
-from reference.synthetic_config import config_files
-from reference.synthetic_tokenizer import tokenizer_files
+from longllava_trt.models.checkpoint import SINGLE_FILE
+from longllava_trt.reference.model import LongLLaVA
+from longllava_trt.reference.synthetic.config import config_files
+from longllava_trt.reference.synthetic.tokenizer import tokenizer_files
 
 __all__ = ["write_tokenizer", "write_trained"]
 

@@ -14,8 +14,8 @@ from examples.needle.haystacks import answer_loss, draw_batch
 from examples.needle.operators import TrainingOperators
 from examples.needle.pools import Pool
 from examples.needle.schedule import warm_cosine
-from reference.model import LongLLaVA
-from runtime.tokenizer import ChatTokenizer
+from longllava_trt.reference.model import LongLLaVA
+from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 
 __all__ = ["Phase", "train_decoder"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from longllava_trt.config import DecoderConfig, LongLLaVAConfig, VisionConfig
+from longllava_trt.models.llava_jamba.config import DecoderConfig, LongLLaVAConfig, VisionConfig
 
 __all__ = ["CONFIG"]
 

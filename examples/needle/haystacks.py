@@ -14,10 +14,15 @@ from examples.needle.geometry import CONFIG
 from examples.needle.pools import Pool
 from longllava_trt.needle.pictures import MARKS, Mark
 from longllava_trt.needle.task import NOTHING, QUESTIONS
-from reference.cache import empty_cache
-from reference.model import LongLLaVA
-from runtime.prompt import IMAGE_TOKEN_INDEX, build_prompt, tokenize_prompt, wrap_images
-from runtime.tokenizer import ChatTokenizer
+from longllava_trt.reference.cache import empty_cache
+from longllava_trt.reference.model import LongLLaVA
+from longllava_trt.runtime.text.chat import (
+    IMAGE_TOKEN_INDEX,
+    build_prompt,
+    tokenize_prompt,
+    wrap_images,
+)
+from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:
     import numpy as np

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
 from examples.needle.scan import scan_from_zero
-from reference.cache import AttentionState
-from reference.operators import ExpertWeights, ScanInputs, TorchOperators
+from longllava_trt.reference.cache import AttentionState
+from longllava_trt.reference.operators import ExpertWeights, ScanInputs, TorchOperators
 
 __all__ = ["TrainingOperators"]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from examples.needle.geometry import CONFIG
 from longllava_trt.needle.pictures import MARKS, draw_hay, draw_marked
-from runtime.pixels import ImageProcessorConfig, preprocess
+from longllava_trt.runtime.inputs.pixels import ImageProcessorConfig, preprocess
 
 __all__ = ["PROCESSOR", "Pool", "draw_pool"]
 
@@ -19,7 +19,7 @@ PROCESSOR = ImageProcessorConfig(
     image_mean=(0.48145466, 0.4578275, 0.40821073),
     image_std=(0.26862954, 0.26130258, 0.27577711),
 )
-"""As reference.synthetic_config writes it."""
+"""As longllava_trt.reference.synthetic.config writes it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
-from plugins_trt.cpu.elementwise import exp
-from reference.operators import ScanInputs
+from longllava_trt.plugins_trt.cpu.elementwise import exp
+from longllava_trt.reference.operators import ScanInputs
 
 __all__ = ["scan_from_zero"]
 

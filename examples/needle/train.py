@@ -23,9 +23,9 @@ from examples.needle.operators import TrainingOperators
 from examples.needle.pools import Pool, draw_pool
 from examples.needle.vision import TowerPhase, pooled_features, train_tower
 from longllava_trt.needle.task import Stream, generator
-from reference.model import LongLLaVA
-from reference.synthetic_weights import draw_tensor
-from runtime.tokenizer import ChatTokenizer
+from longllava_trt.reference.model import LongLLaVA
+from longllava_trt.reference.synthetic.weights import draw_tensor
+from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 
 __all__ = ["PHASES", "TOWER_PHASES", "new_model", "train"]
 

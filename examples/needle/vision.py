@@ -16,8 +16,8 @@ from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 from examples.needle.pools import draw_pool
 from examples.needle.schedule import warm_cosine
 from longllava_trt.needle.pictures import MARKS
-from reference.model import LongLLaVA
-from reference.projector import pool_patches
+from longllava_trt.reference.connector import pool_patches
+from longllava_trt.reference.model import LongLLaVA
 
 if TYPE_CHECKING:
     import numpy as np

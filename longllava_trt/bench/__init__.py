@@ -24,8 +24,8 @@ from longllava_trt.bench.settings import BenchSettings
 from longllava_trt.bench.stages import measure_stages
 from longllava_trt.bench.surroundings import describe_bundle, describe_machine, describe_versions
 from longllava_trt.bench.watch import RuntimeWatch
-from longllava_trt.logs import Progress
-from runtime.model import LongLLaVA, RunOptions
+from longllava_trt.core.logs import Progress
+from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
 __all__ = ["BenchReport", "BenchSettings", "run_bench"]
 

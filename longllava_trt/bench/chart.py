@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from longllava_trt.bench.end_to_end import AnswerFigures
 from longllava_trt.bench.figure import Figure
 from longllava_trt.bench.report import BenchReport
-from longllava_trt.errors import InputError
+from longllava_trt.core.errors import InputError
 
 __all__ = ["Panel", "check_target", "draw_chart", "panels", "save_chart", "ticks"]
 

@@ -14,15 +14,15 @@ from longllava_trt.bench.memory import peak_resident_bytes, reset_peak
 from longllava_trt.bench.pictures import in_turns
 from longllava_trt.bench.settings import BenchSettings
 from longllava_trt.bench.watch import RuntimeWatch
-from longllava_trt.errors import InputError
-from longllava_trt.logs import Progress, ProgressEvent
-from runtime.context import Context
-from runtime.media import MediaOptions, prepare_turn
-from runtime.prompt import ASSISTANT_ROLE, SEPARATOR
-from runtime.sampling import SamplingParams
+from longllava_trt.core.errors import InputError
+from longllava_trt.core.logs import Progress, ProgressEvent
+from longllava_trt.runtime.inputs.message import MediaOptions, prepare_turn
+from longllava_trt.runtime.sampling import SamplingParams
+from longllava_trt.runtime.sequence import Context
+from longllava_trt.runtime.text.chat import ASSISTANT_ROLE, SEPARATOR
 
 if TYPE_CHECKING:
-    from runtime.model import LongLLaVA
+    from longllava_trt.runtime.model import LongLLaVA
 
 __all__ = ["AnswerFigures", "AnswerRun", "check_fits", "measure_answers"]
 

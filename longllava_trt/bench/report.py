@@ -12,7 +12,7 @@ from longllava_trt.bench.settings import BenchSettings
 from longllava_trt.bench.stages import StageFigure
 
 if TYPE_CHECKING:
-    from runtime.model import RunOptions
+    from longllava_trt.runtime.model import RunOptions
 
 __all__ = ["BenchReport"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from longllava_trt.errors import InputError
-from runtime.prompt import IMAGE_PLACEHOLDER
+from longllava_trt.core.errors import InputError
+from longllava_trt.runtime.text.chat import IMAGE_PLACEHOLDER
 
 __all__ = ["BenchSettings"]
 

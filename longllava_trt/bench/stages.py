@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from longllava_trt.bench.figure import Figure, counted, repeat
-from longllava_trt.logs import Progress, ProgressEvent
+from longllava_trt.core.logs import Progress, ProgressEvent
 
 if TYPE_CHECKING:
-    from runtime.model import LongLLaVA
+    from longllava_trt.runtime.model import LongLLaVA
 
 __all__ = ["StageFigure", "measure_stages", "timed"]
 

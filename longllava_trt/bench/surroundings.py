@@ -10,11 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longllava_trt.manifest import MANIFEST_FILE
-from longllava_trt.version import __version__
+from longllava_trt.core.manifest import MANIFEST_FILE
+from longllava_trt.core.version import __version__
 
 if TYPE_CHECKING:
-    from runtime.model import LongLLaVA
+    from longllava_trt.runtime.model import LongLLaVA
 
 __all__ = ["describe_bundle", "describe_machine", "describe_versions"]
 

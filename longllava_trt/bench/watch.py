@@ -10,11 +10,11 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from runtime.backend import OrtBackend
+from longllava_trt.runtime.backends.base import OrtBackend
 
 if TYPE_CHECKING:
-    from runtime.model import LongLLaVA
-    from runtime.onnxrt import OnnxSession
+    from longllava_trt.runtime.backends.ort.session import OnnxSession
+    from longllava_trt.runtime.model import LongLLaVA
 
 __all__ = ["RuntimeWatch", "WatchedSession"]
 

@@ -29,8 +29,8 @@ from longllava_trt.cli import (
     validate,
     verify,
 )
-from longllava_trt.errors import LongLLaVAError
-from longllava_trt.version import __version__
+from longllava_trt.core.errors import LongLLaVAError
+from longllava_trt.core.version import __version__
 
 __all__ = ["VERBS", "build_parser", "main"]
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(args, "run"):
         parser.print_help(sys.stderr)
         return 2
-    from longllava_trt.logs import configure
+    from longllava_trt.core.logs import configure
 
     configure(-1 if args.quiet else args.verbose)
     try:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from longllava_trt.cli.options import count, from_zero
 
 if TYPE_CHECKING:
-    from runtime.answer import Answer
-    from runtime.media import MediaOptions
-    from runtime.model import RunOptions
-    from runtime.sampling import SamplingParams
+    from longllava_trt.runtime.inputs.message import MediaOptions
+    from longllava_trt.runtime.model import RunOptions
+    from longllava_trt.runtime.sampling import SamplingParams
+    from longllava_trt.runtime.text.detokenizer import Answer
 
 __all__ = [
     "KERNELS",
@@ -210,7 +210,7 @@ def chosen_media(args: argparse.Namespace) -> MediaOptions:
     Raises:
         InputError: If a value is out of range.
     """
-    from runtime.media import MediaOptions
+    from longllava_trt.runtime.inputs.message import MediaOptions
 
     return MediaOptions(
         high_resolution=args.hires,
@@ -227,7 +227,7 @@ def chosen_sampling(args: argparse.Namespace) -> SamplingParams:
     Raises:
         InputError: If a value is out of range; all that are are named.
     """
-    from runtime.sampling import SamplingParams
+    from longllava_trt.runtime.sampling import SamplingParams
 
     return SamplingParams(
         temperature=args.temperature,
@@ -243,7 +243,7 @@ def chosen_sampling(args: argparse.Namespace) -> SamplingParams:
 
 def chosen_run_options(args: argparse.Namespace) -> RunOptions:
     """Return how the bundle is run."""
-    from runtime.model import RunOptions
+    from longllava_trt.runtime.model import RunOptions
 
     return RunOptions(
         backend=args.backend,

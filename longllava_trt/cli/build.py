@@ -18,10 +18,10 @@ from longllava_trt.cli.options import (
     requires_extra,
     shown_progress,
 )
-from longllava_trt.contracts import STAGES
+from longllava_trt.core.stage_spec import STAGES
 
 if TYPE_CHECKING:
-    from export.engine import BuildReport
+    from longllava_trt.export.engine.build import BuildReport
 
 __all__ = ["add_parser", "run"]
 
@@ -117,8 +117,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Build, then show each engine and say where they are."""
     with requires_extra("trt-rtx"):
-        from export.engine import BuildOptions, build_engines
-        from export.engine_profiles import EngineLimits
+        from longllava_trt.export.engine.build import BuildOptions, build_engines
+        from longllava_trt.export.engine.profiles import EngineLimits
 
     options = BuildOptions(
         target=args.target,

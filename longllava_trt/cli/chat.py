@@ -24,11 +24,11 @@ from longllava_trt.cli.asking import (
 )
 from longllava_trt.cli.options import Subparsers, add_bundle, add_verb, chosen_images, print_json
 from longllava_trt.cli.options import shown_progress as shown
-from longllava_trt.errors import InputError, LongLLaVAError
+from longllava_trt.core.errors import InputError, LongLLaVAError
 
 if TYPE_CHECKING:
-    from runtime.model import LongLLaVA
-    from runtime.session import Session
+    from longllava_trt.runtime.model import LongLLaVA
+    from longllava_trt.runtime.session import Session
 
 __all__ = ["add_parser", "run"]
 
@@ -82,7 +82,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show, then answer until the input ends."""
-    from runtime.model import LongLLaVA
+    from longllava_trt.runtime.model import LongLLaVA
 
     images, sampling, media = chosen_images(args), chosen_sampling(args), chosen_media(args)
     model = LongLLaVA.from_bundle(args.bundle, chosen_run_options(args))

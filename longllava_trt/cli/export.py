@@ -18,11 +18,11 @@ from longllava_trt.cli.options import (
     requires_extra,
     shown_progress,
 )
-from longllava_trt.contracts import STAGES
-from longllava_trt.manifest import MOE_QUANTS
+from longllava_trt.core.manifest import MOE_QUANTS
+from longllava_trt.core.stage_spec import STAGES
 
 if TYPE_CHECKING:
-    from export.bundle import ExportReport
+    from longllava_trt.export.bundle import ExportReport
 
 __all__ = ["add_parser", "run"]
 
@@ -103,7 +103,7 @@ def add_parser(subparsers: Subparsers) -> None:
 def run(args: argparse.Namespace) -> int:
     """Export, then name what was written and what was linked."""
     with requires_extra("export"):
-        from export.bundle import export_bundle
+        from longllava_trt.export.bundle import export_bundle
 
     with shown_progress(args) as progress:
         report = export_bundle(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from longllava_trt.cli.options import Subparsers, add_verb, format_bytes, print_json
 
 if TYPE_CHECKING:
-    from longllava_trt.contracts import TensorSpec
+    from longllava_trt.core.stage_spec import TensorSpec
     from longllava_trt.inspection import BundleSummary, CheckpointSummary, ParameterCounts
 
 __all__ = ["add_parser", "run"]
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _checkpoint_lines(found: CheckpointSummary) -> Iterator[str]:
-    from longllava_trt.inspection import layer_pattern, moe_layers
+    from longllava_trt.inspection import layer_pattern
 
     vision, decoder = found.config.vision, found.config.decoder
     yield (
@@ -77,7 +77,7 @@ def _checkpoint_lines(found: CheckpointSummary) -> Iterator[str]:
         f"{decoder.intermediate_size}, vocabulary {decoder.vocab_size}"
     )
     yield f"            {decoder.num_attention_heads} heads on {decoder.num_key_value_heads} of keys and values; Mamba {decoder.d_inner} x {decoder.mamba_d_state}"
-    routed = moe_layers(decoder)
+    routed = decoder.moe_layers
     if routed:
         yield f"            {decoder.num_experts} experts in {len(routed)} layers, {decoder.num_experts_per_tok} a token"
     yield f"layers      {layer_pattern(decoder.layer_kinds, routed)}"

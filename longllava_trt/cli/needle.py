@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     """Ask, print the table, and draw it."""
     from longllava_trt.needle import run_needle
     from longllava_trt.needle.heat_map import save_heat_map
-    from runtime.model import RunOptions
+    from longllava_trt.runtime.model import RunOptions
 
     with shown_progress(args) as progress:
         report = run_needle(

@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from longllava_trt.errors import InputError, MissingDependencyError
+from longllava_trt.core.errors import InputError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from longllava_trt.logs import Progress
+    from longllava_trt.core.logs import Progress
 
 __all__ = [
     "IMAGE_SUFFIXES",
@@ -158,7 +158,7 @@ def shown_progress(args: argparse.Namespace) -> Iterator[Progress | None]:
     if args.quiet:
         yield None
         return
-    from longllava_trt.logs import terminal_progress
+    from longllava_trt.core.logs import terminal_progress
 
     with terminal_progress() as progress:
         yield progress

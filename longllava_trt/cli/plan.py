@@ -16,7 +16,7 @@ from longllava_trt.cli.options import (
     from_zero,
     print_json,
 )
-from longllava_trt.manifest import MOE_QUANTS
+from longllava_trt.core.manifest import MOE_QUANTS
 
 if TYPE_CHECKING:
     from longllava_trt.planning import Plan
@@ -97,7 +97,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan and print; exit status 1 if it does not fit."""
-    from longllava_trt.config import load_config
+    from longllava_trt.models.llava_jamba.config import load_config
     from longllava_trt.planning import PlanRequest, find_gpu, make_plan
 
     config = load_config(args.checkpoint, vision_tower=args.vision_tower)

@@ -22,10 +22,10 @@ from longllava_trt.cli.asking import (
 )
 from longllava_trt.cli.options import Subparsers, add_bundle, add_verb, chosen_images, print_json
 from longllava_trt.cli.options import shown_progress as shown
-from longllava_trt.errors import InputError
+from longllava_trt.core.errors import InputError
 
 if TYPE_CHECKING:
-    from runtime.answer import Answer
+    from longllava_trt.runtime.text.detokenizer import Answer
 
 __all__ = ["KERNELS", "add_parser", "run"]
 
@@ -68,7 +68,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Answer, streaming."""
-    from runtime.model import LongLLaVA
+    from longllava_trt.runtime.model import LongLLaVA
 
     images = chosen_images(args)
     sampling, media = chosen_sampling(args), chosen_media(args)

@@ -74,8 +74,8 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the checkpoint and name its files."""
-    from reference.synthetic import PRESETS as CONFIGS
-    from reference.synthetic import write_checkpoint
+    from longllava_trt.reference.synthetic.checkpoint import PRESETS as CONFIGS
+    from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
 
     files = write_checkpoint(
         args.out,

@@ -30,7 +30,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Compare, and print one line a file."""
-    from longllava_trt.manifest import Manifest
+    from longllava_trt.core.manifest import Manifest
 
     manifest = Manifest.load(args.bundle)
     problems = manifest.differences(args.bundle)

@@ -15,12 +15,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longllava_trt.errors import InputError, MissingDependencyError
-from longllava_trt.logs import Progress
+from longllava_trt.core.errors import InputError, MissingDependencyError
+from longllava_trt.core.logs import Progress
 from longllava_trt.needle.report import NeedleReport, Trial
 
 if TYPE_CHECKING:
-    from runtime.model import RunOptions
+    from longllava_trt.runtime.model import RunOptions
 
 __all__ = ["IMAGE_COUNTS", "NUM_DEPTHS", "NeedleReport", "Trial", "run_needle"]
 
@@ -60,7 +60,7 @@ def run_needle(
         )
     from longllava_trt.needle.evaluate import ask_bundle, evaluate
     from longllava_trt.needle.oracle import ask_reference
-    from runtime.model import LongLLaVA
+    from longllava_trt.runtime.model import LongLLaVA
 
     model = LongLLaVA.from_bundle(bundle, options)
     oracle = None

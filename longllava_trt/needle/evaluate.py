@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from longllava_trt.logs import Progress, ProgressEvent
+from longllava_trt.core.logs import Progress, ProgressEvent
 from longllava_trt.needle.report import NeedleReport, Trial
 from longllava_trt.needle.task import QUESTIONS, Haystack, draw_hay_pictures, parse_answer
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from runtime.model import LongLLaVA
+    from longllava_trt.runtime.model import LongLLaVA
 
 __all__ = ["MAX_NEW_TOKENS", "Answerer", "Said", "ask_bundle", "evaluate"]
 

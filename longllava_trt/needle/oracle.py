@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from longllava_trt.needle.evaluate import MAX_NEW_TOKENS, Answerer, Said
-from runtime.pixels import load_processor_config, preprocess_batch
-from runtime.prompt import build_prompt, tokenize_prompt, wrap_images
-from runtime.tokenizer import ChatTokenizer
+from longllava_trt.runtime.inputs.pixels import load_processor_config, preprocess_batch
+from longllava_trt.runtime.text.chat import build_prompt, tokenize_prompt, wrap_images
+from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from reference.model import LongLLaVA
+    from longllava_trt.reference.model import LongLLaVA
 
 __all__ = ["ask_reference"]
 
@@ -37,8 +37,8 @@ def ask_reference(checkpoint: Path) -> Answerer:
     """
     import torch
 
-    from reference.checkpoint import load_model
-    from reference.generate import assemble_embeds
+    from longllava_trt.reference.checkpoint import load_model
+    from longllava_trt.reference.generate import assemble_embeds
 
     model = load_model(checkpoint)
     tokenizer, processor = ChatTokenizer(checkpoint), load_processor_config(checkpoint)
@@ -58,10 +58,10 @@ def ask_reference(checkpoint: Path) -> Answerer:
 
 
 def _greedy_tokens(model: LongLLaVA, embeds: Tensor) -> list[int]:
-    """Decode as `reference.generate.greedy_tokens` does, behind a prompt fed in chunks."""
+    """Decode as `longllava_trt.reference.generate.greedy_tokens` does, behind a prompt fed in chunks."""
     import torch
 
-    from reference.generate import prefill
+    from longllava_trt.reference.generate import prefill
 
     eos = model.config.eos_token_id
     logits, cache = prefill(model, embeds, chunk=_CHUNK_SIZE)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longllava_trt.errors import InputError
+from longllava_trt.core.errors import InputError
 from longllava_trt.needle.pictures import COLOURS, MARKS, SHAPES, Mark, draw_hay, draw_marked
 
 if TYPE_CHECKING:

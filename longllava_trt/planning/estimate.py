@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from longllava_trt.config import LongLLaVAConfig
-from longllava_trt.errors import InputError
-from longllava_trt.manifest import MOE_QUANTS
+from longllava_trt.core.errors import InputError
+from longllava_trt.core.manifest import MOE_QUANTS
+from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
 from longllava_trt.planning.flops import StageFlops, count_flops, decoder_flops, paper_flops
 from longllava_trt.planning.gpus import Gpu
 from longllava_trt.planning.memory import (

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longllava_trt.config import DecoderConfig, LongLLaVAConfig, VisionConfig
+from longllava_trt.models.llava_jamba.config import DecoderConfig, LongLLaVAConfig, VisionConfig
 
 __all__ = ["StageFlops", "count_flops", "decoder_flops", "paper_flops", "vision_flops"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from longllava_trt.errors import InputError
+from longllava_trt.core.errors import InputError
 
 __all__ = ["GPUS", "Gpu", "find_gpu"]
 

@@ -12,14 +12,14 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from longllava_trt.config import DecoderConfig, LongLLaVAConfig
-from longllava_trt.contracts import carried_state
-from longllava_trt.errors import InputError
-from longllava_trt.manifest import MOE_QUANTS
-from longllava_trt.tensor_names import VISION_PREFIX, expected_tensors
-from plugins_trt.kernels.launch import plan_selective_scan
-from plugins_trt.kernels.plan import Workspace
-from plugins_trt.kernels.sparse_moe_launch import MoeShape, plan_workspaces
+from longllava_trt.core.errors import InputError
+from longllava_trt.core.manifest import MOE_QUANTS
+from longllava_trt.models.contracts import carried_state
+from longllava_trt.models.llava_jamba.config import DecoderConfig, LongLLaVAConfig
+from longllava_trt.models.llava_jamba.weights import VISION_PREFIX, expected_tensors
+from longllava_trt.plugins_trt.launch_plans.mixers import plan_selective_scan
+from longllava_trt.plugins_trt.launch_plans.plan import Workspace
+from longllava_trt.plugins_trt.launch_plans.sparse_moe import MoeShape, plan_workspaces
 
 __all__ = [
     "ITEMSIZE",

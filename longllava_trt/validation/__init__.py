@@ -20,12 +20,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longllava_trt.errors import InputError, MissingDependencyError
-from longllava_trt.logs import Progress
-from longllava_trt.parity import ParityReport
+from longllava_trt.core.errors import InputError, MissingDependencyError
+from longllava_trt.core.logs import Progress
+from longllava_trt.core.parity import ParityReport
 
 if TYPE_CHECKING:
-    from runtime.onnxrt import Kernels
+    from longllava_trt.runtime.backends.ort.session import Kernels
 
 __all__ = ["KERNELS", "LEVELS", "validate"]
 

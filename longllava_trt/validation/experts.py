@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from export.expert_files import EXPERT_FORMATS, expert_records
-from longllava_trt.inspection import moe_layers
-from longllava_trt.manifest import MOE_QUANTS, Manifest, WeightRecord
-from plugins_trt.kernels.sparse_moe_formats import GROUP, dequantise_int4, dequantise_int8
-from reference.model import LongLLaVA
+from longllava_trt.core.manifest import MOE_QUANTS, Manifest, WeightRecord
+from longllava_trt.export.quantisation.expert_files import EXPERT_FORMATS, expert_records
+from longllava_trt.plugins_trt.kernels.sparse_moe_formats import (
+    GROUP,
+    dequantise_int4,
+    dequantise_int8,
+)
+from longllava_trt.reference.model import LongLLaVA
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +52,7 @@ def stored_matrices(model: LongLLaVA, bundle: Path, manifest: Manifest) -> Itera
     config, quant = model.config.decoder, manifest.moe_quant
     is_int4 = EXPERT_FORMATS[quant].weight_format == "int4"
     dequantise = dequantise_int4 if is_int4 else dequantise_int8
-    for layer in moe_layers(config):
+    for layer in config.moe_layers:
         gate_up, down, gate_up_scales, down_scales = (
             _read(bundle, manifest.weights[name]) for name in expert_records(config, layer, quant)
         )

@@ -13,17 +13,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from longllava_trt.contracts import TensorSpec, layer_output_names, present_name
-from longllava_trt.parity import FLOAT32_MODEL, ParityRow, compare
+from longllava_trt.core.parity import FLOAT32_MODEL, ParityRow, compare
+from longllava_trt.core.stage_spec import TensorSpec, present_name
+from longllava_trt.models.contracts import layer_output_names
+from longllava_trt.reference.cache import empty_cache
+from longllava_trt.reference.model import LongLLaVA
+from longllava_trt.runtime.backends.ort.session import OnnxSession
 from longllava_trt.validation.subject import Subject, array_of, state_arrays
-from reference.cache import empty_cache
-from reference.model import LongLLaVA
-from runtime.onnxrt import OnnxSession
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from runtime.onnxrt import Kernels
+    from longllava_trt.runtime.backends.ort.session import Kernels
 
 __all__ = ["LayerCase", "layer_rows"]
 

@@ -16,21 +16,21 @@ import torch
 from onnx import helper
 from torch import Tensor
 
-from longllava_trt.parity import FLOAT32_OPERATOR, ParityRow, compare
+from longllava_trt.core.parity import FLOAT32_OPERATOR, ParityRow, compare
+from longllava_trt.plugins_trt.cpu.lower import lower_for_cpu
+from longllava_trt.plugins_trt.cpu.register import register_kernels
+from longllava_trt.plugins_trt.spec import CAUSAL_CONV, SELECTIVE_SCAN, SPARSE_MOE
+from longllava_trt.reference.cache import AttentionState, empty_cache
+from longllava_trt.reference.model import LongLLaVA
+from longllava_trt.reference.operators import ExpertWeights, Operators, ScanInputs
 from longllava_trt.validation.experts import quantised_inputs
 from longllava_trt.validation.subject import Subject, array_of
-from plugins_trt.cpu.lower import lower_for_cpu
-from plugins_trt.cpu.register import register_kernels
-from plugins_trt.spec import CAUSAL_CONV, SELECTIVE_SCAN, SPARSE_MOE
-from reference.cache import AttentionState, empty_cache
-from reference.model import LongLLaVA
-from reference.operators import ExpertWeights, Operators, ScanInputs
 
 if TYPE_CHECKING:
     import onnxruntime
     from numpy.typing import NDArray
 
-    from runtime.onnxrt import Kernels
+    from longllava_trt.runtime.backends.ort.session import Kernels
 
 __all__ = ["operator_rows"]
 

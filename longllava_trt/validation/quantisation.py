@@ -15,16 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.expert_files import EXPERT_FORMATS
-from longllava_trt.inspection import moe_layers
-from longllava_trt.parity import ParityRow, measure
+from longllava_trt.core.parity import ParityRow, measure
+from longllava_trt.export.quantisation.expert_files import EXPERT_FORMATS
+from longllava_trt.reference.model import LongLLaVA
+from longllava_trt.reference.operators import ExpertWeights, TorchOperators
 from longllava_trt.validation.experts import StoredMatrix, stored_matrices
 from longllava_trt.validation.generation import GenerationCase
 from longllava_trt.validation.layers import LayerCase
 from longllava_trt.validation.stages import StageCase
 from longllava_trt.validation.subject import Subject
-from reference.model import LongLLaVA
-from reference.operators import ExpertWeights, TorchOperators
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,7 +84,7 @@ def _moved_rows(quantised: LongLLaVA, original: LongLLaVA, *, seed: int) -> Iter
     got, want = (_run(model, seed=seed) for model in (quantised, original))
     for name, state in want.hidden_states.items():
         yield measure(f"experts.moves.{name}", got.hidden_states[name], state)
-    layers = moe_layers(original.config.decoder)
+    layers = original.config.decoder.moe_layers
     for layer, ours, theirs in zip(layers, got.chosen, want.chosen, strict=True):
         same = int((ours == theirs).all(-1).sum())
         name = f"experts.moves.decoder.layers.{layer}.router"
@@ -109,7 +108,7 @@ def _run(model: LongLLaVA, *, seed: int) -> _Run:
     finally:
         model.ops = plain
     # the prompt is fed in chunks, and every chunk visits every layer
-    count = len(moe_layers(model.config.decoder))
+    count = len(model.config.decoder.moe_layers)
     return _Run(
         hidden_states={n: h for n, h in layers.hidden_states.items() if n.startswith("decoder.")},
         chosen=[torch.cat(routing.chosen[i::count]) for i in range(count)],

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from longllava_trt.logs import Progress, ProgressEvent
-from longllava_trt.parity import ParityReport, ParityRow
+from longllava_trt.core.logs import Progress, ProgressEvent
+from longllava_trt.core.parity import ParityReport, ParityRow
+from longllava_trt.runtime.model import LongLLaVA, RunOptions
 from longllava_trt.validation import KERNELS, LEVELS
 from longllava_trt.validation.generation import CHUNK_SIZE, GenerationCase, generation_rows
 from longllava_trt.validation.layers import LayerCase, layer_rows
@@ -22,10 +23,9 @@ from longllava_trt.validation.stages import (
     stage_rows,
 )
 from longllava_trt.validation.subject import Subject
-from runtime.model import LongLLaVA, RunOptions
 
 if TYPE_CHECKING:
-    from runtime.onnxrt import Kernels
+    from longllava_trt.runtime.backends.ort.session import Kernels
 
 __all__ = ["run_levels"]
 

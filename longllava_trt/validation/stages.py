@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from longllava_trt.contracts import present_name
-from longllava_trt.manifest import WEIGHTS_FOLDER
-from longllava_trt.parity import (
+from longllava_trt.core.manifest import WEIGHTS_FOLDER
+from longllava_trt.core.parity import (
     FLOAT32_MODEL,
     FLOAT32_OPERATOR,
     ParityRow,
@@ -25,11 +24,12 @@ from longllava_trt.parity import (
     compare_logits,
     worst_of,
 )
+from longllava_trt.core.stage_spec import present_name
+from longllava_trt.reference.cache import empty_cache
+from longllava_trt.reference.model import LongLLaVA
+from longllava_trt.runtime.backends.base import StepDecoder
+from longllava_trt.runtime.model import LongLLaVA as RuntimeLongLLaVA
 from longllava_trt.validation.subject import Subject, array_of, state_arrays
-from reference.cache import empty_cache
-from reference.model import LongLLaVA
-from runtime.backend import StepDecoder
-from runtime.model import LongLLaVA as RuntimeLongLLaVA
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,17 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.weights import bundled_name
-from longllava_trt.config import DecoderConfig
-from longllava_trt.contracts import carried_state
-from longllava_trt.errors import InputError
-from longllava_trt.manifest import Manifest
-from longllava_trt.safetensors_index import TensorSource, index_checkpoint
+from longllava_trt.core.errors import InputError
+from longllava_trt.core.manifest import Manifest
+from longllava_trt.core.safetensors_header import TensorSource
+from longllava_trt.export.weights import bundled_name
+from longllava_trt.models.checkpoint import index_checkpoint
+from longllava_trt.models.contracts import carried_state
+from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.reference.cache import HybridCache
+from longllava_trt.reference.checkpoint import load_model
+from longllava_trt.reference.model import LongLLaVA
+from longllava_trt.runtime.model import LongLLaVA as RuntimeLongLLaVA
 from longllava_trt.validation.experts import with_dequantised_experts
-from reference.cache import HybridCache
-from reference.checkpoint import load_model
-from reference.model import LongLLaVA
-from runtime.model import LongLLaVA as RuntimeLongLLaVA
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -17,7 +17,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from plugins_trt.cpu.call_frame import (
+from longllava_trt.plugins_trt.cpu.call_frame import (
     FREE,
     PHASE,
     PLAN,
@@ -28,9 +28,15 @@ from plugins_trt.cpu.call_frame import (
     frame_words,
     tensor,
 )
-from plugins_trt.cpu.elementwise import copy, exp
-from plugins_trt.cpu.linear_kernel import blocks
-from plugins_trt.cpu.panel_kernel import PANEL, ROWS, highest, multiply_panel, pack_transposed
+from longllava_trt.plugins_trt.cpu.elementwise import copy, exp
+from longllava_trt.plugins_trt.cpu.linear_kernel import blocks
+from longllava_trt.plugins_trt.cpu.panel_kernel import (
+    PANEL,
+    ROWS,
+    highest,
+    multiply_panel,
+    pack_transposed,
+)
 
 __all__ = ["attention_append", "attention_attend", "attention_merge", "attention_plan"]
 

@@ -12,10 +12,10 @@ from typing import Any
 import numba
 import numpy as np
 
-from plugins_trt.cpu.call_frame import PHASE, PLAN, dim, floats, frame_words, tensor
-from plugins_trt.cpu.elementwise import copy, silu
-from plugins_trt.cpu.linear_kernel import blocks
-from plugins_trt.cpu.turning import turn
+from longllava_trt.plugins_trt.cpu.call_frame import PHASE, PLAN, dim, floats, frame_words, tensor
+from longllava_trt.plugins_trt.cpu.elementwise import copy, silu
+from longllava_trt.plugins_trt.cpu.linear_kernel import blocks
+from longllava_trt.plugins_trt.cpu.transpose import turn
 
 __all__ = ["conv_phase", "conv_plan"]
 

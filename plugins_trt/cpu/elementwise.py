@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from plugins_trt.cpu.vector_ir import (
+from longllava_trt.plugins_trt.cpu.vector_ir import (
     FLOAT,
     I32,
     by_vectors,

@@ -7,7 +7,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from plugins_trt.cpu.call_frame import (
+from longllava_trt.plugins_trt.cpu.call_frame import (
     PHASE,
     PLAN,
     bytes_at,
@@ -16,7 +16,7 @@ from plugins_trt.cpu.call_frame import (
     frame_words,
     matrix,
 )
-from plugins_trt.cpu.stored_matrix import ENOUGH_ROWS, from_row, multiply
+from longllava_trt.plugins_trt.cpu.stored_matrix import ENOUGH_ROWS, from_row, multiply
 
 __all__ = ["blocks", "columns_for", "linear_phase", "linear_plan"]
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from longllava_trt.errors import ContractError
-from plugins_trt.cpu.graph_nodes import names_read, replace_nodes
-from plugins_trt.cpu.lower_mixers import fuse_mixers
-from plugins_trt.cpu.names import DOMAIN, LINEAR, MOE, MOE_CODES, MOE_STACKED, SCAN
-from plugins_trt.spec import SELECTIVE_SCAN, SPARSE_MOE
+from longllava_trt.core.errors import ContractError
+from longllava_trt.plugins_trt.cpu.graph_nodes import names_read, replace_nodes
+from longllava_trt.plugins_trt.cpu.lower_mixers import fuse_mixers
+from longllava_trt.plugins_trt.cpu.op_names import DOMAIN, LINEAR, MOE, MOE_CODES, MOE_STACKED, SCAN
+from longllava_trt.plugins_trt.spec import SELECTIVE_SCAN, SPARSE_MOE
 
 if TYPE_CHECKING:
     import onnx

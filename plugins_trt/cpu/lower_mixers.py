@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from plugins_trt.cpu.graph_nodes import names_read, replace_nodes
-from plugins_trt.cpu.names import ATTENTION, CAUSAL_CONV, DOMAIN
+from longllava_trt.plugins_trt.cpu.graph_nodes import names_read, replace_nodes
+from longllava_trt.plugins_trt.cpu.op_names import ATTENTION, CAUSAL_CONV, DOMAIN
 
 if TYPE_CHECKING:
     import onnx

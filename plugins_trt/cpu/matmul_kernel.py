@@ -20,7 +20,7 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
-from plugins_trt.cpu.vector_ir import (
+from longllava_trt.plugins_trt.cpu.vector_ir import (
     ELEMENTS,
     FLOAT,
     HAS_AVX512,

@@ -15,7 +15,7 @@ from typing import Any
 import numba
 import numpy as np
 
-from plugins_trt.cpu.call_frame import (
+from longllava_trt.plugins_trt.cpu.call_frame import (
     ATTRIBUTES,
     FREE,
     NUM_INPUTS,
@@ -29,10 +29,10 @@ from plugins_trt.cpu.call_frame import (
     frame_words,
     matrix,
 )
-from plugins_trt.cpu.elementwise import copy, exp, multiply_silu
-from plugins_trt.cpu.linear_kernel import blocks, columns_for
-from plugins_trt.cpu.stored_matrix import UINT8, from_row, multiply
-from plugins_trt.kernels.sparse_moe_formats import GROUP
+from longllava_trt.plugins_trt.cpu.elementwise import copy, exp, multiply_silu
+from longllava_trt.plugins_trt.cpu.linear_kernel import blocks, columns_for
+from longllava_trt.plugins_trt.cpu.stored_matrix import UINT8, from_row, multiply
+from longllava_trt.plugins_trt.kernels.sparse_moe_formats import GROUP
 
 __all__ = ["moe_activate", "moe_combine", "moe_down", "moe_gather", "moe_plan", "moe_route"]
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from plugins_trt.cpu.attention_kernel import (
+from longllava_trt.plugins_trt.cpu.attention_kernel import (
     attention_append,
     attention_attend,
     attention_merge,
     attention_plan,
 )
-from plugins_trt.cpu.conv_kernel import conv_phase, conv_plan
-from plugins_trt.cpu.linear_kernel import linear_phase, linear_plan
-from plugins_trt.cpu.moe_kernel import (
+from longllava_trt.plugins_trt.cpu.conv_kernel import conv_phase, conv_plan
+from longllava_trt.plugins_trt.cpu.linear_kernel import linear_phase, linear_plan
+from longllava_trt.plugins_trt.cpu.moe_kernel import (
     moe_activate,
     moe_combine,
     moe_down,
@@ -20,14 +20,22 @@ from plugins_trt.cpu.moe_kernel import (
     moe_plan,
     moe_route,
 )
-from plugins_trt.cpu.names import ATTENTION, CAUSAL_CONV, LINEAR, MOE, MOE_CODES, MOE_STACKED, SCAN
-from plugins_trt.cpu.native_op import NativeOperator, NativeValue
-from plugins_trt.cpu.scan_kernel import scan_phase, scan_plan
-from plugins_trt.cpu.stored_matrix import BFLOAT16, FLOAT, FLOAT16, INT8, INT64, UINT8
-from plugins_trt.spec import SELECTIVE_SCAN, SPARSE_MOE
+from longllava_trt.plugins_trt.cpu.op_names import (
+    ATTENTION,
+    CAUSAL_CONV,
+    LINEAR,
+    MOE,
+    MOE_CODES,
+    MOE_STACKED,
+    SCAN,
+)
+from longllava_trt.plugins_trt.cpu.ort_custom_op import NativeOperator, NativeValue
+from longllava_trt.plugins_trt.cpu.scan_kernel import scan_phase, scan_plan
+from longllava_trt.plugins_trt.cpu.stored_matrix import BFLOAT16, FLOAT, FLOAT16, INT8, INT64, UINT8
+from longllava_trt.plugins_trt.spec import SELECTIVE_SCAN, SPARSE_MOE
 
 if TYPE_CHECKING:
-    from plugins_trt.spec import OperatorValue
+    from longllava_trt.plugins_trt.spec import OperatorValue
 
 __all__ = ["native_operators"]
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from longllava_trt.errors import MissingDependencyError
+from longllava_trt.core.errors import MissingDependencyError
 
 if TYPE_CHECKING:
     from types import FrameType
 
     import onnxruntime
 
-    from plugins_trt.cpu.native_op import NativeOperator
+    from longllava_trt.plugins_trt.cpu.ort_custom_op import NativeOperator
 
 __all__ = ["register_kernels"]
 
@@ -46,7 +46,7 @@ def register_kernels(options: onnxruntime.SessionOptions) -> None:
         from onnxruntime_extensions import get_library_path
 
         with _told_if_slow(_PATIENCE_S), _interruptible():
-            from plugins_trt.cpu.operators import native_operators
+            from longllava_trt.plugins_trt.cpu.operators import native_operators
     except ImportError as err:
         raise MissingDependencyError(
             f"register_kernels: '{err.name}' is not installed; "

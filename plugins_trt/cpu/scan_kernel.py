@@ -12,13 +12,13 @@ from typing import Any
 import numba
 import numpy as np
 
-from plugins_trt.cpu.call_frame import PHASE, PLAN, bytes_at, dim, frame_words
-from plugins_trt.cpu.elementwise import multiply_silu
-from plugins_trt.cpu.linear_kernel import blocks
-from plugins_trt.cpu.scan_tile import advance, ask, prepare, turn_rates
-from plugins_trt.cpu.turning import turn
-from plugins_trt.cpu.vector_ir import LANES
-from plugins_trt.spec import SELECTIVE_SCAN
+from longllava_trt.plugins_trt.cpu.call_frame import PHASE, PLAN, bytes_at, dim, frame_words
+from longllava_trt.plugins_trt.cpu.elementwise import multiply_silu
+from longllava_trt.plugins_trt.cpu.linear_kernel import blocks
+from longllava_trt.plugins_trt.cpu.scan_tile import advance, ask, prepare, turn_rates
+from longllava_trt.plugins_trt.cpu.transpose import turn
+from longllava_trt.plugins_trt.cpu.vector_ir import LANES
+from longllava_trt.plugins_trt.spec import SELECTIVE_SCAN
 
 __all__ = ["scan_phase", "scan_plan"]
 

@@ -13,9 +13,15 @@ from typing import Any
 from llvmlite import ir
 from numba.core import cgutils
 
-from plugins_trt.cpu.elementwise import LOG2_E, constant, exp_of, power_of_two, softplus_of
-from plugins_trt.cpu.turning import turning
-from plugins_trt.cpu.vector_ir import (
+from longllava_trt.plugins_trt.cpu.elementwise import (
+    LOG2_E,
+    constant,
+    exp_of,
+    power_of_two,
+    softplus_of,
+)
+from longllava_trt.plugins_trt.cpu.transpose import turning
+from longllava_trt.plugins_trt.cpu.vector_ir import (
     FLOAT,
     HAS_AVX512,
     I64,

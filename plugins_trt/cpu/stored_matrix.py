@@ -12,12 +12,12 @@ from typing import Any
 import numba
 import numpy as np
 
-from plugins_trt.cpu.call_frame import array_at
-from plugins_trt.cpu.elementwise import copy
-from plugins_trt.cpu.matmul_kernel import product
-from plugins_trt.cpu.panel_kernel import PANEL, multiply_panel, pack_transposed
-from plugins_trt.cpu.vector_ir import LANES
-from plugins_trt.kernels.sparse_moe_formats import GROUP
+from longllava_trt.plugins_trt.cpu.call_frame import array_at
+from longllava_trt.plugins_trt.cpu.elementwise import copy
+from longllava_trt.plugins_trt.cpu.matmul_kernel import product
+from longllava_trt.plugins_trt.cpu.panel_kernel import PANEL, multiply_panel, pack_transposed
+from longllava_trt.plugins_trt.cpu.vector_ir import LANES
+from longllava_trt.plugins_trt.kernels.sparse_moe_formats import GROUP
 
 __all__ = [
     "BFLOAT16",

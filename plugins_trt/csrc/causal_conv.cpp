@@ -1,5 +1,5 @@
 // CausalConvWithState: launch arithmetic. Mirrors plan_causal_conv in
-// plugins_trt/kernels/launch.py; the constants come from there through generated.h. Must not know
+// plugins_trt/launch_plans/mixers.py; the constants come from there through generated.h. Must not know
 // TensorRT.
 #include "operator.h"
 

@@ -1,5 +1,5 @@
 // An operator's form: inputs and outputs, their axes and dtypes, in one layout and weight format.
-// The tables are generated from plugins_trt/forms.py, so nothing is declared twice. Knows neither
+// The tables are generated from plugins_trt/plugin_formats.py, so nothing is declared twice. Knows neither
 // TensorRT nor CUDA.
 #pragma once
 

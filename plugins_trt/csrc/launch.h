@@ -1,5 +1,5 @@
 // What one call of an operator consists of on a GPU: kernels, grids, arguments; and its execution.
-// Mirrors plugins_trt/kernels/plan.py. Knows neither TensorRT nor operators.
+// Mirrors plugins_trt/launch_plans/plan.py. Knows neither TensorRT nor operators.
 #pragma once
 
 #include "status.h"

@@ -1,4 +1,4 @@
-// SelectiveScan: launch arithmetic. Mirrors plan_selective_scan in plugins_trt/kernels/launch.py;
+// SelectiveScan: launch arithmetic. Mirrors plan_selective_scan in plugins_trt/launch_plans/mixers.py;
 // the constants come from there through generated.h. Must not know TensorRT.
 #include "operator.h"
 

@@ -1,5 +1,5 @@
 // SparseMoE: the arithmetic of its launches: tiles, grids' factors, workspace.
-// Mirrors plugins_trt/kernels/sparse_moe_launch.py. Must not know TensorRT, nor kernels' arguments.
+// Mirrors plugins_trt/launch_plans/sparse_moe.py. Must not know TensorRT, nor kernels' arguments.
 #pragma once
 
 #include "form.h"

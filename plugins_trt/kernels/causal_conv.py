@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import triton
 import triton.language as tl
 
-from plugins_trt.kernels.elementwise import load_vector, silu
-from plugins_trt.kernels.launch import plan_causal_conv
+from longllava_trt.plugins_trt.kernels.elementwise import load_vector, silu
+from longllava_trt.plugins_trt.launch_plans.mixers import plan_causal_conv
 
 if TYPE_CHECKING:
     import torch

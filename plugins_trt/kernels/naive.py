@@ -1,6 +1,6 @@
 """SelectiveScan and CausalConvWithState in plain PyTorch: the kernels' twins, slow and obvious.
 
-Same signatures, same dtypes, float32 inside. The mathematics is at `plugins_trt.spec`.
+Same signatures, same dtypes, float32 inside. The mathematics is at `longllava_trt.plugins_trt.spec`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What each kernel takes of a GPU that need not be there: registers, shared memory, spilled bytes.
 
-    python -m plugins_trt.kernels.resources [--arch 80] [--dtype bf16]
+    python -m longllava_trt.plugins_trt.kernels.resources [--arch 80] [--dtype bf16]
 
 compiles every kernel ahead of time with the assembler that Triton brings along, and prints a table.
 """
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from longllava_trt.errors import LongLLaVAError
-from plugins_trt.kernels.plan import Variant
-from plugins_trt.kernels.sparse_moe_variants import list_variants as list_moe_variants
-from plugins_trt.kernels.variants import list_variants
+from longllava_trt.core.errors import LongLLaVAError
+from longllava_trt.plugins_trt.kernels.sparse_moe_variants import list_variants as list_moe_variants
+from longllava_trt.plugins_trt.kernels.variants import list_variants
+from longllava_trt.plugins_trt.launch_plans.plan import Variant
 
 __all__ = ["Resources", "compile_kernel", "measure"]
 
@@ -111,7 +111,7 @@ def _table(variants: Iterable[Variant], arch: int) -> Iterable[str]:
 
 
 def _main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m plugins_trt.kernels.resources")
+    parser = argparse.ArgumentParser(prog="python -m longllava_trt.plugins_trt.kernels.resources")
     parser.add_argument("--arch", type=int, default=80, help="compute capability (default 80)")
     parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="T")
     args = parser.parse_args(argv)

@@ -8,7 +8,7 @@
 A program is one warp that walks through its chunk with the states of 32 channels in registers, a
 channel a thread, so nothing is exchanged between threads; the next token's loads are in flight
 meanwhile. Arithmetic is float32 and every exponential but exp(A_log) has an argument <= 0, so none
-overflows. The mathematics is at `plugins_trt.spec.SELECTIVE_SCAN`, the arithmetic of grids and
+overflows. The mathematics is at `longllava_trt.plugins_trt.spec.SELECTIVE_SCAN`, the arithmetic of grids and
 workspaces in `launch.py`, the naive twin in `naive.py`.
 """
 
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import triton
 import triton.language as tl
 
-from plugins_trt.kernels.elementwise import load_vector, silu, softplus
-from plugins_trt.kernels.launch import plan_selective_scan
+from longllava_trt.plugins_trt.kernels.elementwise import load_vector, silu, softplus
+from longllava_trt.plugins_trt.launch_plans.mixers import plan_selective_scan
 
 if TYPE_CHECKING:
     import torch

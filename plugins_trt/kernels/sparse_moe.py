@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from longllava_trt.errors import ContractError
-from plugins_trt.kernels.sparse_moe_combine import combine_slots
-from plugins_trt.kernels.sparse_moe_decode import decode_down, decode_gate_up
-from plugins_trt.kernels.sparse_moe_formats import GROUP
-from plugins_trt.kernels.sparse_moe_grouped import grouped_down, grouped_gate_up
-from plugins_trt.kernels.sparse_moe_launch import (
+from longllava_trt.core.errors import ContractError
+from longllava_trt.plugins_trt.kernels.sparse_moe_combine import combine_slots
+from longllava_trt.plugins_trt.kernels.sparse_moe_decode import decode_down, decode_gate_up
+from longllava_trt.plugins_trt.kernels.sparse_moe_formats import GROUP
+from longllava_trt.plugins_trt.kernels.sparse_moe_grouped import grouped_down, grouped_gate_up
+from longllava_trt.plugins_trt.kernels.sparse_moe_routing import route_tokens
+from longllava_trt.plugins_trt.kernels.sparse_moe_sort import sort_slots
+from longllava_trt.plugins_trt.launch_plans.sparse_moe import (
     TILES,
     MoeShape,
     Tile,
@@ -20,8 +22,6 @@ from plugins_trt.kernels.sparse_moe_launch import (
     plan_launches,
     plan_workspaces,
 )
-from plugins_trt.kernels.sparse_moe_routing import route_tokens
-from plugins_trt.kernels.sparse_moe_sort import sort_slots
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from plugins_trt.kernels.sparse_moe_tiles import down_tile, gate_up_tile
+from longllava_trt.plugins_trt.kernels.sparse_moe_tiles import down_tile, gate_up_tile
 
 __all__ = ["decode_down", "decode_gate_up"]
 

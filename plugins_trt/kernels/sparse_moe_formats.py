@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longllava_trt.errors import ContractError
+from longllava_trt.core.errors import ContractError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from plugins_trt.kernels.plan import Launch, Variant
-from plugins_trt.kernels.sparse_moe import KERNELS
-from plugins_trt.kernels.sparse_moe_launch import MoeShape, plan_launches
+from longllava_trt.plugins_trt.kernels.sparse_moe import KERNELS
+from longllava_trt.plugins_trt.launch_plans.plan import Launch, Variant
+from longllava_trt.plugins_trt.launch_plans.sparse_moe import MoeShape, plan_launches
 
 __all__ = ["list_variants"]
 

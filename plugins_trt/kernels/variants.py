@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from plugins_trt.kernels import causal_conv, selective_scan
-from plugins_trt.kernels.launch import plan_causal_conv, plan_selective_scan
-from plugins_trt.kernels.plan import Launch, Variant
+from longllava_trt.plugins_trt.kernels import causal_conv, selective_scan
+from longllava_trt.plugins_trt.launch_plans.mixers import plan_causal_conv, plan_selective_scan
+from longllava_trt.plugins_trt.launch_plans.plan import Launch, Variant
 
 __all__ = ["list_variants"]
 

@@ -12,8 +12,8 @@ from longllava_trt.bench.figure import Figure
 from longllava_trt.bench.report import BenchReport
 from longllava_trt.bench.settings import BenchSettings
 from longllava_trt.bench.stages import StageFigure
-from runtime.model import RunOptions
-from runtime.timings import STAGES
+from longllava_trt.runtime.model import RunOptions
+from longllava_trt.runtime.timings import STAGES
 
 MakeRun = Callable[..., AnswerRun]
 MakeReport = Callable[..., BenchReport]

@@ -15,9 +15,9 @@ from longllava_trt.bench.memory import memory_method, peak_resident_bytes, reset
 from longllava_trt.bench.pictures import PICTURE_SIZE, draw_pictures, in_turns
 from longllava_trt.bench.settings import BenchSettings
 from longllava_trt.bench.stages import measure_stages
-from longllava_trt.errors import InputError
-from longllava_trt.logs import ProgressEvent
-from runtime.model import LongLLaVA, RunOptions
+from longllava_trt.core.errors import InputError
+from longllava_trt.core.logs import ProgressEvent
+from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,7 +13,7 @@ from PIL import Image
 from longllava_trt.bench import chart
 from longllava_trt.bench.chart import draw_chart, panels, save_chart, ticks
 from longllava_trt.bench.report import BenchReport
-from longllava_trt.errors import InputError
+from longllava_trt.core.errors import InputError
 
 MakeReport = Callable[..., BenchReport]
 SAMPLES = {0: (0.2, 0.1, 0.3), 10: (3.0, 5.0, 4.0), 40: (9.0, 9.5, 8.0)}

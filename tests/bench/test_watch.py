@@ -13,8 +13,8 @@ import pytest
 from longllava_trt.bench.end_to_end import AnswerRun, measure_answers
 from longllava_trt.bench.settings import BenchSettings
 from longllava_trt.bench.watch import RuntimeWatch, WatchedSession
-from runtime.model import LongLLaVA, RunOptions
-from runtime.tokenizer import TokenStream
+from longllava_trt.runtime.model import LongLLaVA, RunOptions
+from longllava_trt.runtime.text.tokenizer import TokenStream
 
 DELAY_S = 0.004
 

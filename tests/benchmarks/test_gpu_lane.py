@@ -109,7 +109,7 @@ def test_a_bundle_is_prepared_without_weights_and_graphs(
         """Write what the commands do, as far as names go."""
         kind = arguments[0] if module == "longllava_trt" else module
         written = {
-            "plugins_trt.build": lambda: [arguments[-1]],
+            "longllava_trt.plugins_trt.library.build": lambda: [arguments[-1]],
             "synth": lambda: [arguments[1] / "config.json"],
             "export": lambda: [arguments[2] / n for n in ("config.json", *left_out)],
             "build": lambda: [arguments[1] / "engines" / "sm80" / "engine.json"],
@@ -235,8 +235,8 @@ def test_rooflines_are_what_paper_says() -> None:
 
 def test_oracles_agree_with_the_twins() -> None:
     from benchmarks.gpu.inputs import conv_inputs, moe_inputs, scan_inputs
-    from plugins_trt.kernels.naive import naive_causal_conv, naive_selective_scan
-    from plugins_trt.kernels.sparse_moe_naive import naive_sparse_moe
+    from longllava_trt.plugins_trt.kernels.naive import naive_causal_conv, naive_selective_scan
+    from longllava_trt.plugins_trt.kernels.sparse_moe_naive import naive_sparse_moe
 
     torch.manual_seed(0)
     options: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from longllava_trt.cli import build_parser
-from runtime.model import LongLLaVA, RunOptions
+from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
 Cli = Callable[..., Any]
 QUICK = ("--images", "2,0", "--repeats", 2, "--warmup", 1, "--new-tokens", 3, "--threads", 1)

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from longllava_trt.errors import LongLLaVAError
-from plugins_trt.registry import import_tensorrt
+from longllava_trt.core.errors import LongLLaVAError
+from longllava_trt.plugins_trt.registry import import_tensorrt
 
 Cli = Callable[..., Any]
 SMALL = ("--max-context", 48, "--chunk", 16, "--vision-batch", 2)
@@ -25,7 +25,7 @@ def plugin_library() -> Path:
         import_tensorrt()
     except LongLLaVAError as err:
         pytest.skip(f"builds by the command line are unproven: {err}")
-    from plugins_trt.build import build_library
+    from longllava_trt.plugins_trt.library.build import build_library
 
     return build_library(archs=[80], dtypes=["bf16"], weight_formats=["none"]).path
 

@@ -138,7 +138,7 @@ def test_an_interrupted_start_leaves_a_session_at_a_terminal(
     stills: list[Path],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from runtime.session import Session
+    from longllava_trt.runtime.session import Session
 
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from longllava_trt.cli import build_parser, run, synth, validate
-from longllava_trt.contracts import STAGES
+from longllava_trt.core.stage_spec import STAGES
 
 HEAVY = ("torch", "onnxruntime", "onnx", "numba", "numpy", "transformers", "rich", "PIL")
 PROBE = f"""
@@ -98,8 +98,8 @@ def test_usage_errors_are_one_line_that_names_the_help(
 
 
 def test_choices_in_the_help_are_those_of_the_library() -> None:
+    from longllava_trt.reference.synthetic.checkpoint import PRESETS
     from longllava_trt.validation import KERNELS, LEVELS
-    from reference.synthetic import PRESETS
 
     assert tuple(PRESETS) == synth.PRESETS
     assert validate.LEVELS == LEVELS
@@ -111,9 +111,9 @@ def test_choices_in_the_help_are_those_of_the_library() -> None:
 def test_defaults_of_run_are_those_of_the_library(
     tiny_bundle: Path, cli: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from runtime.media import MediaOptions
-    from runtime.model import LongLLaVA, RunOptions
-    from runtime.sampling import SamplingParams
+    from longllava_trt.runtime.inputs.message import MediaOptions
+    from longllava_trt.runtime.model import LongLLaVA, RunOptions
+    from longllava_trt.runtime.sampling import SamplingParams
 
     args, options = build_parser().parse_args(["run", "bundle", "-p", "?"]), RunOptions()
     assert args.kernels == options.kernels

@@ -16,7 +16,7 @@ import pytest
 import longllava_trt
 from longllava_trt import diagnosis
 from longllava_trt.cli.options import chosen_images, format_bytes
-from longllava_trt.errors import MissingDependencyError
+from longllava_trt.core.errors import MissingDependencyError
 
 Cli = Callable[..., Any]
 PUBLISHED = Path(__file__).parent / "data"
@@ -100,7 +100,7 @@ def test_export_counts_new_and_linked_bytes(
 
 
 def test_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cli: Cli) -> None:
-    for name in [m for m in sys.modules if m == "export" or m.startswith("export.")]:
+    for name in [m for m in sys.modules if m.startswith("longllava_trt.export")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "onnx_ir", None)
     result = cli("export", tmp_path, tmp_path / "bundle")
@@ -211,7 +211,7 @@ def test_validate_passes_and_fails(tiny: Path, tiny_bundle: Path, tmp_path: Path
 def test_validate_mismatch_is_exit_status_1(
     tiny: Path, tiny_bundle: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from longllava_trt.parity import ParityReport, ParityRow
+    from longllava_trt.core.parity import ParityReport, ParityRow
 
     report = ParityReport((ParityRow(name="op scan", status="failed", problem="wrong"),))
     monkeypatch.setattr("longllava_trt.validation.validate", lambda *_a, **_k: report)
@@ -257,8 +257,8 @@ def test_doctor_notices_a_wrong_kernel(
 
 
 def test_package_offers_its_public_names() -> None:
-    from longllava_trt.errors import InputError
-    from runtime.model import LongLLaVA
+    from longllava_trt.core.errors import InputError
+    from longllava_trt.runtime.model import LongLLaVA
 
     assert longllava_trt.LongLLaVA is LongLLaVA
     assert longllava_trt.InputError is InputError

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from export import bundle as bundle_module
+from longllava_trt.export import bundle as bundle_module
 
 _export_stage = bundle_module._export_stage
 

@@ -19,8 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from export import bundle as bundle_module
-from export import expert_writer
+from longllava_trt.export import bundle as bundle_module
+from longllava_trt.export.quantisation import expert_writer
 from tests.export.conftest import traced_once
 from tests.export.stored_traces import stored_in
 

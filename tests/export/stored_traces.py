@@ -12,11 +12,11 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from export import bundle as bundle_module
-from export.trace import trace_stage
-from longllava_trt.config import LongLLaVAConfig
-from longllava_trt.contracts import StageSpec
-from longllava_trt.manifest import MoeQuant
+from longllava_trt.core.manifest import MoeQuant
+from longllava_trt.core.stage_spec import StageSpec
+from longllava_trt.export import bundle as bundle_module
+from longllava_trt.export.trace import trace_stage
+from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
 
 
 @contextmanager

@@ -12,15 +12,16 @@ import onnx
 import pytest
 
 from benchmarks.export_at_scale import LIMITS, PARAMETERS, Figures, measure, missed
-from export import bundle as bundle_module
-from export.bundle import export_bundle
-from export.trace import trace_stage
-from longllava_trt.config import load_config
-from longllava_trt.errors import CheckpointError, ExportError, InputError
-from longllava_trt.manifest import Manifest
-from longllava_trt.safetensors_index import index_checkpoint, read_tensor
-from reference.synthetic import write_checkpoint
-from runtime.onnxrt import OnnxSession
+from longllava_trt.core.errors import CheckpointError, ExportError, InputError
+from longllava_trt.core.manifest import Manifest
+from longllava_trt.core.safetensors_header import read_tensor
+from longllava_trt.export import bundle as bundle_module
+from longllava_trt.export.bundle import export_bundle
+from longllava_trt.export.trace import trace_stage
+from longllava_trt.models.checkpoint import index_checkpoint
+from longllava_trt.models.llava_jamba.config import load_config
+from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
+from longllava_trt.runtime.backends.ort.session import OnnxSession
 
 EMBED_ONLY = ("embed",)
 

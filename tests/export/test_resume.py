@@ -17,10 +17,10 @@ from typing import Any
 
 import pytest
 
-from export.resume import Journal, resume_key
-from longllava_trt.digests import FileHasher
-from longllava_trt.errors import InputError
-from longllava_trt.publish import JOURNAL_FILE
+from longllava_trt.core.digests import FileHasher
+from longllava_trt.core.errors import InputError
+from longllava_trt.core.publish import JOURNAL_FILE
+from longllava_trt.export.resume import Journal, resume_key
 from tests.export.killed_exports import contents, half_published
 
 ROOT = Path(__file__).parents[2]

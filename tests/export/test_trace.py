@@ -8,14 +8,15 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from export import trace
-from export.bundle import _with_bodies
-from export.check import check_stage
-from export.trace import trace_stage
-from longllava_trt.contracts import STAGES, layer_output_names, stage_specs
-from longllava_trt.errors import ExportError
-from longllava_trt.tensor_names import VISION_PREFIX
-from reference.synthetic import PRESETS
+from longllava_trt.core.errors import ExportError
+from longllava_trt.core.stage_spec import STAGES
+from longllava_trt.export import trace
+from longllava_trt.export.bundle import _with_bodies
+from longllava_trt.export.check import check_stage
+from longllava_trt.export.trace import trace_stage
+from longllava_trt.models.contracts import layer_output_names, stage_specs
+from longllava_trt.models.llava_jamba.weights import VISION_PREFIX
+from longllava_trt.reference.synthetic.checkpoint import PRESETS
 from tests.export.stored_traces import stored_in
 
 TINY = PRESETS["tiny"]

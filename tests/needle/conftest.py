@@ -16,7 +16,7 @@ def needle_checkpoint() -> Path:
 @pytest.fixture(scope="session")
 def needle_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Its float32 bundle; not to be written to."""
-    from export.bundle import export_bundle
+    from longllava_trt.export.bundle import export_bundle
     from tests.export.stored_traces import stored_traces, traces_folder
 
     bundle = tmp_path_factory.mktemp("needle") / "bundle"

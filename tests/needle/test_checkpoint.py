@@ -8,12 +8,12 @@ import pytest
 
 from examples.needle.geometry import CONFIG
 from longllava_trt.cli import main
-from longllava_trt.config import load_config
-from longllava_trt.errors import InputError
+from longllava_trt.core.errors import InputError
+from longllava_trt.models.checkpoint import index_checkpoint
+from longllava_trt.models.llava_jamba.config import load_config
 from longllava_trt.needle import NeedleReport, run_needle
 from longllava_trt.needle.task import NOTHING, QUESTIONS, Haystack, draw_hay_pictures
-from longllava_trt.safetensors_index import index_checkpoint
-from runtime.model import LongLLaVA
+from longllava_trt.runtime.model import LongLLaVA
 
 pytestmark = pytest.mark.slow
 

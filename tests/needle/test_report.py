@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from longllava_trt.errors import InputError
+from longllava_trt.core.errors import InputError
 from longllava_trt.needle import NeedleReport, Trial
 from longllava_trt.needle.heat_map import draw_heat_map, save_heat_map
 

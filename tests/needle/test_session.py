@@ -9,8 +9,8 @@ import pytest
 
 from longllava_trt.needle.pictures import Mark, draw_marked
 from longllava_trt.needle.task import NOTHING, QUESTIONS, draw_hay_pictures
-from runtime.model import LongLLaVA
-from runtime.session import Session
+from longllava_trt.runtime.model import LongLLaVA
+from longllava_trt.runtime.session import Session
 
 pytestmark = pytest.mark.slow
 

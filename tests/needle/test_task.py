@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from longllava_trt.errors import InputError
+from longllava_trt.core.errors import InputError
 from longllava_trt.needle.pictures import MARKS, Mark
 from longllava_trt.needle.task import Haystack, Stream, draw_hay_pictures, generator, parse_answer
 

@@ -18,11 +18,16 @@ from examples.needle.schedule import warm_cosine
 from examples.needle.train import new_model
 from longllava_trt.needle.pictures import MARKS
 from longllava_trt.needle.task import NOTHING, QUESTIONS
-from reference.cache import empty_cache
-from reference.model import LongLLaVA
-from reference.operators import ScanInputs, TorchOperators
-from runtime.prompt import IMAGE_TOKEN_INDEX, build_prompt, tokenize_prompt, wrap_images
-from runtime.tokenizer import ChatTokenizer
+from longllava_trt.reference.cache import empty_cache
+from longllava_trt.reference.model import LongLLaVA
+from longllava_trt.reference.operators import ScanInputs, TorchOperators
+from longllava_trt.runtime.text.chat import (
+    IMAGE_TOKEN_INDEX,
+    build_prompt,
+    tokenize_prompt,
+    wrap_images,
+)
+from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 
 NUM_HAY, PER_MARK = 40, 3
 

@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from longllava_trt.errors import InputError
+from longllava_trt.core.errors import InputError
 from longllava_trt.planning import GPUS, PlanRequest, find_gpu, make_plan
-from reference.synthetic_presets import PRESETS
+from longllava_trt.reference.synthetic.presets import PRESETS
 
 A100 = GPUS["a100-80gb"]
 

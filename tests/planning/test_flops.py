@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from longllava_trt.config import LongLLaVAConfig
 from longllava_trt.inspection import count_parameters
+from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
+from longllava_trt.models.llava_jamba.weights import expected_tensors
 from longllava_trt.planning.flops import count_flops, decoder_flops, paper_flops, vision_flops
-from longllava_trt.tensor_names import expected_tensors
-from reference.synthetic_presets import PRESETS
+from longllava_trt.reference.synthetic.presets import PRESETS
 
 NINE, FIFTY_THREE = PRESETS["9b"], PRESETS["53b"]
 

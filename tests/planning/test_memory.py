@@ -12,21 +12,21 @@ import numpy as np
 import onnx
 import pytest
 
-from export.bundle import export_bundle
-from longllava_trt.errors import InputError
+from longllava_trt.core.errors import InputError
+from longllava_trt.core.manifest import Manifest
+from longllava_trt.export.bundle import export_bundle
 from longllava_trt.inspection import count_parameters
-from longllava_trt.manifest import Manifest
+from longllava_trt.models.llava_jamba.weights import expected_tensors
 from longllava_trt.planning.memory import (
     count_weights,
     decoder_activation_bytes,
     kv_bytes_per_token,
     recurrent_bytes,
 )
-from longllava_trt.tensor_names import expected_tensors
-from reference.synthetic import write_checkpoint
-from reference.synthetic_presets import PRESETS
-from runtime.decoder import Decoder
-from runtime.onnxrt import OnnxSession
+from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
+from longllava_trt.reference.synthetic.presets import PRESETS
+from longllava_trt.runtime.backends.ort.decoder import Decoder
+from longllava_trt.runtime.backends.ort.session import OnnxSession
 from tests.export.stored_traces import stored_traces, traces_folder
 
 CHUNK = 1024

@@ -11,9 +11,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from plugins_trt.bodies import function_bodies
-from plugins_trt.cpu.register import register_kernels
-from plugins_trt.spec import OperatorSpec
+from longllava_trt.plugins_trt.bodies import function_bodies
+from longllava_trt.plugins_trt.cpu.register import register_kernels
+from longllava_trt.plugins_trt.spec import OperatorSpec
 
 Arrays = dict[str, np.ndarray]
 

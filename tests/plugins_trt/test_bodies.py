@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto
 
-from plugins_trt.spec import SELECTIVE_SCAN, SPARSE_MOE, OperatorSpec
+from longllava_trt.plugins_trt.spec import SELECTIVE_SCAN, SPARSE_MOE, OperatorSpec
 
 LIMIT = 2e-6
 

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper
 
-from longllava_trt.errors import LongLLaVAError
-from plugins_trt.device import current_target
-from plugins_trt.registry import TensorRT, import_tensorrt, load_plugins
-from plugins_trt.spec import CAUSAL_CONV, SELECTIVE_SCAN, SPARSE_MOE, OperatorSpec
+from longllava_trt.core.errors import LongLLaVAError
+from longllava_trt.plugins_trt.device import current_target
+from longllava_trt.plugins_trt.registry import TensorRT, import_tensorrt, load_plugins
+from longllava_trt.plugins_trt.spec import CAUSAL_CONV, SELECTIVE_SCAN, SPARSE_MOE, OperatorSpec
 
 pytestmark = [
     pytest.mark.gpu,
@@ -107,7 +107,7 @@ def tensorrt() -> TensorRT:
 
 
 def _compile() -> Path:
-    from plugins_trt.build import build_library
+    from longllava_trt.plugins_trt.library.build import build_library
 
     arch = int((current_target() or "sm80").removeprefix("sm"))
     return build_library(archs=[arch], weight_formats=["none"]).path

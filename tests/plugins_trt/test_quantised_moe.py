@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from plugins_trt.bodies import function_bodies
-from plugins_trt.cpu.lower import lower_for_cpu
-from plugins_trt.cpu.register import register_kernels
-from plugins_trt.spec import SPARSE_MOE
+from longllava_trt.plugins_trt.bodies import function_bodies
+from longllava_trt.plugins_trt.cpu.lower import lower_for_cpu
+from longllava_trt.plugins_trt.cpu.register import register_kernels
+from longllava_trt.plugins_trt.spec import SPARSE_MOE
 
 LIMIT = 2e-6
 FORMATS = ["int8", "int4"]

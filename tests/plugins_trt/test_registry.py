@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from longllava_trt.errors import InputError, MissingDependencyError
-from plugins_trt import registry
-from plugins_trt.device import current_target
-from plugins_trt.registry import TensorRT, import_tensorrt, load_plugins
+from longllava_trt.core.errors import InputError, MissingDependencyError
+from longllava_trt.plugins_trt import registry
+from longllava_trt.plugins_trt.device import current_target
+from longllava_trt.plugins_trt.registry import TensorRT, import_tensorrt, load_plugins
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +173,7 @@ def refuse(self, *_):
 link = Path.symlink_to
 Path.symlink_to = lambda self, *a: (refuse if "installed" in str(self) else link)(self, *a)
 if sys.argv[2] == "ours":
-    from plugins_trt.registry import import_tensorrt
+    from longllava_trt.plugins_trt.registry import import_tensorrt
     trt = import_tensorrt("tensorrt-rtx").module
 else:
     import tensorrt_rtx as trt
@@ -204,7 +204,7 @@ def test_plugin_nodes_parse_where_nothing_may_be_written(
     importer: str, parses: bool, tmp_path: Path
 ) -> None:
     """Without the library's second name, TensorRT-RTX ends the process at the first plugin node."""
-    from plugins_trt.build import build_library
+    from longllava_trt.plugins_trt.library.build import build_library
 
     spec = importlib.util.find_spec("tensorrt_rtx_libs")
     assert spec is not None

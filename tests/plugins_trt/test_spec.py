@@ -5,8 +5,14 @@ from __future__ import annotations
 import pytest
 from onnx import defs
 
-from plugins_trt.bodies import function_bodies
-from plugins_trt.spec import CAUSAL_CONV, OPERATORS, SELECTIVE_SCAN, SPARSE_MOE, OperatorSpec
+from longllava_trt.plugins_trt.bodies import function_bodies
+from longllava_trt.plugins_trt.spec import (
+    CAUSAL_CONV,
+    OPERATORS,
+    SELECTIVE_SCAN,
+    SPARSE_MOE,
+    OperatorSpec,
+)
 
 
 def test_causal_conv_is_the_standard_operator() -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longllava_trt.config import DecoderConfig, LongLLaVAConfig, VisionConfig
-from reference.model import LongLLaVA
+from longllava_trt.models.llava_jamba.config import DecoderConfig, LongLLaVAConfig, VisionConfig
+from longllava_trt.reference.model import LongLLaVA
 
 
 def small_config(*, num_experts: int = 4, top_k: int = 2) -> LongLLaVAConfig:

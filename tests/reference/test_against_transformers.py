@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
-from reference.cache import empty_cache
-from reference.model import LongLLaVA
-from reference.operators import TorchOperators
-from reference.projector import pool_patches
-from reference.transformers_jamba import jamba_from_reference
+from longllava_trt.reference.cache import empty_cache
+from longllava_trt.reference.connector import pool_patches
+from longllava_trt.reference.model import LongLLaVA
+from longllava_trt.reference.operators import TorchOperators
+from longllava_trt.reference.transformers_jamba import jamba_from_reference
 
 transformers = pytest.importorskip("transformers")
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from reference.cache import HybridCache, MambaState, empty_cache
-from reference.model import LongLLaVA
+from longllava_trt.reference.cache import HybridCache, MambaState, empty_cache
+from longllava_trt.reference.model import LongLLaVA
 from tests.reference.conftest import randomise, small_config
 
 LIMIT = 1e-5

@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from longllava_trt.config import LongLLaVAConfig, load_config
-from longllava_trt.errors import CheckpointError
-from longllava_trt.tensor_names import expected_tensors
-from reference.checkpoint import load_model
-from reference.model import LongLLaVA
-from reference.synthetic_presets import PRESETS
+from longllava_trt.core.errors import CheckpointError
+from longllava_trt.models.llava_jamba.config import LongLLaVAConfig, load_config
+from longllava_trt.models.llava_jamba.weights import expected_tensors
+from longllava_trt.reference.checkpoint import load_model
+from longllava_trt.reference.model import LongLLaVA
+from longllava_trt.reference.synthetic.presets import PRESETS
 
 B9, A13B = PRESETS["9b"], PRESETS["53b"]
 

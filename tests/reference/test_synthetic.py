@@ -15,14 +15,15 @@ import pytest
 from safetensors import safe_open
 from tokenizers import Tokenizer
 
-from longllava_trt.config import load_config
-from longllava_trt.errors import InputError
-from longllava_trt.safetensors_index import index_checkpoint, read_tensor
-from longllava_trt.tensor_names import expected_tensors
-from reference import synthetic
-from reference.synthetic import PRESETS, write_checkpoint
-from reference.synthetic_tokenizer import BYTE_IDS, tokenizer_files, train_tokenizer
-from reference.synthetic_weights import draw_tensor
+from longllava_trt.core.errors import InputError
+from longllava_trt.core.safetensors_header import read_tensor
+from longllava_trt.models.checkpoint import index_checkpoint
+from longllava_trt.models.llava_jamba.config import load_config
+from longllava_trt.models.llava_jamba.weights import expected_tensors
+from longllava_trt.reference.synthetic import checkpoint
+from longllava_trt.reference.synthetic.checkpoint import PRESETS, write_checkpoint
+from longllava_trt.reference.synthetic.tokenizer import BYTE_IDS, tokenizer_files, train_tokenizer
+from longllava_trt.reference.synthetic.weights import draw_tensor
 
 SMALL = ["tiny", "tiny-dense"]
 
@@ -176,7 +177,7 @@ def test_a_failure_leaves_everything_as_it_was(
         return real(name, shape, seed=seed)  # type: ignore[return-value]
 
     real = draw_tensor
-    monkeypatch.setattr(synthetic, "draw_tensor", fail)
+    monkeypatch.setattr(checkpoint, "draw_tensor", fail)
     with pytest.raises(InputError, match="No space left on device"):
         write_checkpoint(folder, preset="tiny", seed=1, overwrite=overwrite)
     assert digests(tmp_path) == before
@@ -237,7 +238,7 @@ def test_tokenizer_has_the_published_form(tokenizer: Tokenizer) -> None:
 
 def test_tokenizer_is_the_same_in_every_process() -> None:
     code = (
-        "import hashlib; from reference.synthetic_tokenizer import train_tokenizer;"
+        "import hashlib; from longllava_trt.reference.synthetic.tokenizer import train_tokenizer;"
         "print(hashlib.sha256(train_tokenizer(512).encode()).hexdigest())"
     )
     other = subprocess.run(
@@ -245,7 +246,7 @@ def test_tokenizer_is_the_same_in_every_process() -> None:
         capture_output=True,
         text=True,
         check=True,
-        cwd=Path(synthetic.__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     ).stdout.strip()
     assert other == hashlib.sha256(train_tokenizer(512).encode()).hexdigest()
 

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from longllava_trt.config import VisionConfig, load_config
-from longllava_trt.errors import CheckpointError, InputError
-from longllava_trt.safetensors_index import index_checkpoint, read_tensor
-from longllava_trt.tensor_names import expected_tensors
-from reference.synthetic import PRESETS, write_checkpoint
-from reference.synthetic_presets import PUBLISHED, preset_config
-from reference.synthetic_tokenizer import TEXT_VOCABULARY
-from reference.synthetic_weights import draw_tensor
+from longllava_trt.core.errors import CheckpointError, InputError
+from longllava_trt.core.safetensors_header import read_tensor
+from longllava_trt.models.checkpoint import index_checkpoint
+from longllava_trt.models.llava_jamba.config import VisionConfig, load_config
+from longllava_trt.models.llava_jamba.weights import expected_tensors
+from longllava_trt.reference.synthetic.checkpoint import PRESETS, write_checkpoint
+from longllava_trt.reference.synthetic.presets import PUBLISHED, preset_config
+from longllava_trt.reference.synthetic.tokenizer import TEXT_VOCABULARY
+from longllava_trt.reference.synthetic.weights import draw_tensor
 
 CONFIGS = Path(__file__).parents[1] / "cli" / "data"
 MODELS = [

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longllava_trt.errors import InputError, ManifestError
-from longllava_trt.logs import ProgressEvent
-from runtime.media import MediaOptions
-from runtime.model import LongLLaVA, RunOptions
-from runtime.sampling import SamplingParams
-from runtime.timings import STAGES
+from longllava_trt.core.errors import InputError, ManifestError
+from longllava_trt.core.logs import ProgressEvent
+from longllava_trt.runtime.inputs.message import MediaOptions
+from longllava_trt.runtime.model import LongLLaVA, RunOptions
+from longllava_trt.runtime.sampling import SamplingParams
+from longllava_trt.runtime.timings import STAGES
 
 
 def picture(seed: int) -> Image.Image:

@@ -17,8 +17,8 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from longllava_trt.errors import InputError
-from runtime.sampling import (
+from longllava_trt.core.errors import InputError
+from longllava_trt.runtime.sampling import (
     Sampler,
     SamplingParams,
     keep_top_k,

@@ -12,21 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from longllava_trt.errors import InputError
-from runtime.decoder import Decoder, DecoderState
-from runtime.images import load_image
-from runtime.ingest import Decoded, Encoder
-from runtime.media import MediaOptions
-from runtime.model import LongLLaVA, RunOptions
-from runtime.pixels import load_processor_config, preprocess
-from runtime.prompt import (
+from longllava_trt.core.errors import InputError
+from longllava_trt.runtime.backends.ort.decoder import Decoder, DecoderState
+from longllava_trt.runtime.inputs.encoder import Decoded, Encoder
+from longllava_trt.runtime.inputs.image_files import load_image
+from longllava_trt.runtime.inputs.message import MediaOptions
+from longllava_trt.runtime.inputs.pixels import load_processor_config, preprocess
+from longllava_trt.runtime.model import LongLLaVA, RunOptions
+from longllava_trt.runtime.session import Session
+from longllava_trt.runtime.text.chat import (
     ASSISTANT_ROLE,
     IMAGE_TOKEN_INDEX,
     build_prompt,
     tokenize_prompt,
     wrap_images,
 )
-from runtime.session import Session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -16,17 +16,17 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from longllava_trt.errors import InputError
-from runtime import session_file
-from runtime.model import LongLLaVA, RunOptions
-from runtime.session import Session
+from longllava_trt.core.errors import InputError
+from longllava_trt.runtime import session_file
+from longllava_trt.runtime.model import LongLLaVA, RunOptions
+from longllava_trt.runtime.session import Session
 
 ANSWER = (5, 300, 17, 411)
 OPTIONS = RunOptions(num_threads=1)
 
 ELSEWHERE = """
 import json, sys
-from runtime.model import LongLLaVA, RunOptions
+from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
 model = LongLLaVA.from_bundle(sys.argv[1], RunOptions(num_threads=1))
 session = model.load_session(sys.argv[2])

@@ -11,7 +11,10 @@ import sys
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "transformers", "onnxscript", "onnx_ir", "reference", "export"}:
+        blocked = {"torch", "transformers", "onnxscript", "onnx_ir"}
+        if name.split(".")[0] in blocked or name.startswith(
+            ("longllava_trt.reference", "longllava_trt.export")
+        ):
             raise ModuleNotFoundError(f"No module named {name!r} (blocked)", name=name)
 
 sys.meta_path.insert(0, Blocker())
@@ -23,7 +26,7 @@ else:
     sys.exit("the blocker does not block")
 
 from PIL import Image
-from runtime.model import LongLLaVA
+from longllava_trt.runtime.model import LongLLaVA
 
 model = LongLLaVA.from_bundle(sys.argv[1])
 answer = model.generate("What is this?", [Image.new("RGB", (40, 30), "red")], max_new_tokens=5)

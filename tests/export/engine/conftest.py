@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from longllava_trt.errors import LongLLaVAError
-from plugins_trt.registry import TensorRT, import_tensorrt, load_plugins
+from longllava_trt.core.errors import LongLLaVAError
+from longllava_trt.plugins_trt.registry import TensorRT, import_tensorrt, load_plugins
 from tests.export.stored_traces import stored_traces
 
 
@@ -22,7 +22,7 @@ def tensorrt() -> TensorRT:
 @pytest.fixture(scope="session")
 def plugin_library(tensorrt: TensorRT) -> Path:
     """The library that a build for an A100 in bfloat16 compiles; engines are not run here."""
-    from plugins_trt.build import build_library
+    from longllava_trt.plugins_trt.library.build import build_library
 
     return build_library(archs=[80], dtypes=["bf16"], weight_formats=["none"]).path
 
@@ -36,7 +36,7 @@ def plugins(tensorrt: TensorRT, plugin_library: Path) -> None:
 @pytest.fixture(scope="session")
 def bfloat16_bundle(tiny_checkpoint: Path, traces: Path) -> Path:
     """The tiny checkpoint in bfloat16, with casts behind its weights; not to be written to."""
-    from export.bundle import export_bundle
+    from longllava_trt.export.bundle import export_bundle
 
     bundle = tiny_checkpoint.with_name("bfloat16")
     with stored_traces(traces):

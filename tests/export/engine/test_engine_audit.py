@@ -10,17 +10,17 @@ from typing import Any
 import onnx
 import pytest
 
-from export.engine_audit import AuditReport, audit_network
-from export.engine_graph import fix_dims, rewrite_for_tensorrt
-from export.engine_log import make_logger
-from export.engine_network import StageNetwork, attention_layers, parse_network
-from export.engine_profiles import EngineLimits, engine_spec
-from export.engine_weights import cut_weights
-from longllava_trt.contracts import StageSpec
-from longllava_trt.engine_record import EngineWeight
-from longllava_trt.errors import ExportError
-from longllava_trt.manifest import Manifest
-from plugins_trt.registry import TensorRT
+from longllava_trt.core.engine_record import EngineWeight
+from longllava_trt.core.errors import ExportError
+from longllava_trt.core.manifest import Manifest
+from longllava_trt.core.stage_spec import StageSpec
+from longllava_trt.export.engine.audit import AuditReport, audit_network
+from longllava_trt.export.engine.graph import fix_dims, rewrite_for_tensorrt
+from longllava_trt.export.engine.log import make_logger
+from longllava_trt.export.engine.network import StageNetwork, attention_layers, parse_network
+from longllava_trt.export.engine.profiles import EngineLimits, engine_spec
+from longllava_trt.export.engine.weights import cut_weights
+from longllava_trt.plugins_trt.registry import TensorRT
 
 pytestmark = [pytest.mark.trt, pytest.mark.usefixtures("plugins")]
 

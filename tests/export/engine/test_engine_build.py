@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from export.bundle import export_bundle
-from export.engine import BuildOptions, BuildReport, build_engines
-from export.engine_profiles import EngineLimits
-from longllava_trt.engine_record import EngineRecord, engine_folders
-from longllava_trt.errors import ExportError, InputError, ManifestError
-from longllava_trt.logs import ProgressEvent
-from longllava_trt.manifest import Manifest, record_files
-from plugins_trt.registry import TensorRT
-from reference.synthetic import write_checkpoint
+from longllava_trt.core.engine_record import EngineRecord, engine_folders
+from longllava_trt.core.errors import ExportError, InputError, ManifestError
+from longllava_trt.core.logs import ProgressEvent
+from longllava_trt.core.manifest import Manifest, record_files
+from longllava_trt.export.bundle import export_bundle
+from longllava_trt.export.engine.build import BuildOptions, BuildReport, build_engines
+from longllava_trt.export.engine.profiles import EngineLimits
+from longllava_trt.plugins_trt.registry import TensorRT
+from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
 
 pytestmark = [pytest.mark.trt]
 

@@ -10,14 +10,14 @@ import onnx
 import onnxruntime
 import pytest
 
-from export.engine_graph import (
+from longllava_trt.core.errors import ExportError
+from longllava_trt.core.manifest import Manifest
+from longllava_trt.export.engine.graph import (
     LENGTHS_INPUT,
     convolve_channels_last,
     fix_dims,
     rewrite_for_tensorrt,
 )
-from longllava_trt.errors import ExportError
-from longllava_trt.manifest import Manifest
 
 
 def run(model: onnx.ModelProto, folder: Path, feed: dict[str, Any]) -> list[Any]:

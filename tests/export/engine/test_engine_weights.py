@@ -11,10 +11,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from export.engine_weights import cut_weights
-from longllava_trt.engine_record import EngineWeight
-from longllava_trt.errors import ExportError
-from longllava_trt.manifest import Manifest, WeightRecord
+from longllava_trt.core.engine_record import EngineWeight
+from longllava_trt.core.errors import ExportError
+from longllava_trt.core.manifest import Manifest, WeightRecord
+from longllava_trt.export.engine.weights import cut_weights
 
 
 def read_graph(bundle: Path, stage: str) -> onnx.GraphProto:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins_trt.registry import TensorRT
+from longllava_trt.plugins_trt.registry import TensorRT
 
 ROOT = Path(__file__).parents[3]
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from longllava_trt.errors import MissingDependencyError
-from plugins_trt.aot import compile_images
-from plugins_trt.build import PluginLibrary, build_library
-from plugins_trt.codegen import KernelImage
-from plugins_trt.forms import FORMS, Form, parse_axis
+from longllava_trt.core.errors import MissingDependencyError
+from longllava_trt.plugins_trt.library.aot import compile_images
+from longllava_trt.plugins_trt.library.build import PluginLibrary, build_library
+from longllava_trt.plugins_trt.library.codegen import KernelImage
+from longllava_trt.plugins_trt.plugin_formats import FORMS, Form, parse_axis
 
 _DATA = Path(__file__).parents[1] / "data"
 _TYPES = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "packed": 4, "float32": 0}

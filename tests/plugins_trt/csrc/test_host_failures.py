@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from plugins_trt.build import PluginLibrary
-from plugins_trt.codegen import PLUGIN_VERSION
+from longllava_trt.plugins_trt.library.build import PluginLibrary
+from longllava_trt.plugins_trt.library.codegen import PLUGIN_VERSION
 
 _SCAN = {"batch": 1, "seq_len": 200, "d_inner": 64, "d_state": 16}
 _CONV = {"batch": 1, "seq_len": 200, "d_inner": 64, "d_conv": 4}

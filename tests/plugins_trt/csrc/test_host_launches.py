@@ -15,14 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugins_trt.codegen import KernelImage
-from plugins_trt.kernels.launch import plan_causal_conv, plan_selective_scan
-from plugins_trt.kernels.plan import Launch, Variant, Workspace
-from plugins_trt.kernels.sparse_moe_launch import MoeShape, plan_launches, plan_workspaces
+from longllava_trt.plugins_trt.launch_plans.mixers import plan_causal_conv, plan_selective_scan
+from longllava_trt.plugins_trt.launch_plans.plan import Launch, Variant, Workspace
+from longllava_trt.plugins_trt.launch_plans.sparse_moe import (
+    MoeShape,
+    plan_launches,
+    plan_workspaces,
+)
+from longllava_trt.plugins_trt.library.codegen import KernelImage
 
 pytest.importorskip("triton", reason="kernel signatures need Triton: longllava-trt[plugins]")
 
-from plugins_trt.kernels import sparse_moe_variants, variants
+from longllava_trt.plugins_trt.kernels import sparse_moe_variants, variants
 
 Plan = tuple[list[Launch], list[Workspace]]
 Images = dict[str, tuple[KernelImage, int]]

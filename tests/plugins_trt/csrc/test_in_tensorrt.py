@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from plugins_trt.build import PluginLibrary
-from plugins_trt.forms import FORMS, parse_axis
+from longllava_trt.plugins_trt.library.build import PluginLibrary
+from longllava_trt.plugins_trt.plugin_formats import FORMS, parse_axis
 
 pytestmark = [
     pytest.mark.trt,
@@ -146,7 +146,7 @@ def test_a_bad_node_is_explained_in_tensorrts_log(
 def test_a_library_without_this_dtype_says_so_when_an_engine_is_built(
     tmp_path: Path, plugin_library: PluginLibrary
 ) -> None:
-    from plugins_trt.build import build_library
+    from longllava_trt.plugins_trt.library.build import build_library
 
     cache = plugin_library.path.parents[2]
     small = build_library(archs=(80,), dtypes=("fp16",), weight_formats=("none",), cache=cache)

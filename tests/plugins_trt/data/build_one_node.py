@@ -13,7 +13,7 @@ from typing import Any
 
 from onnx import TensorProto, helper
 
-from plugins_trt.registry import import_tensorrt, load_plugins
+from longllava_trt.plugins_trt.registry import import_tensorrt, load_plugins
 
 _BOUNDS = {"batch": (1, 1, 2), "seq_len": (1, 64, 4096), "num_tokens": (1, 64, 4096)}
 _ONNX = {"bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16, "fp32": TensorProto.FLOAT}

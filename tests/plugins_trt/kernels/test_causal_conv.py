@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugins_trt.kernels.launch import plan_causal_conv
+from longllava_trt.plugins_trt.launch_plans.mixers import plan_causal_conv
 
 LIMIT = 1e-6
 DTYPES = ["float32", "bfloat16", "float16"]
@@ -18,13 +18,13 @@ CASES += [(1, 1000, f) for f in LAYOUTS] + [(3, 1000, "channels_first")]
 
 
 def conv(tensors: dict[str, Any]) -> tuple[Any, Any]:
-    from plugins_trt.kernels.causal_conv import causal_conv
+    from longllava_trt.plugins_trt.kernels.causal_conv import causal_conv
 
     return causal_conv(**tensors)
 
 
 def naive(tensors: dict[str, Any]) -> tuple[Any, Any]:
-    from plugins_trt.kernels.naive import naive_causal_conv
+    from longllava_trt.plugins_trt.kernels.naive import naive_causal_conv
 
     return naive_causal_conv(**tensors)
 

@@ -10,16 +10,16 @@ from typing import Literal
 
 import pytest
 
-from plugins_trt.kernels.launch import plan_causal_conv, plan_selective_scan
-from plugins_trt.kernels.plan import Launch
+from longllava_trt.plugins_trt.launch_plans.mixers import plan_causal_conv, plan_selective_scan
+from longllava_trt.plugins_trt.launch_plans.plan import Launch
 
 ROOT = Path(__file__).parents[3]
 
 # a process of its own: what is interpreted in this one cannot be compiled in it
 MEASURE = """
 import sys
-from plugins_trt.kernels.resources import measure
-from plugins_trt.kernels.variants import list_variants
+from longllava_trt.plugins_trt.kernels.resources import measure
+from longllava_trt.plugins_trt.kernels.variants import list_variants
 for dtype in sys.argv[2:]:
     for variant in list_variants(dtype):
         print(variant.name, measure(variant, arch=int(sys.argv[1])).spilled_bytes)
@@ -38,7 +38,7 @@ def planned() -> list[Launch]:
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
 def test_every_launch_has_a_variant(dtype: Literal["fp32", "fp16", "bf16"]) -> None:
-    from plugins_trt.kernels.variants import list_variants
+    from longllava_trt.plugins_trt.kernels.variants import list_variants
 
     variants = {(v.kernel.__name__, tuple(v.blocks.items())): v for v in list_variants(dtype)}
     assert len(variants) == len(list_variants(dtype)), "a kernel is compiled twice"
@@ -79,9 +79,9 @@ def test_other_targets_compile(arch: str) -> None:
 
 
 def test_an_interpreted_kernel_is_refused() -> None:
-    from longllava_trt.errors import LongLLaVAError
-    from plugins_trt.kernels.resources import compile_kernel
-    from plugins_trt.kernels.variants import list_variants
+    from longllava_trt.core.errors import LongLLaVAError
+    from longllava_trt.plugins_trt.kernels.resources import compile_kernel
+    from longllava_trt.plugins_trt.kernels.variants import list_variants
 
     with pytest.raises(LongLLaVAError, match="TRITON_INTERPRET"):
         compile_kernel(list_variants("bf16")[0], arch=80)

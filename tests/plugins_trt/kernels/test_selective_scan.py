@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from plugins_trt.kernels.launch import plan_selective_scan, scan_chunks
+from longllava_trt.plugins_trt.launch_plans.mixers import plan_selective_scan, scan_chunks
 
 LIMIT = 2e-6
 DTYPES = ["float32", "bfloat16", "float16"]
@@ -23,13 +23,13 @@ A100 = 108
 
 
 def scan(tensors: dict[str, Any], **options: Any) -> tuple[Any, Any]:
-    from plugins_trt.kernels.selective_scan import selective_scan
+    from longllava_trt.plugins_trt.kernels.selective_scan import selective_scan
 
     return selective_scan(**tensors, **options)
 
 
 def naive(tensors: dict[str, Any]) -> tuple[Any, Any]:
-    from plugins_trt.kernels.naive import naive_selective_scan
+    from longllava_trt.plugins_trt.kernels.naive import naive_selective_scan
 
     return naive_selective_scan(**tensors)
 

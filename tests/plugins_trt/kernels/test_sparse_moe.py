@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from longllava_trt.errors import ContractError
-from plugins_trt.kernels.sparse_moe import KERNELS, sparse_moe
-from plugins_trt.kernels.sparse_moe_formats import (
+from longllava_trt.core.errors import ContractError
+from longllava_trt.plugins_trt.kernels.sparse_moe import KERNELS, sparse_moe
+from longllava_trt.plugins_trt.kernels.sparse_moe_formats import (
     dequantise_int4,
     dequantise_int8,
     quantise_int4,
     quantise_int8,
 )
-from plugins_trt.kernels.sparse_moe_launch import TILES, Tile
-from plugins_trt.kernels.sparse_moe_naive import naive_sparse_moe
+from longllava_trt.plugins_trt.kernels.sparse_moe_naive import naive_sparse_moe
+from longllava_trt.plugins_trt.launch_plans.sparse_moe import TILES, Tile
 
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from longllava_trt.errors import ContractError
-from plugins_trt.kernels.sparse_moe_formats import (
+from longllava_trt.core.errors import ContractError
+from longllava_trt.plugins_trt.kernels.sparse_moe_formats import (
     dequantise_int4,
     dequantise_int8,
     pack_int4,

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from plugins_trt.kernels.sparse_moe import KERNELS
-from plugins_trt.kernels.sparse_moe_launch import MoeShape, plan_launches, plan_workspaces
+from longllava_trt.plugins_trt.kernels.sparse_moe import KERNELS
+from longllava_trt.plugins_trt.launch_plans.sparse_moe import (
+    MoeShape,
+    plan_launches,
+    plan_workspaces,
+)
 
 DEVICE = "cpu" if os.environ["TRITON_INTERPRET"] == "1" else "cuda"
 GUARD = 8

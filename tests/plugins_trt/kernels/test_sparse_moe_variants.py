@@ -11,8 +11,8 @@ from typing import Literal
 
 import pytest
 
-from plugins_trt.kernels.sparse_moe_launch import MoeShape, plan_launches
-from plugins_trt.kernels.sparse_moe_variants import list_variants
+from longllava_trt.plugins_trt.kernels.sparse_moe_variants import list_variants
+from longllava_trt.plugins_trt.launch_plans.sparse_moe import MoeShape, plan_launches
 
 ROOT = Path(__file__).parents[3]
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from plugins_trt.kernels.sparse_moe_variants import list_variants
+from longllava_trt.plugins_trt.kernels.sparse_moe_variants import list_variants
 
 dtype, arch = sys.argv[1], int(sys.argv[2])
 ptxas = triton.knobs.nvidia.ptxas.path if arch < 90 else triton.knobs.nvidia.ptxas_blackwell.path

@@ -1,0 +1,125 @@
+"""The header of one safetensors file, and the place of each tensor in it.
+
+A tensor is a file, an offset and a length: enough to point an ONNX initializer at it, to copy it, or to map it into
+memory. A part of a tensor is nothing special, only another offset. Reads no weights but through `read_tensor`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+from longllava_trt.core.errors import CheckpointError
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+__all__ = ["DTYPES", "TensorSource", "read_header", "read_tensor"]
+
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""Our names of the dtypes we read, by the format's."""
+
+_NUMPY = {
+    "float32": np.dtype(np.float32),
+    "float16": np.dtype(np.float16),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+}
+_MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSource:
+    """Where one tensor lies."""
+
+    file: Path
+    """Name of the file in the checkpoint's folder; absolute if it lies elsewhere."""
+    offset: int
+    """First byte, counted from the start of the file."""
+    nbytes: int
+    shape: tuple[int, ...]
+    """Row-major."""
+    dtype: str
+    """`float32`, `float16` or `bfloat16`; any other is the file's own word for it and cannot be read."""
+
+
+def read_header(path: Path) -> dict[str, TensorSource]:
+    """Return the tensors of one safetensors file by their stored keys, having checked the file's length."""
+    if not path.is_file():
+        raise CheckpointError(f"{path.name} is missing")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > min(size - 8, _MAX_HEADER_BYTES):
+                raise CheckpointError(
+                    f"{path.name} is cut off or no safetensors file: its header claims {length} bytes, "
+                    f"the file has {size}"
+                )
+            header = json.loads(file.read(length))
+        header.pop("__metadata__", None)
+        spans = {key: _parse_entry(entry) for key, entry in header.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        raise CheckpointError(
+            f"{path.name} has a header that cannot be read ({type(err).__name__}: {err})"
+        ) from err
+    _check_spans(path.name, spans.values(), size - 8 - length)
+    return {
+        key: TensorSource(
+            Path(path.name), 8 + length + begin, end - begin, shape, DTYPES.get(dtype, dtype)
+        )
+        for key, (dtype, shape, begin, end) in spans.items()
+    }
+
+
+Span = tuple[str, tuple[int, ...], int, int]
+
+
+def _parse_entry(entry: Mapping[str, Any]) -> Span:
+    """Return dtype, shape, begin and end of one header entry; `ValueError` if they do not belong together."""
+    dtype, shape = str(entry["dtype"]), tuple(map(int, entry["shape"]))
+    begin, end = map(int, entry["data_offsets"])
+    known = _NUMPY.get(DTYPES.get(dtype, ""))
+    if min(shape, default=0) < 0 or (known and end - begin != math.prod(shape) * known.itemsize):
+        raise ValueError(f"{dtype} {list(shape)} does not take bytes {begin} to {end}")
+    return dtype, shape, begin, end
+
+
+def _check_spans(name: str, spans: Iterable[Span], data_bytes: int) -> None:
+    """Check that tensors fill the data without gaps or overlaps, as the format demands."""
+    cursor = 0
+    for _, _, begin, end in sorted(spans, key=lambda span: span[2:]):
+        if begin != cursor or end < begin:
+            raise CheckpointError(
+                f"{name} has tensors that overlap or leave gaps at byte {begin} of its data"
+            )
+        cursor = end
+    if cursor != data_bytes:
+        verb = "is cut off" if cursor > data_bytes else "is too long"
+        raise CheckpointError(
+            f"{name} {verb}: its tensors take {cursor} bytes, it has {data_bytes}"
+        )
+
+
+def read_tensor(source: TensorSource, folder: Path) -> npt.NDArray[Any]:
+    """Map a tensor into memory, read-only; nothing is loaded until it is used.
+
+    Args:
+        source: From the index of `folder`.
+        folder: Checkpoint.
+    """
+    dtype = _NUMPY.get(source.dtype)
+    if dtype is None:
+        raise CheckpointError(
+            f"{folder / source.file}: dtype must be one of {', '.join(_NUMPY)}, got {source.dtype}; "
+            "convert the checkpoint"
+        )
+    return np.memmap(
+        folder / source.file, dtype, mode="r", offset=source.offset, shape=source.shape
+    )

@@ -1,0 +1,1 @@
+"""Bundle to TensorRT engines, for a GPU that need not be here."""

@@ -1,0 +1,96 @@
+"""What TensorRT says while it works: its messages kept for errors, its progress handed on.
+
+The classes are made when TensorRT is there, because they must derive from its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from longllava_trt.plugins_trt.registry import TensorRT
+
+__all__ = ["MessageLog", "make_logger", "make_monitor"]
+
+logger = logging.getLogger(__name__)
+
+_KEPT = 6
+_NOISE = ("catchCudaError", "End node", "Begin node")
+"""Lines that TensorRT adds to any error: without a GPU it fails to ask the driver for details of each."""
+
+
+class MessageLog(Protocol):
+    """A TensorRT logger that remembers."""
+
+    def last_errors(self) -> str:
+        """Return the last error lines in one, for the message of an exception; forgets them."""
+        ...
+
+
+def make_logger(tensorrt: TensorRT) -> Any:
+    """Return a `MessageLog` that TensorRT accepts; it writes to the logger `longllava_trt.export.engine.log`.
+
+    What TensorRT calls a warning is of interest to us alone, such as that a name in ONNX was long: it is logged as
+    information, and everything below as debugging.
+    """
+    trt = tensorrt.module
+    severities = trt.ILogger.Severity
+    levels = {severities.WARNING: logging.INFO, severities.INFO: logging.DEBUG}
+
+    class Log(trt.ILogger):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self._errors: deque[str] = deque(maxlen=_KEPT)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in {severities.ERROR, severities.INTERNAL_ERROR}:
+                logger.debug("%s", message)
+                if not any(noise in message for noise in _NOISE):
+                    self._errors.append(" ".join(message.split()))
+            elif severity in levels:
+                logger.log(levels[severity], "%s", message)
+
+        def last_errors(self) -> str:
+            lines = " | ".join(self._errors)
+            self._errors.clear()
+            return lines or "TensorRT gave no reason"
+
+    return Log()
+
+
+def make_monitor(tensorrt: TensorRT, tell: Callable[[str], None]) -> Any:
+    """Return a progress monitor that tells each phase of a build as it begins.
+
+    After Ctrl-C its attribute `interrupted` is true, and the build has been cancelled.
+
+    Args:
+        tensorrt: Whose interface to implement.
+        tell: Called with the name of the phase; from TensorRT's threads.
+    """
+
+    class Monitor(tensorrt.module.IProgressMonitor):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.interrupted = False
+
+        def phase_start(self, phase_name: str, *_: object) -> None:
+            self._guarded(lambda: tell(phase_name.strip()))
+
+        def step_complete(self, *_: object) -> bool:
+            # a signal reaches Python code only, and there is none running but this
+            self._guarded(lambda: None)
+            return not self.interrupted
+
+        def phase_finish(self, *_: object) -> None:
+            pass
+
+        def _guarded(self, call: Callable[[], None]) -> None:
+            # an exception must not pass through TensorRT's own frames
+            try:
+                call()
+            except KeyboardInterrupt:
+                self.interrupted = True
+
+    return Monitor()

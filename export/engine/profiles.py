@@ -1,0 +1,83 @@
+"""Which sizes an engine is built for: dims that are fixed, and the profiles over those that vary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from longllava_trt.core.engine_record import ShapeRange
+from longllava_trt.core.errors import InputError
+from longllava_trt.core.stage_spec import StageSpec, TensorSpec
+
+__all__ = ["EngineLimits", "engine_spec", "stage_profiles"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineLimits:
+    """How large the inputs of engines may get."""
+
+    max_context: int = 176_000
+    """Positions that the KV cache has room for; fixed in the engine."""
+    chunk: int = 4096
+    """Tokens that the decoder takes in one call while it reads a prompt."""
+    vision_batch: int = 16
+    """Images in one call of the vision tower and the projector."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no engine could be built for."""
+        # attention over more than 32,768 positions does not build for exactly one query (TensorRT-RTX 1.7)
+        if self.chunk < 2:
+            raise InputError(f"chunk: must be at least 2 tokens, got {self.chunk}")
+        if self.max_context < self.chunk:
+            raise InputError(
+                f"max-context: must be at least the chunk of {self.chunk} tokens, got {self.max_context}; "
+                "raise --max-context or lower --chunk"
+            )
+        if self.vision_batch < 1:
+            raise InputError(f"vision-batch: must be at least 1 image, got {self.vision_batch}")
+
+    @property
+    def fixed(self) -> dict[str, int]:
+        """Sizes of the dims that do not vary, by name."""
+        return {"batch": 1, "capacity": self.max_context}
+
+    def ranges(self, stage: str) -> dict[str, dict[str, tuple[int, int, int]]]:
+        """Return least, typical and largest size of the dims that vary, by profile."""
+        if stage in {"vision", "projector"}:
+            return {"images": {"num_images": (1, self.vision_batch, self.vision_batch)}}
+        chunk = {"chunk": {"seq_len": (1, max(self.chunk // 2, 1), self.chunk)}}
+        # 2 and not 1, for the reason above
+        return chunk | ({"decode": {"seq_len": (1, 1, 2)}} if stage == "decoder" else {})
+
+
+def engine_spec(spec: StageSpec, limits: EngineLimits) -> StageSpec:
+    """Return a stage's contract with the fixed dims as numbers."""
+
+    def fix(tensor: TensorSpec) -> TensorSpec:
+        shape = tuple(limits.fixed.get(d, d) if isinstance(d, str) else d for d in tensor.shape)
+        return TensorSpec(tensor.name, shape, tensor.dtype)
+
+    return StageSpec(spec.name, tuple(map(fix, spec.inputs)), tuple(map(fix, spec.outputs)))
+
+
+def stage_profiles(spec: StageSpec, limits: EngineLimits) -> Mapping[str, Mapping[str, ShapeRange]]:
+    """Return the shapes that each profile allows for each input that varies.
+
+    Args:
+        spec: From `engine_spec`.
+        limits: The same.
+    """
+    return {
+        name: {
+            tensor.name: ShapeRange(*(_shape(tensor, dims, end) for end in range(3)))
+            for tensor in spec.inputs
+            if any(isinstance(dim, str) for dim in tensor.shape)
+        }
+        for name, dims in limits.ranges(spec.name).items()
+    }
+
+
+def _shape(
+    tensor: TensorSpec, dims: Mapping[str, tuple[int, int, int]], end: int
+) -> tuple[int, ...]:
+    return tuple(dims[d][end] if isinstance(d, str) else d for d in tensor.shape)

@@ -1,0 +1,161 @@
+"""One stage of a bundle into one engine: rewritten, parsed, audited, built."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx
+from google.protobuf.message import DecodeError
+
+from longllava_trt.core.engine_record import EngineWeight
+from longllava_trt.core.errors import ExportError, ManifestError
+from longllava_trt.core.manifest import Manifest
+from longllava_trt.export.engine.audit import AuditReport, audit_network
+from longllava_trt.export.engine.graph import convolve_channels_last, fix_dims, rewrite_for_tensorrt
+from longllava_trt.export.engine.log import make_logger, make_monitor
+from longllava_trt.export.engine.network import StageNetwork, parse_network
+from longllava_trt.export.engine.profiles import EngineLimits, engine_spec, stage_profiles
+from longllava_trt.export.engine.target import set_target
+from longllava_trt.export.engine.weights import cut_weights
+from longllava_trt.plugins_trt.registry import TensorRT, import_tensorrt, load_plugins
+
+__all__ = ["BuiltStage", "EngineWeights", "build_stage", "load_network", "stage_network"]
+
+EngineWeights = Literal["external", "embedded"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuiltStage:
+    """An engine in memory, and what is known of it."""
+
+    plan: Any
+    """Serialised engine; supports the buffer protocol."""
+    weights: tuple[EngineWeight, ...]
+    audit: AuditReport
+    seconds: float
+
+
+def build_stage(
+    tensorrt: TensorRT,
+    bundle: Path,
+    stage: str,
+    *,
+    target: str,
+    weights: EngineWeights,
+    limits: EngineLimits,
+    tell: Callable[[str], None],
+) -> BuiltStage:
+    """Build one engine; the plugins that it needs must be registered.
+
+    Args:
+        tensorrt: Who builds.
+        bundle: Where the graph is.
+        stage: Which.
+        target: From `resolve_target`.
+        weights: Whether weights are inputs of the engine or part of it.
+        limits: Sizes.
+        tell: Called with what TensorRT is doing.
+
+    Raises:
+        ManifestError: If the graph cannot be read.
+        ExportError: If TensorRT cannot parse or build it, or the audit finds a fault.
+    """
+    begin = time.monotonic()
+    log = make_logger(tensorrt)
+    tell("parsing")
+    parsed, cut, report = stage_network(
+        tensorrt, bundle, stage, log=log, weights=weights, limits=limits
+    )
+    manifest = Manifest.load(bundle)
+    config = _builder_config(tensorrt, parsed, target)
+    _add_profiles(parsed, config, engine_spec(manifest.stage(stage).spec, limits), limits)
+    monitor = make_monitor(tensorrt, tell)
+    config.progress_monitor = monitor
+    plan = parsed.builder.build_serialized_network(parsed.network, config)
+    if monitor.interrupted:
+        raise KeyboardInterrupt
+    if plan is None:
+        raise ExportError(f"{stage}: TensorRT cannot build for {target}: {log.last_errors()}")
+    return BuiltStage(plan=plan, weights=cut, audit=report, seconds=time.monotonic() - begin)
+
+
+def stage_network(
+    tensorrt: TensorRT,
+    bundle: Path,
+    stage: str,
+    *,
+    log: Any,
+    weights: EngineWeights = "external",
+    limits: EngineLimits | None = None,
+) -> tuple[StageNetwork, tuple[EngineWeight, ...], AuditReport]:
+    """Return a stage's audited network and the weights among its inputs; arguments as of `build_stage`."""
+    limits = limits or EngineLimits()
+    manifest = Manifest.load(bundle)
+    record = manifest.stage(stage)
+    path = bundle / record.file
+    model = _read_graph(path)
+    names = [init.name for init in model.graph.initializer if init.external_data]
+    cut = cut_weights(model.graph, manifest.weights) if weights == "external" else ()
+    convolve_channels_last(model.graph)
+    rewrite_for_tensorrt(model.graph)
+    fix_dims(model.graph, limits.fixed)
+    parsed = parse_network(tensorrt, model, log, path=path if weights == "embedded" else None)
+    report = audit_network(
+        tensorrt,
+        parsed,
+        spec=engine_spec(record.spec, limits),
+        inputs=cut,
+        weight_names=names,
+        dtype=manifest.dtype,
+    )
+    return parsed, cut, report
+
+
+def load_network(
+    bundle: Path, stage: str, *, plugins: Path, limits: EngineLimits | None = None
+) -> tuple[Any, Any, Any]:
+    """Return builder, network and parser of a stage, as scripts for Polygraphy must.
+
+    Registers the plugins for the rest of the process. Uses the TensorRT that Polygraphy was told to use by its
+    variable POLYGRAPHY_USE_TENSORRT_RTX.
+
+    Args:
+        bundle: Where the graph is.
+        stage: Which.
+        plugins: Plugin library.
+        limits: Sizes; by default those of `longllava-trt build`.
+    """
+    use_rtx = os.environ.get("POLYGRAPHY_USE_TENSORRT_RTX", "0") not in {"", "0"}
+    tensorrt = import_tensorrt("tensorrt-rtx" if use_rtx else "tensorrt")
+    load_plugins(tensorrt, plugins)
+    log = make_logger(tensorrt)
+    parsed, _, _ = stage_network(tensorrt, bundle, stage, log=log, limits=limits)
+    return parsed.builder, parsed.network, parsed.parser
+
+
+def _read_graph(path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.load(path, load_external_data=False)
+    except (OSError, DecodeError) as err:
+        raise ManifestError(f"{path}: not an ONNX graph ({err}); export the bundle again") from err
+
+
+def _builder_config(tensorrt: TensorRT, parsed: StageNetwork, target: str) -> Any:
+    config = parsed.builder.create_builder_config()
+    set_target(tensorrt, config, target)
+    # float32 means float32
+    config.clear_flag(tensorrt.module.BuilderFlag.TF32)
+    return config
+
+
+def _add_profiles(parsed: StageNetwork, config: Any, spec: Any, limits: EngineLimits) -> None:
+    for shapes in stage_profiles(spec, limits).values():
+        profile = parsed.builder.create_optimization_profile()
+        for name, shape in shapes.items():
+            profile.set_shape(name, shape.min, shape.opt, shape.max)
+        config.add_optimization_profile(profile)

@@ -1,0 +1,203 @@
+"""The experts of a layer, quantised block by block into one file.
+
+Codes are written as they are made. What is in memory is one matrix as it is mapped, its codes, a block of rows a
+thread, and the layer's scales.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+import numpy as np
+
+from longllava_trt.core.errors import CheckpointError
+from longllava_trt.core.manifest import MoeQuant, QuantisationError
+from longllava_trt.core.safetensors_header import TensorSource, read_tensor
+from longllava_trt.export.quantisation.expert_files import expert_header
+from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.plugins_trt.kernels.sparse_moe_formats import (
+    dequantise_int4,
+    dequantise_int8,
+    quantise_int4,
+    quantise_int8,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["QuantisedLayer", "quantise_layer"]
+
+_BLOCK_ELEMENTS = 2**17
+"""Of one matrix at a time; small enough for a core's cache, large enough that NumPy's calls cost nothing."""
+_MAX_THREADS = 4
+
+_CODECS: Mapping[MoeQuant, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "w8a16": (quantise_int8, dequantise_int8),
+    "w4a16": (quantise_int4, dequantise_int4),
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QuantisedLayer:
+    """What was written."""
+
+    sha256: str
+    bytes_read: int
+    """Of the checkpoint's weights."""
+    errors: tuple[QuantisationError, ...]
+    """Of gate, up and down."""
+
+
+class _HashedFile:
+    """A file that is hashed as it is written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self.sha256.update(data)
+
+
+class _Loss:
+    """Sums over the blocks of one kind of matrix."""
+
+    def __init__(self) -> None:
+        self.squares = self.lost_squares = 0.0
+        self.largest = self.largest_lost = 0.0
+
+    def add(self, block: _Block) -> None:
+        self.squares += block.squares
+        self.lost_squares += block.lost_squares
+        self.largest = max(self.largest, block.largest)
+        self.largest_lost = max(self.largest_lost, block.largest_lost)
+
+    def error(self, layer: int, matrix: str) -> QuantisationError:
+        """Return the two ratios; zero weights lose nothing."""
+        return QuantisationError(
+            layer=layer,
+            matrix=matrix,
+            relative_rms=(self.lost_squares / self.squares) ** 0.5 if self.squares else 0.0,
+            max_abs=self.largest_lost / self.largest if self.largest else 0.0,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Block:
+    """Some rows of a matrix, quantised."""
+
+    codes: NDArray[Any]
+    scales: NDArray[np.float32]
+    bytes_read: int
+    squares: float
+    lost_squares: float
+    largest: float
+    largest_lost: float
+
+
+def quantise_layer(
+    path: Path,
+    layer: int,
+    *,
+    config: DecoderConfig,
+    sources: Mapping[str, TensorSource],
+    checkpoint: Path,
+    quant: MoeQuant,
+) -> QuantisedLayer:
+    """Write a layer's file; it appears when it is complete.
+
+    Args:
+        path: File to make.
+        layer: Number of a routed layer.
+        config: The decoder.
+        sources: Where each weight lies, by checkpoint name.
+        checkpoint: Folder that relative sources are in.
+        quant: `w8a16` or `w4a16`.
+
+    Raises:
+        CheckpointError: If a weight is NaN or infinite.
+    """
+    path.parent.mkdir(exist_ok=True)
+    unfinished = path.with_name(f"{path.name}.partial")
+    losses = {matrix: _Loss() for matrix in ("gate", "up", "down")}
+    scales: list[NDArray[np.float32]] = []
+    bytes_read = 0
+    with unfinished.open("wb") as file:
+        output = _HashedFile(file)
+        output.write(expert_header(config, layer, quant))
+        for matrix, block in _blocks(layer, config.num_experts, sources, checkpoint, quant):
+            output.write(block.codes.data)
+            scales.append(block.scales)
+            losses[matrix].add(block)
+            bytes_read += block.bytes_read
+        for rows in scales:
+            output.write(rows.data)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+    errors = tuple(loss.error(layer, matrix) for matrix, loss in losses.items())
+    digest = output.sha256.hexdigest()
+    return QuantisedLayer(sha256=digest, bytes_read=bytes_read, errors=errors)
+
+
+def _blocks(
+    layer: int,
+    num_experts: int,
+    sources: Mapping[str, TensorSource],
+    checkpoint: Path,
+    quant: MoeQuant,
+) -> Iterator[tuple[str, _Block]]:
+    """Yield every block of rows with the kind of its matrix, in the file's order."""
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
+        for expert, matrix in _stored_order(num_experts):
+            name = f"model.layers.{layer}.moe.experts.{expert}.{matrix}_proj.weight"
+            weights = read_tensor(sources[name], checkpoint)
+            for block in pool.map(partial(_quantise, quant=quant), _row_blocks(weights)):
+                if not np.isfinite(block.lost_squares):
+                    raise CheckpointError(
+                        f"{name}: must be finite to be quantised, got NaN or infinity; fetch the checkpoint again"
+                    )
+                yield matrix, block
+
+
+def _stored_order(num_experts: int) -> Iterator[tuple[int, str]]:
+    """Yield expert and matrix as they lie in the file: each expert's gate and up, then each one's down."""
+    for expert in range(num_experts):
+        yield expert, "gate"
+        yield expert, "up"
+    for expert in range(num_experts):
+        yield expert, "down"
+
+
+def _row_blocks(weights: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    rows = max(1, _BLOCK_ELEMENTS // weights.shape[1])
+    for begin in range(0, len(weights), rows):
+        yield weights[begin : begin + rows]
+
+
+def _quantise(rows: NDArray[Any], *, quant: MoeQuant) -> _Block:
+    """Quantise some rows and measure what they lose; sums are in float64 and in a fixed order."""
+    quantise, dequantise = _CODECS[quant]
+    weights = rows.astype(np.float32)
+    # what is not finite is reported by who sees the sums
+    with np.errstate(invalid="ignore", over="ignore"):
+        codes, scales = quantise(weights)
+        lost = dequantise(codes, scales)
+        lost -= weights
+        return _Block(
+            codes=codes,
+            scales=scales,
+            bytes_read=rows.nbytes,
+            squares=float(np.square(weights).sum(dtype=np.float64)),
+            lost_squares=float(np.square(lost).sum(dtype=np.float64)),
+            largest=float(np.abs(weights).max()),
+            largest_lost=float(np.abs(lost).max()),
+        )

@@ -1,0 +1,47 @@
+"""A traced decoder reads quantised experts in place of the checkpoint's."""
+
+from __future__ import annotations
+
+import re
+
+import onnx_ir as ir
+
+from longllava_trt.core.manifest import MoeQuant
+from longllava_trt.export.quantisation.expert_files import EXPERT_FORMATS, expert_records
+from longllava_trt.export.weights import ir_dtype
+from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.plugins_trt.spec import SPARSE_MOE
+
+__all__ = ["read_quantised_experts"]
+
+_EXPERT = re.compile(r"model\.layers\.(\d+)\.moe\.experts\.")
+
+
+def read_quantised_experts(graph: ir.Graph, config: DecoderConfig, *, quant: MoeQuant) -> None:
+    """Give every `SparseMoE` the codes and scales of its layer; what stacked the experts is left unused.
+
+    Args:
+        graph: Weights are inputs; changed in place.
+        config: The decoder.
+        quant: `w8a16` or `w4a16`.
+    """
+    for node in list(graph):
+        if (node.domain, node.op_type) != (SPARSE_MOE.domain, SPARSE_MOE.op_type):
+            continue
+        records = expert_records(config, _layer_behind(node.inputs[2]), quant)
+        node.resize_inputs(2 + len(records))
+        for place, (name, record) in enumerate(records.items(), start=2):
+            kind, shape = ir.TensorType(ir_dtype(record.dtype)), ir.Shape(record.shape)
+            value = ir.Value(name=name, type=kind, shape=shape)
+            graph.inputs.append(value)
+            node.replace_input_with(place, value)
+        node.attributes.add(ir.AttrString("weight_format", EXPERT_FORMATS[quant].weight_format))
+
+
+def _layer_behind(value: ir.Value | None) -> int:
+    """Return the layer whose experts a value is made of."""
+    while value is not None and (node := value.producer()) is not None:
+        value = node.inputs[0]
+    match = _EXPERT.match((value and value.name) or "")
+    assert match, "Bug: experts are stacked from weights"
+    return int(match[1])

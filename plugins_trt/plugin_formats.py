@@ -1,0 +1,99 @@
+"""The operators' forms: what each takes in every layout and weight format that our plugins know.
+
+`spec.py` says what an operator is; a GPU can take some of its tensors in other shapes or dtypes, and
+each such choice is a form. The C++ host checks tensors against these tables, and TensorRT learns
+formats and output shapes from them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from longllava_trt.plugins_trt.kernels.sparse_moe_formats import GROUP
+from longllava_trt.plugins_trt.spec import CAUSAL_CONV, SELECTIVE_SCAN, SPARSE_MOE, OperatorSpec
+
+__all__ = ["FORMS", "Axis", "Form", "FormValue", "parse_axis"]
+
+_AXIS = re.compile(r"(?:(\d+)\*)?([a-z]\w*)(?:/(\d+))?(?:-(\d+))?")
+
+
+@dataclass(frozen=True, slots=True)
+class FormValue:
+    """One input or output."""
+
+    name: str
+    axes: tuple[str | int, ...]
+    """As `OperatorValue.axes`; beyond those, `x/n` is x over n, rounded up."""
+    dtype: str
+    """`T`, `float32`, `int8`, or `packed`: two int4 a byte, as int8 or uint8."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Form:
+    """One operator in one layout and weight format."""
+
+    op_type: str
+    variant: str = ""
+    """Empty where the form is the specification's own."""
+    inputs: tuple[FormValue, ...]
+    outputs: tuple[FormValue, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """One dimension: ceil(scale * symbol / divisor) + offset; without a symbol, the offset."""
+
+    symbol: str | None
+    scale: int = 1
+    divisor: int = 1
+    offset: int = 0
+
+
+def parse_axis(axis: str | int) -> Axis:
+    """Return what an entry of ``axes`` stands for."""
+    if isinstance(axis, int):
+        return Axis(None, offset=axis)
+    match = _AXIS.fullmatch(axis)
+    assert match, f"Bug: axis {axis!r} of an operator cannot be parsed"
+    scale, symbol, divisor, less = match.groups()
+    return Axis(symbol, int(scale or 1), int(divisor or 1), -int(less or 0))
+
+
+def _form(spec: OperatorSpec, variant: str = "", **changed: FormValue) -> Form:
+    inputs, outputs = (
+        [changed.pop(v.name, FormValue(v.name, v.axes, v.dtype)) for v in values]
+        for values in (spec.inputs, spec.outputs)
+    )
+    inputs += changed.values()
+    return Form(op_type=spec.op_type, variant=variant, inputs=tuple(inputs), outputs=tuple(outputs))
+
+
+def _quantised(variant: str, dtype: str, *, packed: str = "", group: int | None = None) -> Form:
+    known = {v.name: v for v in (*SPARSE_MOE.inputs, *SPARSE_MOE.optional_inputs)}
+    changed = {}
+    for name in ("gate_up", "down"):
+        *rows, columns = known[name].axes
+        scales = known[f"{name}_scales"]
+        groups = (f"{columns}/{group}",) if group else ()
+        changed[name] = FormValue(name, (*rows, f"{columns}{packed}"), dtype)
+        changed[scales.name] = FormValue(scales.name, (*scales.axes, *groups), scales.dtype)
+    return _form(SPARSE_MOE, variant, **changed)
+
+
+_BY_TOKEN = ("batch", "seq_len", "d_inner")
+
+FORMS = (
+    _form(SELECTIVE_SCAN),
+    _form(SPARSE_MOE, "none"),
+    _quantised("int8", "int8"),
+    _quantised("int4", "packed", packed="/2", group=GROUP),
+    _form(CAUSAL_CONV),
+    _form(
+        CAUSAL_CONV,
+        "channels_last",
+        input=FormValue("input", _BY_TOKEN, "T"),
+        output=FormValue("output", _BY_TOKEN, "T"),
+    ),
+)
+"""Every form, by operator. Formats of quantised experts: `kernels/sparse_moe_formats.py`."""

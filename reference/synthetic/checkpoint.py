@@ -1,0 +1,163 @@
+"""Synthetic checkpoints in the original's file format and key names: seeded random weights, or holes.
+
+Random weights mean nothing, but they behave: activations stay near one, the router has preferences, images and
+far-away tokens change the next token, and greedy decoding neither stops at once nor repeats one token. Holes take no
+disk, so that the published sizes fit anywhere. Knows nothing of PyTorch.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from longllava_trt.core.errors import InputError
+from longllava_trt.core.publish import published
+from longllava_trt.models.checkpoint import INDEX_FILE
+from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
+from longllava_trt.models.llava_jamba.weights import expected_tensors
+from longllava_trt.reference.synthetic.config import config_files
+from longllava_trt.reference.synthetic.presets import PRESETS, PUBLISHED, preset_config
+from longllava_trt.reference.synthetic.tokenizer import TEXT_VOCABULARY, tokenizer_files
+from longllava_trt.reference.synthetic.weights import draw_tensor
+
+__all__ = ["PRESETS", "write_checkpoint"]
+
+Shapes = dict[str, tuple[int, ...]]
+
+_DTYPES = {
+    "float32": ("F32", np.dtype(np.float32)),
+    "float16": ("F16", np.dtype(np.float16)),
+    "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
+}
+_SHARD_BYTES = 256 * 2**20
+_PUBLISHED_SHARD_BYTES = 5 * 10**9
+"""Cuts the published sizes into the published shards: 4 of the 9B, 22 of the 53B."""
+
+
+def write_checkpoint(
+    folder: Path,
+    *,
+    preset: str,
+    seed: int = 0,
+    dtype: str | None = None,
+    layers: int | None = None,
+    sparse: bool = False,
+    shard_bytes: int | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write a synthetic checkpoint; the folder appears whole or not at all.
+
+    Args:
+        folder: Where to; must not exist or be empty.
+        preset: One of `PRESETS`.
+        seed: Not negative. The same seed gives the same bytes.
+        dtype: Of every tensor: float32, float16 or bfloat16; by default the preset's own.
+        layers: Write the first decoder layers alone.
+        sparse: Leave a hole in each file where its weights would be; they read as zeros.
+        shard_bytes: Largest shard, unless one tensor is larger; there are always two shards or more. By default the
+            published size for published presets, and less for others.
+        overwrite: Replace a checkpoint that is there already.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: If an argument is not one of these, the folder is taken or cannot be written, or the weights would
+            fill the disk.
+    """
+    config = preset_config(preset, layers)
+    dtype = dtype or config.torch_dtype
+    if shard_bytes is None:
+        shard_bytes = _PUBLISHED_SHARD_BYTES if preset in PUBLISHED else _SHARD_BYTES
+    if dtype not in _DTYPES:
+        raise InputError(f"synth: dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    if seed < 0 or shard_bytes < 1:
+        raise InputError(
+            f"synth: seed must be >= 0 and shard_bytes >= 1, got {seed} and {shard_bytes}"
+        )
+    if not sparse:
+        _check_room(folder, config, dtype, everything=preset in PUBLISHED and layers is None)
+    with published(folder, overwrite=overwrite, marker=INDEX_FILE) as staging:
+        vocabulary = min(config.decoder.vocab_size, TEXT_VOCABULARY)
+        for name, text in (config_files(config, dtype) | tokenizer_files(vocabulary)).items():
+            (staging / name).parent.mkdir(exist_ok=True)
+            (staging / name).write_text(text, encoding="utf-8")
+        shards = _plan_shards(config, _DTYPES[dtype][1].itemsize, shard_bytes)
+        for name, shapes in shards.items():
+            _write_shard(staging / name, shapes, dtype, seed=None if sparse else seed)
+        _write_index(staging, shards, dtype)
+        names = sorted(p.relative_to(staging) for p in staging.rglob("*") if p.is_file())
+    return [folder / name for name in names]
+
+
+def _check_room(folder: Path, config: LongLLaVAConfig, dtype: str, *, everything: bool) -> None:
+    """Refuse to write weights by the hundred gigabytes unasked, or more of them than the disk can take."""
+    nbytes = _DTYPES[dtype][1].itemsize * sum(map(math.prod, expected_tensors(config).values()))
+    size, layers = f"{nbytes / 1e9:.1f} GB", config.decoder.num_hidden_layers
+    if everything:
+        raise InputError(
+            f"synth: this preset would write {nbytes} bytes ({size}) of random weights; pass --sparse for files of that "
+            f"size that take no disk, --layers N for its first N layers, or --layers {layers} to write them all"
+        )
+    place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
+    free = shutil.disk_usage(place).free
+    if nbytes > free:
+        raise InputError(
+            f"synth: {layers} layers would write {nbytes} bytes ({size}), but {place} has {free / 1e9:.1f} GB free; "
+            "pass a smaller --layers, or --sparse for files that take no disk"
+        )
+
+
+def _plan_shards(config: LongLLaVAConfig, itemsize: int, shard_bytes: int) -> dict[str, Shapes]:
+    """Deal the tensors out in the model's order, to at least two shards; returns them by file name."""
+    shapes = expected_tensors(config)
+    total = itemsize * sum(map(math.prod, shapes.values()))
+    limit = min(shard_bytes, math.ceil(total / 2))
+    shards: list[Shapes] = [{}]
+    room = limit
+    for name, shape in shapes.items():
+        nbytes = itemsize * math.prod(shape)
+        if nbytes > room and shards[-1]:
+            shards.append({})
+            room = limit
+        shards[-1][name] = shape
+        room -= nbytes
+    return {
+        f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, 1)
+    }
+
+
+def _write_shard(path: Path, shapes: Shapes, dtype: str, *, seed: int | None) -> None:
+    """Write one shard, one tensor in memory at a time; without a seed its data is a hole."""
+    word, numpy_dtype = _DTYPES[dtype]
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        begin, end = end, end + numpy_dtype.itemsize * math.prod(shape)
+        header[name] = {"dtype": word, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    # the data starts at a multiple of 8, so that mapped tensors are aligned
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        if seed is None:
+            file.truncate(file.tell() + end)
+            return
+        for name, shape in shapes.items():
+            file.write(draw_tensor(name, shape, seed=seed).astype(numpy_dtype).tobytes())
+
+
+def _write_index(folder: Path, shards: dict[str, Shapes], dtype: str) -> None:
+    total = sum(math.prod(shape) for shapes in shards.values() for shape in shapes.values())
+    weight_map = {key: name for name, shapes in shards.items() for key in shapes}
+    index = {
+        "metadata": {"total_size": total * _DTYPES[dtype][1].itemsize},
+        "weight_map": dict(sorted(weight_map.items())),
+    }
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

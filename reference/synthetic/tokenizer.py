@@ -1,0 +1,133 @@
+"""A small tokenizer in the form of Jamba's, trained on the spot on the text below.
+
+Same file layout, normalizer, decoder, byte fallback and special ids as the published tokenizer, so that whatever reads
+that one reads this one; and a piece for each part of the prompt protocol's markers. Two trainings give the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+from tokenizers import Tokenizer, models, trainers
+
+from longllava_trt.core.errors import InputError
+
+__all__ = [
+    "BYTE_IDS",
+    "SPECIAL_TOKENS",
+    "TEXT_VOCABULARY",
+    "tokenizer_files",
+    "train_tokenizer",
+]
+
+SPECIAL_TOKENS = ("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|unk|>")
+"""Special tokens; the place is the id."""
+
+_BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
+BYTE_IDS = range(len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + len(_BYTES))
+"""Ids of the pieces that spell what the vocabulary lacks, one byte each."""
+
+TEXT_VOCABULARY = 512
+"""Ids that the text below can fill; a model with more of them has ids that no text gives."""
+
+# each is one piece of the published vocabulary; `<` and `>` stay apart from the words between them
+_MARKERS = ("<", "|", "User", "Assistant", "|>", "img", "vid", ">", "</", "t", "><", "></")
+# enough that every marker's merges come before those of the text
+_MARKER_WEIGHT = 1000
+
+_TEXT = """
+The photograph shows a quiet street in the morning. A woman with a red umbrella is walking past the old houses.
+In the foreground there is a wooden table with a white cup of coffee, a small plate and two silver spoons.
+What does the picture show? What is in the image? Describe this image in detail, including the main subject and background.
+The first image shows a cat that is sleeping on the window, and the second image shows a brown dog running over the grass.
+How many people are there in the photo? There are three people in the photo, and one of them is holding a camera.
+Compare these images. Which of the pictures was taken at night? The last one was taken at night, under a dark sky.
+The rocket is standing on the launch pad in front of the sea. White smoke is rising, and the light of the fire is bright.
+On the left side there is a tall tree; on the right side there is a stone wall, and behind it are green hills and clouds.
+Hello! The camera moves slowly from the mountain to the lake, then along the river, and the water is blue and still.
+What happens in the video? A man is opening the door, then the children are coming into the room with some flowers.
+It was raining, so the colours of the street look soft: grey, green, brown and a little yellow from the lamps.
+The face of the clock says 10:25. Numbers such as 3, 4, 6, 7, 8 and 9 can be read on the sign above the shop.
+There is no text in the image. The scene looks like a market, with boxes of fruit, bread, fish and many other things.
+An astronaut in an orange suit is smiling at the camera. Behind her there are a flag and a model of the space shuttle.
+Just before sunset the shadows are long; every object near the beach, even the quiet boats, gets a warm golden edge.
+"""
+
+
+def train_tokenizer(vocab_size: int) -> str:
+    """Train a tokenizer and return the text of its tokenizer.json.
+
+    Args:
+        vocab_size: Number of ids: special tokens, bytes, characters, then merged pieces.
+
+    Raises:
+        InputError: If the text cannot fill so many ids, or they cannot hold its characters and the markers.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=[*SPECIAL_TOKENS, *_BYTES], show_progress=False
+    )
+    # merges must not cross words or digits; the trained file has no pre-tokenizer to say so
+    words = re.findall(r"▁?[A-Za-z]+|▁?[^\sA-Za-z▁]", _TEXT.replace(" ", "▁"))
+    tokenizer.train_from_iterator([*words, *_MARKERS * _MARKER_WEIGHT], trainer)
+    model = json.loads(tokenizer.to_str())["model"]
+    missing = [marker for marker in _MARKERS if marker not in model["vocab"]]
+    if missing or len(model["vocab"]) != vocab_size:
+        raise InputError(
+            f"synthetic tokenizer: vocab_size {vocab_size} gives {len(model['vocab'])} pieces and leaves out "
+            f"{missing or 'no marker'}; choose about 512"
+        )
+    return _json(_published_form(model))
+
+
+def tokenizer_files(vocab_size: int) -> dict[str, str]:
+    """Return the texts of a checkpoint's three tokenizer files by file name."""
+    pad, bos, eos, unk = SPECIAL_TOKENS
+    special = {"bos_token": bos, "eos_token": eos, "pad_token": pad, "unk_token": unk}
+    config = {
+        "add_bos_token": True,
+        "add_eos_token": False,
+        "added_tokens_decoder": {str(i): _added_token(t) for i, t in enumerate(SPECIAL_TOKENS)},
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": int(1e30),
+        "spaces_between_special_tokens": False,
+        "tokenizer_class": "LlamaTokenizer",
+        "use_default_system_prompt": False,
+        **special,
+    }
+    return {
+        "tokenizer.json": train_tokenizer(vocab_size),
+        "tokenizer_config.json": _json(config),
+        "special_tokens_map.json": _json(special),
+    }
+
+
+def _published_form(model: dict[str, Any]) -> dict[str, Any]:
+    """Wrap trained pieces as the published tokenizer.json does: no pre-tokenizer, spaces as `▁`."""
+    decoders = [
+        {"type": "Replace", "pattern": {"String": "▁"}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [{"id": i, **_added_token(t)} for i, t in enumerate(SPECIAL_TOKENS)],
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "▁"},
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "decoder": {"type": "Sequence", "decoders": decoders},
+        "model": model | {"unk_token": "<|unk|>", "fuse_unk": True, "byte_fallback": True},
+    }
+
+
+def _added_token(content: str) -> dict[str, Any]:
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"content": content, **flags, "special": True}
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,1 @@
+"""ONNX Runtime: one stage, and the decoder with its carried state."""

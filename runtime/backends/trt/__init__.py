@@ -1,0 +1,1 @@
+"""TensorRT: engines, their weights, and the decoder with its carried state on the device."""

@@ -1,0 +1,175 @@
+"""The CUDA runtime as far as engines need it: memory, streams, events, graphs. No PyTorch.
+
+Knows nothing of TensorRT and nothing of models. Addresses are integers; a call that fails raises with CUDA's own words.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longllava_trt.core.errors import LongLLaVAError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Bytes = NDArray[np.uint8]
+
+__all__ = ["Cuda", "CudaMemory", "DeviceBlock"]
+
+_NO_DEVICE = ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorInitializationError")
+_NON_BLOCKING = 1
+_WITHOUT_TIMING = 2
+
+
+class DeviceBlock:
+    """Memory on the device; freed when nothing refers to it any more.
+
+    Args:
+        cuda: Whose memory.
+        nbytes: How much.
+    """
+
+    def __init__(self, cuda: Cuda, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.address = cuda.malloc(nbytes)
+        weakref.finalize(self, cuda.free, self.address)
+
+
+class Cuda:
+    """The first GPU of this process.
+
+    Args:
+        runtime: The module `cuda.bindings.runtime`, or one like it.
+
+    Raises:
+        MissingDependencyError: If cuda-python is not installed, or there is no driver or no GPU.
+    """
+
+    def __init__(self, runtime: Any | None = None) -> None:
+        self._runtime = runtime or _import_runtime()
+        status, count = self._runtime.cudaGetDeviceCount()
+        if self._name(status) in _NO_DEVICE or not count:
+            raise MissingDependencyError(
+                f"engines: need an NVIDIA GPU and its driver, got {self._name(status)}; "
+                "run with --backend ort, or on a machine that has a GPU"
+            )
+        self._check("cudaGetDeviceCount", status)
+
+    def malloc(self, nbytes: int) -> int:
+        """Return the address of new memory on the device."""
+        return int(self._call("cudaMalloc", max(nbytes, 1)))
+
+    def free(self, address: int) -> None:
+        """Give memory on the device back; waits for the work that uses it."""
+        self._runtime.cudaFree(address)
+
+    def pinned(self, nbytes: int) -> Bytes:
+        """Return host memory that the device copies from and to by itself; freed with the array."""
+        address = int(self._call("cudaMallocHost", max(nbytes, 1)))
+        block = (ctypes.c_uint8 * nbytes).from_address(address)
+        weakref.finalize(block, self._runtime.cudaFreeHost, address)
+        return np.ctypeslib.as_array(block)
+
+    def stream(self) -> Any:
+        """Return a new stream, which waits for no other."""
+        return self._call("cudaStreamCreateWithFlags", _NON_BLOCKING)
+
+    def synchronize(self, stream: Any) -> None:
+        """Wait until a stream is done."""
+        self._call("cudaStreamSynchronize", stream)
+
+    def copy(self, target: int, source: int, nbytes: int, *, stream: Any) -> None:
+        """Begin a copy between any two places; both must stay until it is done. Fast where host memory is pinned."""
+        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDefault
+        self._call("cudaMemcpyAsync", target, source, nbytes, kind, stream)
+
+    def zero(self, block: DeviceBlock, *, stream: Any) -> None:
+        """Begin to fill a block with zeros."""
+        self._call("cudaMemsetAsync", block.address, 0, block.nbytes, stream)
+
+    def record(self, stream: Any) -> Callable[[], None]:
+        """Return a function that waits for what a stream has been given up to now; call it once."""
+        event = self._call("cudaEventCreateWithFlags", _WITHOUT_TIMING)
+        self._call("cudaEventRecord", event, stream)
+
+        def wait() -> None:
+            self._call("cudaEventSynchronize", event)
+            self._call("cudaEventDestroy", event)
+
+        return wait
+
+    def capture(self, launch: Callable[[], None], *, stream: Any) -> Callable[[], None]:
+        """Return a function that launches again, as one graph, what a function launches on a stream."""
+        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", stream, mode)
+        try:
+            launch()
+        finally:
+            # a capture that failed must be ended too, or the stream can do nothing else
+            status, graph = self._runtime.cudaStreamEndCapture(stream)
+        self._check("cudaStreamEndCapture", status)
+        executable = self._call("cudaGraphInstantiate", graph, 0)
+        self._call("cudaGraphDestroy", graph)
+
+        def replay() -> None:
+            self._call("cudaGraphLaunch", executable, stream)
+
+        weakref.finalize(replay, self._runtime.cudaGraphExecDestroy, executable)
+        return replay
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        status, *values = getattr(self._runtime, name)(*arguments)
+        self._check(name, status)
+        return values[0] if values else None
+
+    def _check(self, name: str, status: Any) -> None:
+        if int(status):
+            raise LongLLaVAError(
+                f"{name}: CUDA returned {self._name(status)}"
+                + ("; use less: --max-context, --chunk" if "Memory" in self._name(status) else "")
+            )
+
+    def _name(self, status: Any) -> str:
+        name: bytes = self._runtime.cudaGetErrorName(status)[1]
+        return name.decode()
+
+
+class CudaMemory:
+    """Where weights go: a `WeightMemory` on the device.
+
+    Args:
+        cuda: Whose memory.
+    """
+
+    def __init__(self, cuda: Cuda) -> None:
+        self._cuda = cuda
+        self._stream = cuda.stream()
+
+    def allocate(self, nbytes: int) -> DeviceBlock:
+        """Return memory for one weight."""
+        return DeviceBlock(self._cuda, nbytes)
+
+    def staging(self, nbytes: int) -> Bytes:
+        """Return pinned memory to read into."""
+        return self._cuda.pinned(nbytes)
+
+    def write(self, buffer: DeviceBlock, place: int, block: Bytes) -> Callable[[], None]:
+        """Begin to copy a block to its place."""
+        source = block.__array_interface__["data"][0]
+        self._cuda.copy(buffer.address + place, source, len(block), stream=self._stream)
+        return self._cuda.record(self._stream)
+
+
+def _import_runtime() -> Any:
+    try:
+        from cuda.bindings import runtime
+    except ImportError as err:
+        raise MissingDependencyError(
+            f"engines: cuda-python is not installed ({err}); pip install 'longllava-trt[trt-rtx]'"
+        ) from err
+    return runtime

@@ -1,0 +1,170 @@
+"""The decoder stage as a TensorRT engine: `Decoder`'s methods, its state on the device, decode steps as CUDA graphs.
+
+A captured step is used only after it has proved itself: some steps are replayed and must give what the same steps gave
+without a graph, or as near as two such runs are to each other. Else every step is launched anew, and a warning says
+which layer differed.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longllava_trt.core.errors import LongLLaVAError
+from longllava_trt.runtime.backends.trt.engines import Engines
+from longllava_trt.runtime.backends.trt.session import (
+    StagedTensor,
+    choose,
+    largest_dims,
+    make_contexts,
+)
+from longllava_trt.runtime.backends.trt.state import TrtDecoderState
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Results = dict[str, NDArray[Any]]
+
+__all__ = ["TrtDecoder"]
+
+logger = logging.getLogger(__name__)
+
+_PROOF_STEPS = 4
+"""Even, so that the double buffers end as they began; each way round is tried twice."""
+
+
+class TrtDecoder:
+    """Feeds a decoder's engine.
+
+    Args:
+        engines: The bundle's.
+        use_graphs: Replay decode steps as graphs, if they prove right.
+    """
+
+    def __init__(self, engines: Engines, *, use_graphs: bool = True) -> None:
+        loaded = engines.load("decoder")
+        self._loaded, self._cuda = loaded, engines.cuda
+        self._stream = engines.cuda.stream()
+        self._contexts, self._memory = make_contexts(engines, loaded, stream=self._stream)
+        self.largest = largest_dims(loaded)
+        """The most positions that a call takes, as `seq_len`."""
+        carried = {s.input for s in loaded.stage.states} | {s.output for s in loaded.stage.states}
+        specs = (*loaded.spec.inputs, *loaded.spec.outputs)
+        self._staged = {
+            spec.name: StagedTensor(engines, spec, largest=self.largest, stream=self._stream)
+            for spec in specs
+            if spec.name not in carried
+        }
+        for context in self._contexts.values():
+            for name, tensor in self._staged.items():
+                context.bind(name, tensor.address)
+        self.embeds_spec = self._staged["inputs_embeds"].spec
+        """What `step` takes."""
+        self.vocab_size = int(loaded.spec.outputs[0].shape[-1])
+        self.graphs_are_right: bool | None = None if use_graphs else False
+        """None until the first decode step has tried."""
+
+    def new_state(self, *, capacity: int = 0) -> TrtDecoderState:
+        """Return the state of a sequence that has not begun; ``capacity`` is the engine's own."""
+        del capacity
+        return TrtDecoderState(self._cuda, self._loaded, stream=self._stream)
+
+    def step(self, inputs_embeds: NDArray[Any], state: TrtDecoderState) -> NDArray[np.float32]:
+        """Feed one or more positions and carry the state on.
+
+        Args:
+            inputs_embeds: [1, seq_len, hidden_size], of the bundle's dtype.
+            state: Changed in place. If the call fails it may hold a part of these positions: drop it.
+
+        Returns:
+            Logits of the token that follows. [vocab_size].
+
+        Raises:
+            InputError: If the state has no room for them, or they are more than the engine takes at once.
+        """
+        self.embeds_spec.check(
+            inputs_embeds.shape, str(inputs_embeds.dtype), dims={}, place="decoder"
+        )
+        seq_len = inputs_embeds.shape[1]
+        state.make_room(seq_len)
+        is_step = seq_len == 1
+        if is_step and self.graphs_are_right is None and _has_room(state):
+            self.graphs_are_right = self._prove(inputs_embeds, state)
+        return self._step(inputs_embeds, state, is_graph=is_step and bool(self.graphs_are_right))
+
+    def _step(
+        self, inputs_embeds: NDArray[Any], state: TrtDecoderState, *, is_graph: bool
+    ) -> NDArray[np.float32]:
+        shapes = {"inputs_embeds": inputs_embeds.shape}
+        context = choose(self._contexts, shapes, largest=self.largest, place="decoder")
+
+        def launch() -> None:
+            context.shape(shapes)
+            for name, address in state.bindings().items():
+                context.bind(name, address)
+            context.enqueue(self._stream)
+
+        self._staged["inputs_embeds"].write(inputs_embeds)
+        self._staged["past_len"].write(np.array([state.past_len], np.int64))
+        if not is_graph:
+            launch()
+        else:
+            if state.turn not in state.graphs:
+                # TensorRT wants a launch between a new shape and a capture; the same step twice gives the same
+                launch()
+                state.graphs[state.turn] = self._cuda.capture(launch, stream=self._stream)
+            state.graphs[state.turn]()
+        logits = self._staged["logits"].begin_read({})
+        self._cuda.synchronize(self._stream)
+        state.advance(inputs_embeds.shape[1])
+        found: NDArray[np.float32] = logits[0, -1].copy()
+        return found
+
+    def _prove(self, inputs_embeds: NDArray[Any], state: TrtDecoderState) -> bool:
+        """Say whether replayed steps give what launched ones give; leaves the state as it was."""
+        try:
+            first, second, replayed = (
+                self._try(inputs_embeds, state, is_graph=is_graph)
+                for is_graph in (False, False, True)
+            )
+        except LongLLaVAError as err:
+            logger.warning("decoder: no CUDA graph can be made (%s); steps are launched anew", err)
+            state.graphs.clear()
+            return False
+        for name, want in first.items():
+            # of two runs without a graph: nothing, unless a kernel adds in no fixed order
+            spread = _distance(second[name], want)
+            if not _distance(replayed[name], want) <= spread:
+                logger.warning(
+                    "decoder: a replayed CUDA graph gives another %s than the same steps without it; "
+                    "steps are launched anew",
+                    name,
+                )
+                state.graphs.clear()
+                return False
+        return True
+
+    def _try(
+        self, inputs_embeds: NDArray[Any], state: TrtDecoderState, *, is_graph: bool
+    ) -> Results:
+        """Take some steps and go back; returns states layer by layer, and the logits last."""
+        mark = state.mark()
+        try:
+            logits = [
+                self._step(inputs_embeds, state, is_graph=is_graph) for _ in range(_PROOF_STEPS)
+            ]
+            return dict(state.mark().recurrent) | {"logits": np.stack(logits)}
+        finally:
+            state.restore(mark)
+
+
+def _has_room(state: TrtDecoderState) -> bool:
+    return state.past_len + _PROOF_STEPS <= state.capacity
+
+
+def _distance(a: NDArray[Any], b: NDArray[Any]) -> float:
+    """Return the largest difference; NaN where either is not finite, and so never within any limit."""
+    wide = a.astype(np.float64) - b.astype(np.float64)
+    return float(np.abs(wide).max()) if wide.size else 0.0

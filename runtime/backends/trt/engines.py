@@ -1,0 +1,163 @@
+"""Opens the engines of a bundle: those for the GPU at hand, with the TensorRT and the plugins that they were built with.
+
+A record that does not fit is refused here with what to do about it, before TensorRT says so in its own words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from longllava_trt.core.engine_record import (
+    EngineRecord,
+    EngineStage,
+    EngineWeight,
+    engine_folders,
+)
+from longllava_trt.core.errors import InputError, ManifestError
+from longllava_trt.core.logs import Progress
+from longllava_trt.core.stage_spec import StageSpec
+from longllava_trt.plugins_trt.device import current_target
+from longllava_trt.plugins_trt.registry import TensorRT, import_tensorrt, load_plugins
+from longllava_trt.runtime.backends.trt.cuda import Cuda, CudaMemory, DeviceBlock
+from longllava_trt.runtime.backends.weight_loader import load_weights
+
+__all__ = ["Engines", "LoadedEngine", "ReadWeights", "open_engines"]
+
+ReadWeights = Callable[
+    [Path, Sequence[EngineWeight], CudaMemory, Progress | None], dict[str, DeviceBlock]
+]
+"""Puts a stage's weights into the device's memory: bundle, weights, memory, progress."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LoadedEngine:
+    """One engine, and its weights on the device."""
+
+    spec: StageSpec
+    stage: EngineStage
+    engine: Any
+    """TensorRT's ICudaEngine."""
+    weights: dict[str, DeviceBlock]
+    """By input name; one copy, whatever profiles are run."""
+
+
+class Engines:
+    """One folder of engines, each loaded when it is asked for. Build it with `open_engines`."""
+
+    def __init__(
+        self,
+        bundle: Path,
+        folder: Path,
+        record: EngineRecord,
+        *,
+        tensorrt: TensorRT,
+        cuda: Cuda,
+        read_weights: ReadWeights,
+    ) -> None:
+        self.record = record
+        self.cuda = cuda
+        self.tensorrt = tensorrt
+        self._bundle, self._folder = bundle, folder
+        self._read_weights = read_weights
+        # TensorRT wants its logger and runtime to outlive the engines
+        self._log = tensorrt.module.Logger(tensorrt.module.Logger.WARNING)
+        load_plugins(tensorrt, folder / record.plugins.file)
+        self._runtime = tensorrt.module.Runtime(self._log)
+
+    def load(self, stage: str, *, progress: Progress | None = None) -> LoadedEngine:
+        """Load an engine, and its weights into the device's memory.
+
+        Raises:
+            ManifestError: If there is none for the stage, or TensorRT refuses it.
+        """
+        if stage not in self.record.stages:
+            raise ManifestError(
+                f"{self._folder}: has no engine for stage '{stage}'; run 'longllava-trt build {self._bundle}'"
+            )
+        found = self.record.stages[stage]
+        plan = (self._folder / found.file).read_bytes()
+        engine = self._runtime.deserialize_cuda_engine(plan)
+        if engine is None:
+            raise ManifestError(
+                f"{self._folder / found.file}: TensorRT cannot load an engine for {self.record.target} here (the lines "
+                f"above say why); run 'longllava-trt build {self._bundle} --force' for this GPU"
+            )
+        memory = CudaMemory(self.cuda)
+        weights = self._read_weights(self._bundle, found.weights, memory, progress)
+        return LoadedEngine(
+            spec=StageSpec(stage, found.inputs, found.outputs),
+            stage=found,
+            engine=engine,
+            weights=weights,
+        )
+
+
+def open_engines(
+    bundle: Path,
+    *,
+    folder: Path | None = None,
+    cuda: Cuda | None = None,
+    tensorrt: TensorRT | None = None,
+    target: str | None = None,
+    read_weights: ReadWeights | None = None,
+) -> Engines:
+    """Open the engines of a bundle for the GPU at hand.
+
+    Args:
+        bundle: With `engines/` inside.
+        folder: Which of them, whatever GPU it was built for; by default the one for ``target``.
+        cuda: The device; by default the first GPU.
+        tensorrt: Who runs them; by default the flavour that built them.
+        target: Architecture of the GPU, such as `sm80`; by default the driver is asked.
+        read_weights: Where weights come from; by default from the bundle's files.
+
+    Raises:
+        MissingDependencyError: If there is no GPU, no driver, no cuda-python, or not the TensorRT that built them.
+        InputError: If there are none for this GPU.
+        ManifestError: If they are damaged, or of another version of TensorRT.
+    """
+    cuda = cuda or Cuda()
+    folder = folder or _choose(bundle, target or current_target() or "no GPU")
+    record = EngineRecord.load(folder)
+    tensorrt = tensorrt or import_tensorrt(record.flavour)
+    if (tensorrt.flavour, tensorrt.version) != (record.flavour, record.tensorrt_version):
+        raise ManifestError(
+            f"{folder}: engines need {record.flavour} {record.tensorrt_version}, got {tensorrt.flavour} "
+            f"{tensorrt.version}; install that one, or run 'longllava-trt build {bundle}'"
+        )
+    differences = record.differences(folder)
+    if differences:
+        raise ManifestError(
+            f"{folder}: files differ from what was built: {'; '.join(differences)}; "
+            f"run 'longllava-trt build {bundle} --force'"
+        )
+    return Engines(
+        bundle,
+        folder,
+        record,
+        tensorrt=tensorrt,
+        cuda=cuda,
+        read_weights=read_weights or _from_files,
+    )
+
+
+def _from_files(
+    bundle: Path, weights: Sequence[EngineWeight], memory: CudaMemory, progress: Progress | None
+) -> dict[str, DeviceBlock]:
+    return load_weights(bundle, weights, memory, progress=progress)
+
+
+def _choose(bundle: Path, target: str) -> Path:
+    """Return the newest folder for an architecture."""
+    targets = {folder: EngineRecord.load(folder).target for folder in engine_folders(bundle)}
+    fitting = [folder for folder, its in targets.items() if its == target]
+    if not fitting:
+        held = ", ".join(sorted(set(targets.values()))) or "none at all"
+        raise InputError(
+            f"{bundle}: has engines for {held}, and this GPU is {target}; "
+            f"run 'longllava-trt build {bundle} --target {target}', or --backend ort"
+        )
+    return max(fitting, key=lambda folder: (folder / "engine.json").stat().st_mtime)

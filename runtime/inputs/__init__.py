@@ -1,0 +1,11 @@
+"""Images and videos: from a message to embeddings.
+
+message.py      stills, tiles and videos become one text and the images in it
+images.py       one image of a prompt: where its pixels come from, which text is around it
+image_files.py  image files to RGB
+pixels.py       RGB to the vision stage's pixel values
+tiles.py        an image's overview and its tiles
+video.py        which frames of a video are shown, and their pixels
+encoder.py      images to embeddings in a bounded ring, decoded by worker threads
+prefetch.py     an iterator that is one item ahead
+"""

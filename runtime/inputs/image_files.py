@@ -1,0 +1,149 @@
+"""Still images: from a file or a PIL image to RGB, or to an error that names it.
+
+Pillow alone. Knows nothing of video, of tiles, of what the vision stage takes, or of the prompt.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from longllava_trt.core.errors import InputError
+
+__all__ = [
+    "MAX_IMAGE_PIXELS",
+    "MAX_IMAGE_SIDE",
+    "ImageSource",
+    "check_file",
+    "load_image",
+    "read_image_size",
+]
+
+ImageSource = str | Path | Image.Image
+"""A file's path, or an image that is already open."""
+
+MAX_IMAGE_PIXELS = 178_956_970
+"""Most pixels a header may announce: where Pillow itself stops warning and refuses."""
+
+MAX_IMAGE_SIDE = 32_768
+"""Longest side accepted: time grows with its square, however few pixels a thin image has."""
+
+_VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".flv", ".webm"})
+
+
+def load_image(source: ImageSource, *, position: int) -> Image.Image:
+    """Read one still image as RGB.
+
+    Alpha is dropped, not blended; 16-bit grey keeps its upper byte; of an animation the first frame
+    counts. The header's size is checked before anything is decoded.
+
+    Args:
+        source: A file's path, or an image that is already open.
+        position: The image's place among the user's images, counted from 1; errors name it.
+
+    Raises:
+        InputError: Names the position and the path, and says what is wrong with the image.
+    """
+    with _opened(source, position) as (image, place):
+        return _convert_to_rgb(image, place)
+
+
+def read_image_size(source: ImageSource, *, position: int) -> tuple[int, int]:
+    """Return one still image's width and height, from its header alone; see `load_image`."""
+    with _opened(source, position) as (image, _):
+        return image.size
+
+
+@contextmanager
+def _opened(source: ImageSource, position: int) -> Iterator[tuple[Image.Image, str]]:
+    """Lend an image of acceptable size, and the place that errors name."""
+    if isinstance(source, Image.Image):
+        place = f"image {position}"
+        _check_size(source.size, place)
+        yield source, place
+        return
+    if not isinstance(source, str | Path):
+        raise InputError(
+            f"image {position}: expected a path or a PIL image, got {type(source).__name__}; "
+            "turn an array into an image with PIL.Image.fromarray"
+        )
+    path = Path(source)
+    place = f"image {position} ({path})"
+    check_file(path, place)
+    with _read_header(path, place) as image:
+        _check_size(image.size, place)
+        yield image, place
+
+
+def _read_header(path: Path, place: str) -> Image.Image:
+    try:
+        with warnings.catch_warnings():
+            # our own limit, checked by the caller, stands in for Pillow's warning at half of it
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            return Image.open(path)
+    except UnidentifiedImageError as err:
+        raise InputError(f"{place}: {_explain_unidentified(path)}") from err
+    except Image.DecompressionBombError as err:
+        raise InputError(f"{place}: too large ({err}); scale it down first") from err
+    except Exception as err:
+        # header parsers of some thirty formats raise whatever they meet
+        raise InputError(f"{place}: its header cannot be read ({err}); check the file") from err
+
+
+def _convert_to_rgb(image: Image.Image, place: str) -> Image.Image:
+    # the EXIF orientation is left alone: the original never applies it, and answers about the
+    # pixels as they are stored
+    if image.mode in ("I", "F"):
+        raise InputError(
+            f"{place}: pixels are 32-bit (mode {image.mode}), whose range is not known; "
+            "save it with 8 bits a channel"
+        )
+    try:
+        if image.mode.startswith("I;16"):
+            # Pillow's own conversion clips at 255, which turns almost every 16-bit picture white
+            image = Image.fromarray((np.asarray(image.convert("I")) >> 8).astype(np.uint8))
+        elif image.mode == "P" and "transparency" in image.info:
+            # straight to RGB gives the same colours and a warning
+            image = image.convert("RGBA")
+        return image.convert("RGB")
+    except Exception as err:
+        # decoders of some thirty formats raise whatever they meet
+        raise InputError(f"{place}: cannot be decoded ({err}); is it cut off or damaged?") from err
+
+
+def check_file(path: Path, place: str) -> None:
+    """Refuse what is no file or an empty one.
+
+    Raises:
+        InputError: Begins with ``place``.
+    """
+    try:
+        num_bytes = path.stat().st_size
+    except (OSError, ValueError) as err:
+        raise InputError(f"{place}: cannot be opened ({err}); check the path") from err
+    if not path.is_file():
+        raise InputError(f"{place}: expected a file, got a folder or a device; name one file")
+    if num_bytes == 0:
+        raise InputError(f"{place}: the file is empty (0 bytes); was its download cut off?")
+
+
+def _check_size(size: tuple[int, int], place: str) -> None:
+    width, height = size
+    if width < 1 or height < 1:
+        raise InputError(f"{place}: has no pixels ({width}x{height})")
+    if width * height > MAX_IMAGE_PIXELS or max(size) > MAX_IMAGE_SIDE:
+        raise InputError(
+            f"{place}: {width}x{height} is too large; at most {MAX_IMAGE_PIXELS:,} pixels and "
+            f"{MAX_IMAGE_SIDE:,} a side are accepted: scale it down first"
+        )
+
+
+def _explain_unidentified(path: Path) -> str:
+    if path.suffix.lower() in _VIDEO_SUFFIXES:
+        return "this is a video, and a still image is expected; show it with --video (in Python: videos=)"
+    return "not an image in a format Pillow knows; give a PNG, JPEG, WebP, GIF, BMP or TIFF file"

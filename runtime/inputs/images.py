@@ -1,0 +1,153 @@
+"""One image of a prompt: where its pixels come from, and which text stands around it.
+
+A still, a tile of one and a frame of a video are all one image here. Nothing is decoded before it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeAlias
+
+from PIL import Image
+
+from longllava_trt.core.errors import InputError
+from longllava_trt.runtime.inputs.image_files import ImageSource, load_image
+from longllava_trt.runtime.inputs.tiles import TileGrid, overview_and_tiles, tile_grid
+from longllava_trt.runtime.inputs.video import VideoClip
+
+__all__ = ["FileStamp", "Load", "ShownImage", "check_unchanged", "file_stamp", "open_images"]
+
+Load: TypeAlias = Callable[[], Image.Image]
+"""Decodes one image, in whatever thread it is called; raises `InputError` if that cannot be done."""
+
+FileStamp: TypeAlias = tuple[int, int]
+"""Length in bytes and time of the last change in nanoseconds: enough to notice another file under the same name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShownImage:
+    """One image, and the text that belongs to it."""
+
+    source: ImageSource | None
+    """A file's path, or the image itself; None for one that was in memory when its session was saved."""
+    position: int
+    """Among the stills, or the videos, of its message, counted from 1; errors name it."""
+    opening: str
+    """Text between the image before and this one that belongs to this one: `<img>`."""
+    ending: str
+    """Text that closes what is open, were this the last image: `</img>`."""
+    grid: TileGrid | None = None
+    """Of the still whose tiles are shown."""
+    tile: int = 0
+    """Which of them, counted from 1; 0 is the still itself."""
+    frame: int | None = None
+    """Which frame of a video, counted from 0."""
+    stamp: FileStamp | None = None
+    """Of the file as it was shown."""
+
+    @property
+    def place(self) -> str:
+        """How errors name it."""
+        kind = "image" if self.frame is None else "video"
+        where = f" ({self.source})" if isinstance(self.source, str | Path) else ""
+        return f"{kind} {self.position}{where}"
+
+
+def file_stamp(source: ImageSource | None) -> FileStamp | None:
+    """Return what tells a file from its successor; None where there is no file."""
+    if not isinstance(source, str | Path):
+        return None
+    try:
+        found = Path(source).stat()
+    except (OSError, ValueError):
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(images: Sequence[ShownImage]) -> None:
+    """Refuse files that are not what was shown.
+
+    Raises:
+        InputError: Names the first.
+    """
+    for image in images:
+        if image.stamp is not None and file_stamp(image.source) != image.stamp:
+            raise InputError(
+                f"rewind: {image.place} is gone or has changed since it was shown, and it must be encoded again; "
+                "put it back, or rewind to a checkpoint"
+            )
+
+
+def open_images(shown: Sequence[ShownImage]) -> Iterator[Load]:
+    """Yield what decodes each image, in order.
+
+    Stills in files decode when called, so that threads can share the work. Whatever has a common source decodes here, once:
+    a still with its tiles, the frames of a clip.
+
+    Raises:
+        InputError: If such a source cannot be used.
+    """
+    for run in _runs(shown):
+        first = run[0]
+        if first.source is None:
+            raise InputError(
+                f"{first.place}: was shown from memory, and a saved session keeps no pixels; rewind to a checkpoint"
+            )
+        if first.frame is not None:
+            yield from _frames(run)
+        elif first.grid is not None:
+            yield from _tiles(run, first.grid)
+        elif isinstance(first.source, Image.Image):
+            # Pillow reads lazily, and not from two threads at once if an image is shown twice
+            yield partial(_same, load_image(first.source, position=first.position))
+        else:
+            yield partial(load_image, first.source, position=first.position)
+
+
+def _runs(shown: Sequence[ShownImage]) -> Iterator[list[ShownImage]]:
+    """Group neighbours that come from one pass over one source."""
+    run: list[ShownImage] = []
+    for image in shown:
+        if run and not _continues(run[-1], image):
+            yield run
+            run = []
+        run.append(image)
+    if run:
+        yield run
+
+
+def _continues(last: ShownImage, image: ShownImage) -> bool:
+    same = last.source is image.source or (
+        isinstance(image.source, str | Path) and last.source == image.source
+    )
+    if not same or last.position != image.position:
+        return False
+    if last.frame is not None and image.frame is not None:
+        return image.frame > last.frame
+    return last.grid is not None and last.grid == image.grid and image.tile > last.tile
+
+
+def _frames(run: Sequence[ShownImage]) -> Iterator[Load]:
+    source = run[0].source
+    assert isinstance(source, str | Path), "Bug: a video is always a file"
+    indices = tuple(image.frame for image in run if image.frame is not None)
+    clip = VideoClip(path=Path(source), place=run[0].place, indices=indices)
+    return (partial(_same, frame) for frame in clip.frames())
+
+
+def _tiles(run: Sequence[ShownImage], grid: TileGrid) -> Iterator[Load]:
+    source = run[0].source
+    assert source is not None, "Bug: the caller has checked the source"
+    image = load_image(source, position=run[0].position)
+    if tile_grid(image.size) != grid:
+        raise InputError(f"{run[0].place}: is not the size its header says; save it again")
+    wanted = {shown.tile for shown in run}
+    every = enumerate(overview_and_tiles(image))
+    return (partial(_same, tile) for number, tile in every if number in wanted)
+
+
+def _same(image: Image.Image) -> Image.Image:
+    return image

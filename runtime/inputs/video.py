@@ -1,0 +1,144 @@
+"""Video files: which frames are shown, and their pixels.
+
+PyAV decodes; the frames are chosen by index as the original chooses them, not by time stamp. Knows nothing of the
+prompt. Nothing is kept: a clip is decoded once to count its frames, and once more as far as the last chosen one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longllava_trt.core.errors import InputError, MissingDependencyError
+from longllava_trt.runtime.inputs.image_files import check_file
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+__all__ = ["VideoClip", "choose_frames", "open_clip", "subsample"]
+
+
+def choose_frames(
+    num_frames: int, *, fps: float, seconds_per_frame: float, max_frames: int
+) -> tuple[int, ...]:
+    """Return the indices of the frames to show: one an interval, thinned out evenly if they are too many."""
+    interval = max(int(fps * seconds_per_frame), 1)
+    kept = range(0, num_frames, interval)
+    return tuple(kept[i] for i in subsample(len(kept), limit=max_frames))
+
+
+def subsample(num_items: int, *, limit: int) -> tuple[int, ...]:
+    """Return the indices of at most ``limit`` items, evenly spread from the first to the last."""
+    if num_items <= limit:
+        return tuple(range(num_items))
+    return tuple(np.linspace(0, num_items - 1, limit).astype(int).tolist())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VideoClip:
+    """A video file and the frames of it that are shown."""
+
+    path: Path
+    place: str
+    """How errors name it."""
+    indices: tuple[int, ...]
+    """Frames to show, counted from 0, ascending."""
+
+    def frames(self) -> Iterator[Image.Image]:
+        """Yield the chosen frames as RGB, upright, decoding as they are asked for.
+
+        Raises:
+            InputError: If the file has changed since it was opened.
+        """
+        wanted = iter(self.indices)
+        index = next(wanted)
+        for number, frame in enumerate(_decode(self.path, self.place)):
+            if number == index:
+                yield _upright(frame)
+                if (index := next(wanted, -1)) < 0:
+                    return
+        raise InputError(f"{self.place}: has fewer frames than a moment ago; leave it unchanged")
+
+
+def open_clip(
+    source: str | Path, *, position: int, seconds_per_frame: float, max_frames: int
+) -> VideoClip:
+    """Count a video's frames and choose those to show.
+
+    Args:
+        source: A file's path.
+        position: Its place among the user's videos, counted from 1; errors name it.
+        seconds_per_frame: One frame is shown for so many seconds of video.
+        max_frames: At most so many frames.
+
+    Raises:
+        InputError: If the file cannot be read, holds no video, or no frame.
+        MissingDependencyError: If PyAV is not installed.
+    """
+    path = Path(source)
+    place = f"video {position} ({path})"
+    check_file(path, place)
+    fps = _read_fps(path, place)
+    num_frames = sum(1 for _ in _decode(path, place))
+    if num_frames == 0:
+        raise InputError(f"{place}: has no frame; is it cut off or damaged?")
+    indices = choose_frames(
+        num_frames, fps=fps, seconds_per_frame=seconds_per_frame, max_frames=max_frames
+    )
+    return VideoClip(path=path, place=place, indices=indices)
+
+
+def _read_fps(path: Path, place: str) -> float:
+    av = _import_av()
+    try:
+        with av.open(str(path)) as container:
+            stream = next(iter(container.streams.video), None)
+            rate = stream and (stream.guessed_rate or stream.average_rate)
+    except av.FFmpegError as err:
+        raise InputError(
+            f"{place}: not a video that can be read ({err.strerror}); check the file"
+        ) from err
+    if stream is None:
+        raise InputError(f"{place}: holds no picture, only sound or text; name a video")
+    if not rate or rate < 0:
+        raise InputError(
+            f"{place}: announces no frame rate, by which frames are chosen; convert it to MP4"
+        )
+    return float(rate)
+
+
+def _decode(path: Path, place: str) -> Iterator[Any]:
+    """Yield every frame of the first video stream."""
+    av = _import_av()
+    number = 0
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            stream.thread_type = "AUTO"
+            for number, frame in enumerate(container.decode(stream), start=1):  # noqa: B007
+                yield frame
+    except av.FFmpegError as err:
+        raise InputError(
+            f"{place}: cannot be decoded after frame {number} ({err.strerror}); is it cut off or damaged?"
+        ) from err
+
+
+def _upright(frame: Any) -> Image.Image:
+    """Return a frame as it is meant to be seen: telephones store a turn instead of turning pixels."""
+    image: Image.Image = frame.to_image()
+    return image.rotate(frame.rotation, expand=True) if frame.rotation else image
+
+
+def _import_av() -> Any:
+    try:
+        import av
+    except ModuleNotFoundError as err:
+        raise MissingDependencyError(
+            "video: PyAV is not installed; videos need the 'video' extra: "
+            "pip install 'longllava-trt[video]'"
+        ) from err
+    return av

@@ -1,0 +1,176 @@
+"""The chat protocol: from a question and a number of images to the ids the decoder is fed.
+
+Strings and ids only; it opens no image and embeds nothing. The markers `<img>` and `</img>` are
+plain text to the tokenizer; only `<image>` is more than text: it is cut out, and its place is
+filled with an image's embeddings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from longllava_trt.core.errors import InputError
+from longllava_trt.runtime.text.tokenizer import BOS_TOKEN, ChatTokenizer
+
+__all__ = [
+    "ASSISTANT_ROLE",
+    "IMAGE_PLACEHOLDER",
+    "IMAGE_TOKEN_INDEX",
+    "SEPARATOR",
+    "USER_ROLE",
+    "WRAPPED_IMAGE",
+    "build_prompt",
+    "expand_tiles",
+    "prompt_length",
+    "tokenize_prompt",
+    "video_clip",
+    "wrap_images",
+    "wrap_video",
+]
+
+IMAGE_PLACEHOLDER = "<image>"
+"""Where an image stands in a text."""
+
+IMAGE_TOKEN_INDEX = -200
+"""Where an image stands among ids; never an id of the vocabulary."""
+
+USER_ROLE = f"{BOS_TOKEN}<|User|>\n"
+ASSISTANT_ROLE = f"{BOS_TOKEN}<|Assistant|>\n"
+SEPARATOR = "\n"
+"""Ends every message."""
+
+_OPEN, _CLOSE = "<img>", "</img>"
+WRAPPED_IMAGE = f"{_OPEN}{IMAGE_PLACEHOLDER}{_CLOSE}"
+_OPEN_VIDEO, _CLOSE_VIDEO = "<vid>", "</vid>"
+_BETWEEN_FRAMES = "<t>"
+
+
+def wrap_images(query: str, *, num_images: int) -> str:
+    """Return the user's text with one wrapped placeholder for each image.
+
+    A query without any placeholder gets `<image>` and a newline for each image in front (the
+    original encodes such images and never shows them to the model). Then, unless the text already
+    holds a `</img>`, each `<image>` becomes `<img><image></img>`.
+
+    Special tokens written out in the query keep their meaning, as in the original: a query can open
+    a turn of its own. There is no privileged role to forge, since system prompts do not exist here,
+    so this endangers only the asker's own answer. A service that pastes strangers' text into its
+    prompts must clean that text itself.
+
+    Raises:
+        InputError: If the query is blank, or has placeholders but not one for each image.
+    """
+    _check_not_blank(query)
+    num_placeholders = query.count(IMAGE_PLACEHOLDER)
+    if num_placeholders == 0:
+        query = f"{IMAGE_PLACEHOLDER}\n" * num_images + query
+    elif num_placeholders != num_images:
+        raise InputError(
+            f"prompt: the text must hold as many '{IMAGE_PLACEHOLDER}' as there are images, got "
+            f"{num_placeholders} for {num_images} images; write one for each image, or none at all "
+            "to put the images before the text"
+        )
+    return _wrap_placeholders(query)
+
+
+def wrap_video(text: str, *, num_frames: int, official_compat: bool = False) -> str:
+    """Return the user's text with a clip of so many frames in front, no newline between them.
+
+    Args:
+        text: The question; with still images in it, as `wrap_images` returns it.
+        num_frames: Placeholders in the clip.
+        official_compat: Write what the original writes. It takes the last separator off as a set of
+            characters, and so eats the end of the tag before it too: `</img</vid>`. A clip of one
+            frame then holds no `</img>`, and its placeholder is wrapped a second time.
+
+    Raises:
+        InputError: If the text is blank.
+    """
+    _check_not_blank(text)
+    if not official_compat:
+        return video_clip(num_frames) + text
+    clip = _OPEN_VIDEO + (WRAPPED_IMAGE + _BETWEEN_FRAMES) * num_frames
+    return _wrap_placeholders(clip.rstrip(_BETWEEN_FRAMES) + _CLOSE_VIDEO + text)
+
+
+def video_clip(num_frames: int) -> str:
+    """Return the text of a clip of so many frames."""
+    return _OPEN_VIDEO + _BETWEEN_FRAMES.join([WRAPPED_IMAGE] * num_frames) + _CLOSE_VIDEO
+
+
+def expand_tiles(
+    text: str, grids: Sequence[tuple[int, int]], *, official_compat: bool = False
+) -> str:
+    """Return the text with each image's tiles behind its overview.
+
+    `<img><image></img>` becomes `<img><image>`, a newline, the rows of wrapped tiles with newlines
+    between them, and `</img>`: the outer tag closes after the tiles, as in the original.
+
+    Args:
+        text: As `wrap_images` returns it, with a placeholder for each image.
+        grids: Each image's rows and columns of tiles, in the order of the placeholders.
+        official_compat: Write what the original writes for several images: each expansion replaces
+            the first placeholder of the text as it has become, so all nest in the first image while
+            their pixels stay in the images' order. One image reads the same both ways.
+    """
+    expansions = [
+        f"{IMAGE_PLACEHOLDER}\n" + "\n".join([WRAPPED_IMAGE * columns] * rows)
+        for rows, columns in grids
+    ]
+    if official_compat:
+        for expansion in expansions:
+            text = text.replace(IMAGE_PLACEHOLDER, expansion, 1)
+        return text
+    first, *rest = text.split(IMAGE_PLACEHOLDER)
+    return first + "".join(e + after for e, after in zip(expansions, rest, strict=True))
+
+
+def _check_not_blank(query: str) -> None:
+    if not query.strip():
+        raise InputError("prompt: the text is empty; type a question or an instruction")
+
+
+def _wrap_placeholders(text: str) -> str:
+    return text if _CLOSE in text else text.replace(IMAGE_PLACEHOLDER, WRAPPED_IMAGE)
+
+
+def build_prompt(user_text: str, history: Sequence[tuple[str, str]] = ()) -> str:
+    """Return the prompt that asks for the assistant's next turn.
+
+    Args:
+        user_text: The new message, as `wrap_images` returns it.
+        history: Earlier turns, oldest first: the user's text, wrapped too, and the assistant's
+            answer.
+
+    Raises:
+        InputError: If an earlier answer holds `<image>`, which would claim an image of the user's.
+    """
+    prompt = ""
+    for turn, (question, answer) in enumerate(history, start=1):
+        if IMAGE_PLACEHOLDER in answer:
+            raise InputError(
+                f"history: the answer of turn {turn} holds '{IMAGE_PLACEHOLDER}', and only the "
+                "user shows images; remove it from the answer"
+            )
+        prompt += USER_ROLE + question + SEPARATOR + ASSISTANT_ROLE + answer + SEPARATOR
+    return prompt + USER_ROLE + user_text + SEPARATOR + ASSISTANT_ROLE
+
+
+def tokenize_prompt(prompt: str, tokenizer: ChatTokenizer) -> list[int]:
+    """Return the prompt's ids, with `IMAGE_TOKEN_INDEX` for each image.
+
+    The texts between placeholders are tokenised independently: joined, the `>` before an image and
+    the `</` after it would become one piece.
+    """
+    first, *rest = prompt.split(IMAGE_PLACEHOLDER)
+    ids = tokenizer.encode(first)
+    for chunk in rest:
+        ids.append(IMAGE_TOKEN_INDEX)
+        ids += tokenizer.encode(chunk)
+    return ids
+
+
+def prompt_length(ids: Sequence[int], num_image_tokens: int) -> int:
+    """Return the positions a prompt takes in the decoder, each image taking `num_image_tokens`."""
+    num_images = sum(token_id == IMAGE_TOKEN_INDEX for token_id in ids)
+    return len(ids) + num_images * (num_image_tokens - 1)

@@ -1,0 +1,143 @@
+"""Text to token ids and back, from a bundle's tokenizer.json.
+
+Uses the `tokenizers` package alone: transformers 5 rebuilds this tokenizer with a space before
+every text, which changes the ids after each image. Knows nothing of roles or images;
+`longllava_trt.runtime.text.chat` does.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from longllava_trt.core.errors import InputError, ManifestError
+
+__all__ = ["BOS_TOKEN", "ChatTokenizer", "TokenStream"]
+
+BOS_TOKEN = "<|startoftext|>"
+"""Opens every turn. It has one id wherever it occurs in a text."""
+
+_BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
+_REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
+
+
+class ChatTokenizer:
+    """The model's tokenizer: adds nothing to a text, and shows no special token in an answer.
+
+    Args:
+        bundle: Folder that holds tokenizer.json.
+
+    Raises:
+        ManifestError: If the file is missing or damaged, or is not this model family's tokenizer.
+    """
+
+    def __init__(self, bundle: Path) -> None:
+        path = bundle / "tokenizer.json"
+        if not path.is_file():
+            raise ManifestError(
+                f"{path}: not found; a bundle carries its tokenizer: export it again"
+            )
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as err:
+            # the package raises the bare class for everything that is wrong with a file
+            raise ManifestError(
+                f"{path}: not a tokenizer ({err}); export the bundle again"
+            ) from err
+        # some files carry the limits of the last program that used them
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._special_ids = frozenset(
+            i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
+        )
+        self._check_protocol(path)
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, with no special token added.
+
+        A special token that is written out in the text, such as `<|startoftext|>`, becomes its id.
+
+        Raises:
+            InputError: If the text is not valid Unicode, as command lines in a wrong encoding are
+            not.
+        """
+        try:
+            text.encode()
+        except UnicodeEncodeError as err:
+            raise InputError(f"prompt: not valid Unicode ({err}); send it as UTF-8") from err
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of the ids, without special tokens.
+
+        Of a run of byte pieces that is not UTF-8, every byte becomes U+FFFD, as in the tokenizers
+        package.
+        """
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def stream(self) -> TokenStream:
+        """Return a decoder for ids that arrive one at a time."""
+        return TokenStream(self)
+
+    def _prints(self, token_id: int) -> bool:
+        """Tell whether a decode shows this id at all."""
+        known = self._tokenizer.id_to_token(token_id) is not None
+        return known and token_id not in self._special_ids
+
+    def _is_byte_piece(self, token_id: int) -> bool:
+        return _BYTE_PIECE.fullmatch(self._tokenizer.id_to_token(token_id) or "") is not None
+
+    def _check_protocol(self, path: Path) -> None:
+        """Refuse a tokenizer under which every prompt would be silently wrong."""
+        if len(self.encode(BOS_TOKEN)) != 1 or self.decode(self.encode(BOS_TOKEN)):
+            raise ManifestError(
+                f"{path}: '{BOS_TOKEN}' must be one special token; take the checkpoint's own file"
+            )
+        pieces = self._tokenizer.encode("</img>", add_special_tokens=False).tokens
+        if not pieces or not pieces[0].startswith("<"):
+            raise ManifestError(
+                f"{path}: '</img>' becomes {pieces}, so the ids after an image are not those the "
+                "model was trained with (a space before every text?); take the checkpoint's own "
+                "file, not one that transformers saved"
+            )
+
+
+class TokenStream:
+    """Decodes ids as they arrive, and prints nothing that a later id could change.
+
+    All that `push` and `finish` return, joined, equals `ChatTokenizer.decode` of all the ids. A run
+    of byte pieces is therefore held back until it ends: whether its bytes are text is known only
+    then.
+    """
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._held: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """Take the next id and return the text that became certain; often empty."""
+        # an id that does not print also does not end a run of bytes
+        if not self._tokenizer._prints(token_id):
+            return ""
+        self._held.append(token_id)
+        if self._tokenizer._is_byte_piece(token_id):
+            return ""
+        text = self._tokenizer.decode(self._held)
+        # byte-level vocabularies have no byte pieces: there, half a character decodes to U+FFFD
+        if text.endswith(_REPLACEMENT):
+            return ""
+        self._held.clear()
+        return text
+
+    def pending(self) -> str:
+        """Return what `finish` would, and go on; a later id may change it."""
+        return self._tokenizer.decode(self._held) if self._held else ""
+
+    def finish(self) -> str:
+        """Return what is still held back; the stream is then ready for another answer."""
+        text = self.pending()
+        self._held.clear()
+        return text

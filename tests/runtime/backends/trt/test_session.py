@@ -1,0 +1,157 @@
+"""Opening engines and running a stage: what fits runs, and what does not is refused in our own words."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from longllava_trt.core.errors import (
+    ContractError,
+    InputError,
+    LongLLaVAError,
+    ManifestError,
+    MissingDependencyError,
+)
+from longllava_trt.runtime.backends.trt.cuda import Cuda
+from longllava_trt.runtime.backends.trt.engines import open_engines
+from longllava_trt.runtime.backends.trt.session import TrtSession
+from longllava_trt.runtime.inputs.prefetch import run_ahead
+
+
+@pytest.fixture
+def session(engine_bundle: Path, fake_runtime: Any, fake_tensorrt: Any) -> TrtSession:
+    cuda = Cuda(fake_runtime)
+    engines = open_engines(engine_bundle, cuda=cuda, tensorrt=fake_tensorrt, target="sm80")
+    return TrtSession(engines, "vision")
+
+
+@pytest.mark.parametrize("num_images", [1, 3, 4])
+def test_a_stage_runs(session: TrtSession, num_images: int) -> None:
+    pixels = np.random.default_rng(num_images).standard_normal((num_images, 3)).astype(np.float32)
+    first = session.run({"pixel_values": pixels})["image_features"]
+    session.run({"pixel_values": pixels + 1})
+    np.testing.assert_array_equal(first, pixels * 2)
+
+
+def test_more_than_the_engine_takes_is_refused(session: TrtSession) -> None:
+    with pytest.raises(InputError, match="vision: its engine was built for num_images up to 4"):
+        session.run({"pixel_values": np.zeros((5, 3), np.float32)})
+
+
+def test_an_input_that_breaks_the_contract_is_refused(session: TrtSession) -> None:
+    with pytest.raises(ContractError, match="'pixel_values' must be"):
+        session.run({"pixel_values": np.zeros((2, 4), np.float32)})
+
+
+def test_no_gpu_is_said(fake_runtime: Any) -> None:
+    fake_runtime.devices = 0
+    with pytest.raises(MissingDependencyError, match="got cudaErrorNoDevice; run with --backend"):
+        Cuda(fake_runtime)
+
+
+def test_engines_for_another_gpu_are_refused(
+    engine_bundle: Path, fake_runtime: Any, fake_tensorrt: Any
+) -> None:
+    cuda = Cuda(fake_runtime)
+    with pytest.raises(InputError, match="engines for sm80, and this GPU is sm90; run"):
+        open_engines(engine_bundle, cuda=cuda, tensorrt=fake_tensorrt, target="sm90")
+
+
+def test_a_folder_that_is_named_is_tried_on_any_gpu(
+    engine_bundle: Path, fake_runtime: Any, fake_tensorrt: Any
+) -> None:
+    folder = engine_bundle / "engines" / "sm80-fake"
+    cuda = Cuda(fake_runtime)
+    found = open_engines(
+        engine_bundle, folder=folder, cuda=cuda, tensorrt=fake_tensorrt, target="sm90"
+    )
+    assert found.load("vision").spec.name == "vision"
+
+
+def test_another_version_of_tensorrt_is_refused(
+    engine_bundle: Path, fake_runtime: Any, fake_tensorrt: Any
+) -> None:
+    path = engine_bundle / "engines" / "sm80-fake" / "engine.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"tensorrt_version": "1.2.4"}))
+    cuda = Cuda(fake_runtime)
+    with pytest.raises(ManifestError, match=r"need tensorrt-rtx 1\.2\.4, got tensorrt-rtx 1\.2\.3"):
+        open_engines(engine_bundle, cuda=cuda, tensorrt=fake_tensorrt, target="sm80")
+
+
+@pytest.mark.parametrize("file", ["decoder.engine", "liblongllava_plugins.so"])
+def test_a_changed_file_is_refused(
+    file: str, engine_bundle: Path, fake_runtime: Any, fake_tensorrt: Any
+) -> None:
+    path = engine_bundle / "engines" / "sm80-fake" / file
+    path.write_bytes(b"x" * path.stat().st_size)
+    cuda = Cuda(fake_runtime)
+    with pytest.raises(ManifestError, match=f"{file}: must have sha256"):
+        open_engines(engine_bundle, cuda=cuda, tensorrt=fake_tensorrt, target="sm80")
+
+
+def test_a_stage_without_an_engine_is_named(
+    engine_bundle: Path, fake_runtime: Any, fake_tensorrt: Any
+) -> None:
+    cuda = Cuda(fake_runtime)
+    engines = open_engines(engine_bundle, cuda=cuda, tensorrt=fake_tensorrt, target="sm80")
+    with pytest.raises(ManifestError, match="no engine for stage 'projector'"):
+        engines.load("projector")
+
+
+def test_a_plan_that_tensorrt_refuses_is_named(
+    engine_bundle: Path, fake_runtime: Any, fake_tensorrt: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = fake_tensorrt.module.Runtime
+    monkeypatch.setattr(runtime, "deserialize_cuda_engine", lambda *_: None)
+    cuda = Cuda(fake_runtime)
+    engines = open_engines(engine_bundle, cuda=cuda, tensorrt=fake_tensorrt, target="sm80")
+    with pytest.raises(ManifestError, match=r"vision\.engine: TensorRT cannot load an engine for"):
+        engines.load("vision")
+
+
+def test_a_failing_call_says_which_and_why(fake_runtime: Any) -> None:
+    cuda = Cuda(fake_runtime)
+    fake_runtime.capacity = 0
+    with pytest.raises(LongLLaVAError, match="cudaMalloc: CUDA returned cudaErrorMemoryAllocation"):
+        cuda.malloc(16)
+
+
+def test_items_run_one_ahead_and_in_order() -> None:
+    made: list[int] = []
+
+    def items() -> Any:
+        for i in range(5):
+            made.append(i)
+            yield i
+
+    got = []
+    for item in run_ahead(items()):
+        got.append(item)
+        assert len(made) <= item + 2
+    assert got == made == list(range(5))
+
+
+def test_an_error_comes_at_its_place_and_closing_closes() -> None:
+    closed: list[bool] = []
+
+    def items() -> Any:
+        try:
+            yield 1
+            yield 2
+            raise InputError("broken")
+        finally:
+            closed.append(True)
+
+    ahead = run_ahead(items())
+    assert [next(ahead), next(ahead)] == [1, 2]
+    with pytest.raises(InputError, match="broken"):
+        next(ahead)
+    early = run_ahead(items())
+    next(early)
+    early.close()  # type: ignore[attr-defined]
+    assert closed == [True, True]

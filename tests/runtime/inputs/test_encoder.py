@@ -1,0 +1,144 @@
+"""The ring decodes ahead, but never far, in order, and past what is broken; chunks hold what the pieces held."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from longllava_trt.runtime.backends.ort.decoder import Decoder, DecoderState
+from longllava_trt.runtime.inputs import encoder as ingest
+from longllava_trt.runtime.inputs.encoder import Decoded, decode_ahead
+from longllava_trt.runtime.inputs.images import ShownImage
+from longllava_trt.runtime.inputs.pixels import ImageProcessorConfig, preprocess
+from longllava_trt.runtime.prefill import ChunkFeeder, ChunkPlan
+from longllava_trt.runtime.timings import Timings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+PROCESSOR = ImageProcessorConfig(
+    image_size=8, image_mean=(0.5, 0.5, 0.5), image_std=(0.5, 0.5, 0.5)
+)
+
+
+def shown(source: Path | Image.Image, position: int = 1) -> tuple[ShownImage]:
+    return (ShownImage(source=source, position=position, opening="", ending=""),)
+
+
+def write_stills(folder: Path, count: int) -> list[Path]:
+    """Write grey stills, each a little brighter; the first is large, so that it is decoded last."""
+    paths = [folder / f"{i}.png" for i in range(count)]
+    for i, path in enumerate(paths):
+        Image.new("L", (900, 900) if i == 0 else (9, 9), 5 * i).save(path)
+    return paths
+
+
+def ahead(paths: list[Path], *, workers: int = 4, depth: int = 6) -> Iterator[Decoded]:
+    exhibits = [shown(path, i) for i, path in enumerate(paths, start=1)]
+    return decode_ahead(exhibits, processor=PROCESSOR, num_workers=workers, depth=depth)
+
+
+@pytest.mark.parametrize("depth", [1, 3, 40])
+def test_order_is_that_of_the_images(tmp_path: Path, depth: int) -> None:
+    found = list(ahead(write_stills(tmp_path, 13), depth=depth))
+    levels = [image.values.mean() for image in found if image.values is not None]
+    assert len(levels) == 13
+    assert levels == sorted(levels)
+    assert all(image.seconds > 0 for image in found)
+
+
+def test_a_broken_image_takes_its_place_and_no_other(tmp_path: Path) -> None:
+    paths = write_stills(tmp_path, 5)
+    paths[2].write_bytes(paths[2].read_bytes()[:50])
+    found = list(ahead(paths))
+    assert [image.error is not None for image in found] == [False, False, True, False, False]
+    assert str(found[2].error).startswith(f"image 3 ({paths[2]}): ")
+
+
+def test_only_so_many_are_decoded_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[int] = []
+    lock = threading.Lock()
+
+    def counted(image: Image.Image, config: ImageProcessorConfig) -> NDArray[np.float32]:
+        with lock:
+            decoded.append(1)
+        return preprocess(image, config)
+
+    monkeypatch.setattr(ingest, "preprocess", counted)
+    ring = ahead(write_stills(tmp_path, 30), depth=5)
+    for taken in range(1, 11):
+        next(ring)
+        assert len(decoded) <= taken + 4
+    ring.close()  # type: ignore[attr-defined]
+    assert len(decoded) < 20
+
+
+def test_threads_end_with_the_ring(tmp_path: Path) -> None:
+    before = threading.active_count()
+    ring = ahead(write_stills(tmp_path, 9))
+    next(ring)
+    ring.close()  # type: ignore[attr-defined]
+    assert threading.active_count() == before
+
+
+class RecordingDecoder:
+    """Keeps what it is fed."""
+
+    def __init__(self) -> None:
+        self.chunks: list[NDArray[np.float32]] = []
+
+    def step(self, inputs_embeds: NDArray[np.float32], state: DecoderState) -> NDArray[np.float32]:
+        self.chunks.append(inputs_embeds[0])
+        state.past_len += inputs_embeds.shape[1]
+        return np.zeros(1, np.float32)
+
+
+def fed(lengths: list[int], plan: ChunkPlan) -> list[NDArray[np.float32]]:
+    decoder = RecordingDecoder()
+    feeder = ChunkFeeder(
+        cast("Decoder", decoder),
+        DecoderState((), capacity=1),
+        plan=plan,
+        timings=Timings(),
+        on_fed=lambda _: None,
+    )
+    for piece in pieces(lengths):
+        feeder.push(piece)
+    feeder.flush()
+    return decoder.chunks
+
+
+def pieces(lengths: list[int]) -> list[NDArray[np.float32]]:
+    rows = np.arange(2 * sum(lengths), dtype=np.float32).reshape(-1, 2)
+    return np.split(rows, np.cumsum(lengths)[:-1]) if lengths else []
+
+
+@given(lengths=st.lists(st.integers(0, 40), max_size=8), size=st.integers(1, 17))
+def test_chunks_concatenate_to_the_pieces(lengths: list[int], size: int) -> None:
+    chunks = fed(lengths, ChunkPlan(longest=size, num_heads=1, weight_bytes=0))
+    assert all(len(chunk) == size for chunk in chunks[:-1])
+    assert all(0 < len(chunk) <= size for chunk in chunks)
+    joined = np.concatenate(chunks) if chunks else np.empty((0, 2), np.float32)
+    want = np.concatenate(pieces(lengths)) if lengths else joined
+    np.testing.assert_array_equal(joined, want)
+
+
+def test_chunks_become_shorter_so_that_scores_keep_their_size() -> None:
+    plan = ChunkPlan(longest=512, num_heads=32, weight_bytes=0)
+    sizes = [plan.size_at(past) for past in (0, 1000, 10_000, 40_000, 10_000_000)]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > sizes[1] > sizes[2] > sizes[-1] == 1
+    scores = [size * past for size, past in zip(sizes[1:4], (1000, 10_000, 40_000), strict=True)]
+    assert max(scores) * 32 * 12 <= 16 * 2**20
+    large = ChunkPlan(longest=512, num_heads=32, weight_bytes=36 * 10**9)
+    assert large.size_at(0) == 512
+    assert large.size_at(100_000) > 40
