@@ -42,7 +42,7 @@ from longllava_trt.reference.model import LongLLaVA as ReferenceLongLLaVA
 from longllava_trt.reference.synthetic.checkpoint import PRESETS, write_checkpoint
 from longllava_trt.runtime.inputs.image_files import load_image
 from longllava_trt.runtime.model import LongLLaVA, RunOptions
-from longllava_trt.runtime.timings import Timings
+from longllava_trt.runtime.timings import StageTimer
 
 NEEDLE_CHECKPOINT = Path(__file__).parents[1] / "examples" / "needle" / "checkpoint"
 QUESTION = QUESTIONS["mark"]
@@ -159,9 +159,9 @@ def contestants(
 
 
 @contextmanager
-def reference_timings() -> Iterator[Timings]:
+def reference_timings() -> Iterator[StageTimer]:
     """Measure the stages of every reference model within the block."""
-    timings = Timings()
+    timings = StageTimer()
 
     def measured(method: Callable[..., Any], stage: str | None) -> Callable[..., Any]:
         @functools.wraps(method)

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from longllava_trt.core.errors import InputError
 
-__all__ = ["JOURNAL_FILE", "published"]
+__all__ = ["JOURNAL_FILE", "atomic_directory"]
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +22,7 @@ JOURNAL_FILE = "journal.jsonl"
 
 
 @contextmanager
-def published(
+def atomic_directory(
     folder: Path, *, overwrite: bool, marker: str, resume_key: str | None = None
 ) -> Iterator[Path]:
     """Lend a staging folder beside the target, and put it in the target's place when the block succeeds.

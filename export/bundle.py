@@ -27,7 +27,7 @@ from longllava_trt.core.manifest import (
     WeightRecord,
     record_files,
 )
-from longllava_trt.core.publish import JOURNAL_FILE, published
+from longllava_trt.core.publish import JOURNAL_FILE, atomic_directory
 from longllava_trt.core.safetensors_header import TensorSource
 from longllava_trt.core.stage_spec import STAGES
 from longllava_trt.core.version import __version__
@@ -135,7 +135,9 @@ def export_bundle(  # noqa: PLR0913 - the options of a command
         versions=_versions(),
     )
     with (
-        published(bundle, overwrite=overwrite, marker=MANIFEST_FILE, resume_key=key) as staging,
+        atomic_directory(
+            bundle, overwrite=overwrite, marker=MANIFEST_FILE, resume_key=key
+        ) as staging,
         FileHasher() as hasher,
     ):
         journal = Journal(staging, hasher)

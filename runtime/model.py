@@ -25,21 +25,21 @@ from longllava_trt.runtime.backends.base import (
     TrtBackend,
 )
 from longllava_trt.runtime.backends.ort.session import Kernels
-from longllava_trt.runtime.inputs.encoder import Encoder
+from longllava_trt.runtime.inputs.encoder import ImageEncoder
 from longllava_trt.runtime.inputs.image_files import ImageSource
 from longllava_trt.runtime.inputs.message import MediaOptions
 from longllava_trt.runtime.inputs.pixels import load_processor_config
-from longllava_trt.runtime.prefill import ChunkPlan
+from longllava_trt.runtime.prefill import PrefillChunker
 from longllava_trt.runtime.sampling import SamplingParams
-from longllava_trt.runtime.sequence import Context
+from longllava_trt.runtime.sequence import MultimodalSequence
 from longllava_trt.runtime.session import Session
-from longllava_trt.runtime.text.detokenizer import Answer
+from longllava_trt.runtime.text.detokenizer import GenerationOutput
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["Answer", "LongLLaVA", "RunOptions"]
+__all__ = ["GenerationOutput", "LongLLaVA", "RunOptions"]
 
 _HASH_AT_LOAD_BYTES = 64 * 2**20
 """Files up to this size are hashed whenever a bundle is loaded; larger ones are compared by length."""
@@ -101,11 +101,11 @@ class LongLLaVA:
         self.tokenizer = ChatTokenizer(bundle)
         self.eos_token_id = _read_number(bundle / "generation_config.json", "eos_token_id")
         self.num_image_tokens = int(manifest.stage("projector").spec.outputs[0].shape[1])
-        self.chunk_plan = ChunkPlan(
+        self.chunker = PrefillChunker(
             longest=options.chunk_size,
             num_heads=_read_number(bundle / "config.json", "num_attention_heads"),
             weight_bytes=sum(weight.nbytes for weight in manifest.weights.values()),
-            holds_scores=self.backend.holds_scores,
+            materialises_scores=self.backend.materialises_scores,
         )
 
     @classmethod
@@ -152,9 +152,9 @@ class LongLLaVA:
         return self.backend.load_decoder()
 
     @cached_property
-    def encoder(self) -> Encoder:
+    def encoder(self) -> ImageEncoder:
         """Images to embeddings; its stages load with the first image."""
-        return Encoder(
+        return ImageEncoder(
             lambda: self.vision,
             lambda: self.projector,
             processor=load_processor_config(self.bundle),
@@ -178,7 +178,7 @@ class LongLLaVA:
             checkpoint_every: Images between the points to which the session can go back at no cost. Each takes as much
                 memory as the recurrent state.
         """
-        context = Context(self, checkpoint_every=checkpoint_every)
+        context = MultimodalSequence(self, checkpoint_every=checkpoint_every)
         return Session(context, media=media or MediaOptions())
 
     def load_session(self, folder: str | Path) -> Session:
@@ -209,7 +209,7 @@ class LongLLaVA:
         max_new_tokens: int | None = None,
         on_text: Callable[[str], None] | None = None,
         progress: Progress | None = None,
-    ) -> Answer:
+    ) -> GenerationOutput:
         """Answer a question about images and videos.
 
         Args:
@@ -227,7 +227,9 @@ class LongLLaVA:
                 match, or the whole does not fit.
             MissingDependencyError: If there is a video and the `video` extra is not installed.
         """
-        context = Context(self, checkpoint_every=_CHECKPOINT_EVERY, keep_checkpoints=False)
+        context = MultimodalSequence(
+            self, checkpoint_every=_CHECKPOINT_EVERY, keep_checkpoints=False
+        )
         return Session(context, media=media or MediaOptions()).ask(
             query,
             images,

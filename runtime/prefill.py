@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longllava_trt.runtime.timings import Timings
+from longllava_trt.runtime.timings import StageTimer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from longllava_trt.runtime.backends.base import SequenceState, StepDecoder
 
-__all__ = ["ChunkFeeder", "ChunkPlan"]
+__all__ = ["ChunkedPrefill", "PrefillChunker"]
 
 _BYTES_PER_SCORE = 12
 """ONNX Runtime's attention holds scores, mask and weights at once, in float32."""
@@ -30,7 +30,7 @@ _SHARE_OF_WEIGHTS = 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ChunkPlan:
+class PrefillChunker:
     """How many positions are fed at a time."""
 
     longest: int
@@ -39,19 +39,19 @@ class ChunkPlan:
     """Attention heads of one layer."""
     weight_bytes: int
     """Of the whole model."""
-    holds_scores: bool = True
+    materialises_scores: bool = True
     """Whether attention holds its scores at all; if not, chunks stay as long as they are."""
 
     def size_at(self, past_len: int) -> int:
         """Return the length of a chunk after so many positions; it depends on nothing else."""
-        if not self.holds_scores:
+        if not self.materialises_scores:
             return self.longest
         budget = max(_LEAST_BUDGET, self.weight_bytes // _SHARE_OF_WEIGHTS)
         context = past_len + self.longest
         return min(self.longest, max(budget // (_BYTES_PER_SCORE * self.num_heads * context), 1))
 
 
-class ChunkFeeder:
+class ChunkedPrefill:
     """Feeds one sequence.
 
     Args:
@@ -67,8 +67,8 @@ class ChunkFeeder:
         decoder: StepDecoder,
         state: SequenceState,
         *,
-        plan: ChunkPlan,
-        timings: Timings,
+        plan: PrefillChunker,
+        timings: StageTimer,
         on_fed: Callable[[int], None],
     ) -> None:
         self.logits: NDArray[np.float32] | None = None

@@ -11,13 +11,13 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from longllava_trt.core.errors import InputError
-from longllava_trt.runtime.backends.ort.decoder import StateMark
+from longllava_trt.runtime.backends.ort.decoder import StateSnapshot
 from longllava_trt.runtime.inputs.encoder import Decoded
-from longllava_trt.runtime.inputs.images import ShownImage, check_unchanged
-from longllava_trt.runtime.inputs.message import Exhibit, OnBroken, UserTurn
-from longllava_trt.runtime.prefill import ChunkFeeder
+from longllava_trt.runtime.inputs.images import ImageInput, check_unchanged
+from longllava_trt.runtime.inputs.message import ImageGroup, Message, OnBroken
+from longllava_trt.runtime.prefill import ChunkedPrefill
 from longllava_trt.runtime.text.chat import USER_ROLE
-from longllava_trt.runtime.timings import Meter, Work
+from longllava_trt.runtime.timings import ProgressReporter, RequestMetrics
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,32 +25,32 @@ if TYPE_CHECKING:
 
     from longllava_trt.runtime.model import LongLLaVA
 
-__all__ = ["Context", "ContextImage", "ContextMark"]
+__all__ = ["MultimodalSequence", "SequenceImage", "SequenceSnapshot"]
 
 _SLACK = 2048
 """Positions reserved beyond what is needed: memory that is never touched costs nothing, growing later a copy."""
 
 
-class ContextImage(NamedTuple):
+class SequenceImage(NamedTuple):
     """An image that was fed."""
 
-    shown: ShownImage
+    shown: ImageInput
     before: str
     """All text since the image before it."""
 
 
-class ContextMark(NamedTuple):
+class SequenceSnapshot(NamedTuple):
     """A point to which a context can go back, as long as it has not gone back beyond it."""
 
-    state: StateMark
+    state: StateSnapshot
     num_images: int
-    said: str
+    fed_text: str
     """Text fed since the last image."""
     pending: str
     """Text not fed yet."""
 
 
-class Context:
+class MultimodalSequence:
     """One sequence.
 
     Args:
@@ -70,10 +70,10 @@ class Context:
         self.checkpoint_every = checkpoint_every
         self.keep_checkpoints = keep_checkpoints
         self.state = model.backend.new_state(capacity=_SLACK)
-        self.images: list[ContextImage] = []
-        self.said = ""
+        self.images: list[SequenceImage] = []
+        self.fed_text = ""
         self.pending = USER_ROLE
-        self.checkpoints = [self.mark()]
+        self.checkpoints = [self.snapshot()]
         """The first is the beginning, without any image."""
 
     @property
@@ -81,7 +81,7 @@ class Context:
         """Positions fed."""
         return self.state.past_len
 
-    def check_fits(self, turn: UserTurn, *, tail: str, spare: int, place: str) -> int:
+    def check_fits(self, turn: Message, *, tail: str, spare: int, place: str) -> int:
         """Return the positions the context will have after a message.
 
         Args:
@@ -105,7 +105,7 @@ class Context:
             )
         return length
 
-    def show(self, turn: UserTurn, *, on_broken: OnBroken, work: Work) -> list[str]:
+    def show(self, turn: Message, *, on_broken: OnBroken, work: RequestMetrics) -> list[str]:
         """Feed a message up to its last image; what follows that waits.
 
         Args:
@@ -119,8 +119,8 @@ class Context:
         Raises:
             InputError: Names the image that cannot be used. Those before it are in the context.
         """
-        safe = self.mark()
-        encoded = self._encode([exhibit.images for exhibit in turn.exhibits], work)
+        safe = self.snapshot()
+        encoded = self._encode([group.images for group in turn.groups], work)
         try:
             return self._show_parts(turn, encoded, on_broken, work)
         except InputError:
@@ -131,11 +131,11 @@ class Context:
         finally:
             encoded.close()
 
-    def say(self, text: str) -> None:
+    def append_text(self, text: str) -> None:
         """Add text, to be fed later."""
         self.pending += text
 
-    def settle(self, work: Work) -> NDArray[np.float32]:
+    def prefill_pending(self, work: RequestMetrics) -> NDArray[np.float32]:
         """Feed what was said. What is said after it must begin a message, or its ids could differ.
 
         Returns:
@@ -144,7 +144,7 @@ class Context:
         feeder = self._feeder(work)
         self._push_text(self.pending, feeder, work)
         feeder.flush()
-        self.said, self.pending = self.said + self.pending, ""
+        self.fed_text, self.pending = self.fed_text + self.pending, ""
         assert feeder.logits is not None, "Bug: a message is never empty"
         return feeder.logits
 
@@ -153,18 +153,20 @@ class Context:
         if positions > self.state.capacity:
             self.state.reserve(positions + _SLACK)
 
-    def mark(self) -> ContextMark:
+    def snapshot(self) -> SequenceSnapshot:
         """Return the present point; copies the recurrent states alone."""
-        return ContextMark(self.state.mark(), len(self.images), self.said, self.pending)
+        return SequenceSnapshot(
+            self.state.snapshot(), len(self.images), self.fed_text, self.pending
+        )
 
-    def restore(self, mark: ContextMark) -> None:
+    def restore(self, mark: SequenceSnapshot) -> None:
         """Go back to a point of this context, and forget what came after it."""
         self.state.restore(mark.state)
         del self.images[mark.num_images :]
-        self.said, self.pending = mark.said, mark.pending
+        self.fed_text, self.pending = mark.fed_text, mark.pending
         self.checkpoints = [c for c in self.checkpoints if c.num_images <= mark.num_images]
 
-    def rewind(self, to_image: int, work: Work) -> None:
+    def rewind(self, to_image: int, work: RequestMetrics) -> None:
         """Go back to where so many images had been shown, and nothing said after them.
 
         The images since the last checkpoint before are encoded and fed again.
@@ -189,21 +191,21 @@ class Context:
             self.restore(base)
             raise
 
-    def fork(self) -> Context:
+    def fork(self) -> MultimodalSequence:
         """Return an independent copy."""
-        twin = Context(
+        twin = MultimodalSequence(
             self.model,
             checkpoint_every=self.checkpoint_every,
             keep_checkpoints=self.keep_checkpoints,
         )
         twin.reserve(self.num_positions)
-        twin.state.load(self.num_positions, self.state.views().items())
+        twin.state.load_state_dict(self.num_positions, self.state.state_dict().items())
         twin.images, twin.checkpoints = [*self.images], [*self.checkpoints]
-        twin.said, twin.pending = self.said, self.pending
+        twin.fed_text, twin.pending = self.fed_text, self.pending
         return twin
 
     def _show_parts(
-        self, turn: UserTurn, encoded: Iterator[Decoded], on_broken: OnBroken, work: Work
+        self, turn: Message, encoded: Iterator[Decoded], on_broken: OnBroken, work: RequestMetrics
     ) -> list[str]:
         feeder = self._feeder(work)
         skipped: list[str] = []
@@ -223,11 +225,15 @@ class Context:
         return skipped
 
     def _show_exhibit(
-        self, exhibit: Exhibit, encoded: Iterator[Decoded], feeder: ChunkFeeder, work: Work
+        self,
+        group: ImageGroup,
+        encoded: Iterator[Decoded],
+        feeder: ChunkedPrefill,
+        work: RequestMetrics,
     ) -> InputError | None:
         """Feed one exhibit with the text before it; returns what is wrong with it."""
         last = None
-        for image in exhibit.images:
+        for image in group.images:
             item = next(encoded)
             if item.values is None:
                 if last is not None:
@@ -235,63 +241,69 @@ class Context:
                 return item.error
             self._push_image(image, item.values, feeder, work)
             last = image
-        self.pending = exhibit.closing
+        self.pending = group.closing
         return None
 
     def _push_image(
-        self, image: ShownImage, embeds: NDArray[np.float32], feeder: ChunkFeeder, work: Work
+        self,
+        image: ImageInput,
+        embeds: NDArray[np.float32],
+        feeder: ChunkedPrefill,
+        work: RequestMetrics,
     ) -> None:
         text = self.pending + image.opening
         self._push_text(text, feeder, work)
         feeder.push(embeds)
-        self.images.append(ContextImage(image, self.said + text))
-        self.said, self.pending = "", ""
+        self.images.append(SequenceImage(image, self.fed_text + text))
+        self.fed_text, self.pending = "", ""
         if len(self.images) % self.checkpoint_every == 0:
             feeder.flush()
-            checkpoint = self.mark()._replace(pending=image.ending)
+            checkpoint = self.snapshot()._replace(pending=image.ending)
             first = len(self.checkpoints) if self.keep_checkpoints else 1
             self.checkpoints[first:] = [checkpoint]
 
-    def _replay(self, again: Sequence[ContextImage], rows: Sequence[Decoded], work: Work) -> None:
+    def _replay(
+        self, again: Sequence[SequenceImage], rows: Sequence[Decoded], work: RequestMetrics
+    ) -> None:
         feeder = self._feeder(work)
         for image, row in zip(again, rows, strict=True):
             assert row.values is not None, "Bug: the caller has looked for errors"
             self._push_text(image.before, feeder, work)
             feeder.push(row.values)
             self.images.append(image)
-            self.said, self.pending = "", image.shown.ending
+            self.fed_text, self.pending = "", image.shown.ending
         feeder.flush()
 
-    def _push_text(self, text: str, feeder: ChunkFeeder, work: Work) -> None:
+    def _push_text(self, text: str, feeder: ChunkedPrefill, work: RequestMetrics) -> None:
         ids = self.model.tokenizer.encode(text)
         if ids:
             with work.timings.measure("embed"):
                 feeder.push(self.model.embed_tokens(ids)[0])
 
-    def _feeder(self, work: Work) -> ChunkFeeder:
-        return ChunkFeeder(
+    def _feeder(self, work: RequestMetrics) -> ChunkedPrefill:
+        return ChunkedPrefill(
             self.model.decoder,
             self.state,
-            plan=self.model.chunk_plan,
+            plan=self.model.chunker,
             timings=work.timings,
             on_fed=work.fed,
         )
 
     def _encode(
-        self, exhibits: Sequence[Sequence[ShownImage]], work: Work
+        self, groups: Sequence[Sequence[ImageInput]], work: RequestMetrics
     ) -> Generator[Decoded, None, None]:
         """Yield embeddings in order, and report how many images are on their way."""
-        total = sum(map(len, exhibits))
-        decoded = Meter(work.progress, "decode images", total=total, unit="images")
-        encoded = Meter(work.progress, "encode images", total=total, unit="images")
+        total = sum(map(len, groups))
+        decoded = ProgressReporter(work.progress, "decode images", total=total, unit="images")
+        encoded = ProgressReporter(work.progress, "encode images", total=total, unit="images")
         images = self.model.encoder.encode(
-            exhibits, timings=work.timings, on_decoded=decoded.at, on_encoded=encoded.at
+            groups, timings=work.timings, on_decoded=decoded.at, on_encoded=encoded.at
         )
-        yield from self.model.backend.beside(images)
+        yield from self.model.backend.overlap(images)
         decoded.finish()
         encoded.finish()
 
-    def _measure(self, turn: UserTurn, tail: str) -> tuple[list[int], int]:
+    def _measure(self, turn: Message, tail: str) -> tuple[list[int], int]:
         """Return the positions after each image, those before the first in front, and those after the tail."""
         count = functools.cache(lambda text: len(self.model.tokenizer.encode(text)))
         ends, text = [self.num_positions], self.pending

@@ -19,12 +19,12 @@ from longllava_trt.core.errors import InputError
 from longllava_trt.core.logs import Progress
 from longllava_trt.runtime.decode import generate_tokens
 from longllava_trt.runtime.inputs.image_files import ImageSource
-from longllava_trt.runtime.inputs.message import MediaOptions, UserTurn, prepare_turn
+from longllava_trt.runtime.inputs.message import MediaOptions, Message, build_message
 from longllava_trt.runtime.sampling import SamplingParams
-from longllava_trt.runtime.sequence import Context
+from longllava_trt.runtime.sequence import MultimodalSequence
 from longllava_trt.runtime.text.chat import ASSISTANT_ROLE, SEPARATOR, USER_ROLE
-from longllava_trt.runtime.text.detokenizer import Answer, AnswerText
-from longllava_trt.runtime.timings import Work
+from longllava_trt.runtime.text.detokenizer import GenerationOutput, IncrementalDetokenizer
+from longllava_trt.runtime.timings import RequestMetrics
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,7 +44,7 @@ class Ingested:
     """Images that were left out, each with the reason."""
     seconds: float
     timings: dict[str, float]
-    """Seconds by stage, as in `Answer`."""
+    """Seconds by stage, as in `GenerationOutput`."""
 
 
 class RememberedTurn(NamedTuple):
@@ -77,7 +77,11 @@ class Session:
     """
 
     def __init__(
-        self, context: Context, *, media: MediaOptions, turns: Sequence[RememberedTurn] = ()
+        self,
+        context: MultimodalSequence,
+        *,
+        media: MediaOptions,
+        turns: Sequence[RememberedTurn] = (),
     ) -> None:
         self.context = context
         self.media = media
@@ -118,8 +122,8 @@ class Session:
         """
         begin = time.perf_counter()
         before = self.num_images, self.num_positions
-        turn = prepare_turn(None, images=images, videos=videos, options=self.media)
-        work = Work(progress)
+        turn = build_message(None, images=images, videos=videos, options=self.media)
+        work = RequestMetrics(progress)
         self._expect(turn, work, tail="", spare=0, place="ingest: the images take")
         skipped = self.context.show(turn, on_broken=self.media.on_broken, work=work)
         work.finish()
@@ -145,7 +149,7 @@ class Session:
         remember: bool = False,
         on_text: Callable[[str], None] | None = None,
         progress: Progress | None = None,
-    ) -> Answer:
+    ) -> GenerationOutput:
         """Answer a question about what is in the context, and about what is shown with it.
 
         Args:
@@ -165,8 +169,8 @@ class Session:
         sampling = sampling or SamplingParams()
         if max_new_tokens is not None:
             sampling = replace(sampling, max_new_tokens=max_new_tokens)
-        turn = prepare_turn(query, images=images, videos=videos, options=self.media)
-        work = Work(progress)
+        turn = build_message(query, images=images, videos=videos, options=self.media)
+        work = RequestMetrics(progress)
         with self._prompted(turn, work, spare=sampling.max_new_tokens, stay=remember) as prompted:
             first = time.perf_counter()
             prompt_tokens, num_images = self.num_positions, self.num_images
@@ -174,10 +178,10 @@ class Session:
                 text, tokens = self._decode(prompted.logits, sampling, on_text or (lambda _: None))
         answer = text.text.strip()
         if remember:
-            self.context.say(ASSISTANT_ROLE + answer + SEPARATOR + USER_ROLE)
+            self.context.append_text(ASSISTANT_ROLE + answer + SEPARATOR + USER_ROLE)
             self._turns.append(RememberedTurn(turn.text, answer, num_images))
         at_limit = len(tokens) == sampling.max_new_tokens and not text.is_stopped
-        return Answer(
+        return GenerationOutput(
             text=answer,
             token_ids=tuple(tokens),
             finish_reason="length" if at_limit else "stop",
@@ -202,8 +206,8 @@ class Session:
         Returns:
             Logits. [len(token_ids), vocab_size].
         """
-        turn = prepare_turn(query, images=images, options=self.media)
-        with self._prompted(turn, Work(), spare=len(token_ids), stay=False) as prompted:
+        turn = build_message(query, images=images, options=self.media)
+        with self._prompted(turn, RequestMetrics(), spare=len(token_ids), stay=False) as prompted:
             rows = [prompted.logits, *(self._step(token) for token in token_ids[:-1])]
         return np.stack(rows[: len(token_ids)])
 
@@ -220,7 +224,7 @@ class Session:
             raise InputError(
                 f"rewind: must be from 0 to {self.num_images}, the images in the context, got {to_image}"
             )
-        self.context.rewind(to_image, Work(progress))
+        self.context.rewind(to_image, RequestMetrics(progress))
         self._turns = [turn for turn in self._turns if turn.num_images < to_image]
 
     def fork(self) -> Session:
@@ -243,23 +247,23 @@ class Session:
 
     @contextmanager
     def _prompted(
-        self, turn: UserTurn, work: Work, *, spare: int, stay: bool
+        self, turn: Message, work: RequestMetrics, *, spare: int, stay: bool
     ) -> Generator[_Prompted, None, None]:
         """Feed a question and lend the scores after it; then go back, or to the question's end if it is to stay."""
         tail = SEPARATOR + ASSISTANT_ROLE
         self._expect(turn, work, tail=tail, spare=spare, place="generate: the prompt takes")
-        start = back = self.context.mark()
+        start = back = self.context.snapshot()
         try:
             skipped = self.context.show(turn, on_broken=self.media.on_broken, work=work)
             if stay:
                 # a role begins with a special token, at which ids may be cut
-                self.context.say(SEPARATOR)
-                self.context.settle(work)
-                back = self.context.mark()
-                self.context.say(ASSISTANT_ROLE)
+                self.context.append_text(SEPARATOR)
+                self.context.prefill_pending(work)
+                back = self.context.snapshot()
+                self.context.append_text(ASSISTANT_ROLE)
             else:
-                self.context.say(tail)
-            logits = self.context.settle(work)
+                self.context.append_text(tail)
+            logits = self.context.prefill_pending(work)
             work.finish()
             yield _Prompted(logits, tuple(skipped))
         except BaseException:
@@ -267,7 +271,9 @@ class Session:
             raise
         self.context.restore(back)
 
-    def _expect(self, turn: UserTurn, work: Work, *, tail: str, spare: int, place: str) -> None:
+    def _expect(
+        self, turn: Message, work: RequestMetrics, *, tail: str, spare: int, place: str
+    ) -> None:
         """Refuse what cannot fit, before any work, and make room for what can."""
         length = self.context.check_fits(turn, tail=tail, spare=spare, place=place)
         self.context.reserve(length + spare)
@@ -275,10 +281,10 @@ class Session:
 
     def _decode(
         self, logits: NDArray[np.float32], sampling: SamplingParams, emit: Callable[[str], None]
-    ) -> tuple[AnswerText, list[int]]:
+    ) -> tuple[IncrementalDetokenizer, list[int]]:
         """Generate the answer, handing out its text as it becomes certain."""
         model = self.context.model
-        text = AnswerText(model.tokenizer.stream(), sampling.stop)
+        text = IncrementalDetokenizer(model.tokenizer.stream(), sampling.stop)
         tokens: list[int] = []
         for token in generate_tokens(
             model.decoder,

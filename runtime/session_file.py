@@ -21,13 +21,13 @@ import numpy as np
 from longllava_trt.core.digests import FileHasher
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.manifest import MANIFEST_FILE
-from longllava_trt.core.publish import published
+from longllava_trt.core.publish import atomic_directory
 from longllava_trt.core.safetensors_header import DTYPES
-from longllava_trt.runtime.backends.ort.decoder import StateMark
-from longllava_trt.runtime.inputs.images import ShownImage
+from longllava_trt.runtime.backends.ort.decoder import StateSnapshot
+from longllava_trt.runtime.inputs.images import ImageInput
 from longllava_trt.runtime.inputs.message import MediaOptions
 from longllava_trt.runtime.inputs.tiles import TileGrid
-from longllava_trt.runtime.sequence import Context, ContextImage, ContextMark
+from longllava_trt.runtime.sequence import MultimodalSequence, SequenceImage, SequenceSnapshot
 from longllava_trt.runtime.session import RememberedTurn, Session
 
 if TYPE_CHECKING:
@@ -52,8 +52,8 @@ Tensors = Mapping[str, "NDArray[Any]"]
 def save_session(session: Session, folder: Path, *, overwrite: bool) -> None:
     """Write a session; see `Session.save`."""
     context = session.context
-    with published(folder, overwrite=overwrite, marker=SESSION_FILE) as staging:
-        _write_tensors(staging / _STATE_FILE, context.state.views())
+    with atomic_directory(folder, overwrite=overwrite, marker=SESSION_FILE) as staging:
+        _write_tensors(staging / _STATE_FILE, context.state.state_dict())
         _write_tensors(staging / _CHECKPOINTS_FILE, _checkpoint_tensors(context))
         document = {
             "format_version": FORMAT_VERSION,
@@ -61,7 +61,7 @@ def save_session(session: Session, folder: Path, *, overwrite: bool) -> None:
             "num_positions": context.num_positions,
             "checkpoint_every": context.checkpoint_every,
             "media": asdict(session.media),
-            "said": context.said,
+            "said": context.fed_text,
             "pending": context.pending,
             "images": [_image_to_json(image) for image in context.images],
             "checkpoints": [
@@ -114,18 +114,18 @@ def _check_fits(raw: Mapping[str, Any], model: LongLLaVA, folder: Path) -> None:
 
 
 def _session_from(raw: Mapping[str, Any], model: LongLLaVA, folder: Path) -> Session:
-    context = Context(model, checkpoint_every=raw["checkpoint_every"])
+    context = MultimodalSequence(model, checkpoint_every=raw["checkpoint_every"])
     length: int = raw["num_positions"]
     context.reserve(length)
-    context.state.load(length, _read_tensors(folder / _STATE_FILE))
+    context.state.load_state_dict(length, _read_tensors(folder / _STATE_FILE))
     context.images = [_image_from_json(image) for image in raw["images"]]
-    context.said, context.pending = raw["said"], raw["pending"]
+    context.fed_text, context.pending = raw["said"], raw["pending"]
     context.checkpoints = _checkpoints_from(raw["checkpoints"], folder)
     turns = [RememberedTurn(**turn) for turn in raw["turns"]]
     return Session(context, media=MediaOptions(**raw["media"]), turns=turns)
 
 
-def _checkpoint_tensors(context: Context) -> dict[str, NDArray[Any]]:
+def _checkpoint_tensors(context: MultimodalSequence) -> dict[str, NDArray[Any]]:
     return {
         f"{number}.{name}": array
         for number, mark in enumerate(context.checkpoints)
@@ -133,32 +133,32 @@ def _checkpoint_tensors(context: Context) -> dict[str, NDArray[Any]]:
     }
 
 
-def _checkpoints_from(raw: list[dict[str, Any]], folder: Path) -> list[ContextMark]:
+def _checkpoints_from(raw: list[dict[str, Any]], folder: Path) -> list[SequenceSnapshot]:
     arrays: list[dict[str, NDArray[Any]]] = [{} for _ in raw]
     for key, array in _read_tensors(folder / _CHECKPOINTS_FILE):
         number, _, name = key.partition(".")
         arrays[int(number)][name] = array
     return [
-        ContextMark(**{**mark, "state": StateMark(mark["state"], recurrent)})
+        SequenceSnapshot(**{**mark, "state": StateSnapshot(mark["state"], recurrent)})
         for mark, recurrent in zip(raw, arrays, strict=True)
     ]
 
 
-def _image_to_json(image: ContextImage) -> dict[str, Any]:
+def _image_to_json(image: SequenceImage) -> dict[str, Any]:
     source = image.shown.source
     # a path must lead to the file from wherever the session is loaded
     kept = str(Path(source).absolute()) if isinstance(source, str | Path) else None
     return {"before": image.before, **asdict(replace(image.shown, source=kept))}
 
 
-def _image_from_json(raw: Mapping[str, Any]) -> ContextImage:
+def _image_from_json(raw: Mapping[str, Any]) -> SequenceImage:
     fields = dict(raw)
     before = fields.pop("before")
     grid, stamp = fields.pop("grid"), fields.pop("stamp")
-    shown = ShownImage(
+    shown = ImageInput(
         **fields, grid=TileGrid(*grid) if grid else None, stamp=tuple(stamp) if stamp else None
     )
-    return ContextImage(shown, before)
+    return SequenceImage(shown, before)
 
 
 def _bundle_digest(model: LongLLaVA) -> str:

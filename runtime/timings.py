@@ -9,13 +9,13 @@ from contextlib import contextmanager
 
 from longllava_trt.core.logs import Progress, ProgressEvent
 
-__all__ = ["STAGES", "Meter", "Timings", "Work"]
+__all__ = ["STAGES", "ProgressReporter", "RequestMetrics", "StageTimer"]
 
 STAGES = ("decode_image", "vision", "projector", "embed", "prefill", "decode")
 """In the order in which an image meets them."""
 
 
-class Timings:
+class StageTimer:
     """Seconds by stage, as they add up."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Timings:
         return {stage: self._seconds[stage] for stage in STAGES}
 
 
-class Meter:
+class ProgressReporter:
     """Reports one task with its rate and the time that is left.
 
     Args:
@@ -84,7 +84,7 @@ class Meter:
         self._progress(ProgressEvent(self._task, done, total, self._unit, note))
 
 
-class Work:
+class RequestMetrics:
     """What one call measures and reports.
 
     Args:
@@ -92,15 +92,15 @@ class Work:
     """
 
     def __init__(self, progress: Progress | None = None) -> None:
-        self.timings = Timings()
+        self.timings = StageTimer()
         self.progress = progress
-        self._prefill = Meter(None, "prefill", total=0, unit="tokens")
+        self._prefill = ProgressReporter(None, "prefill", total=0, unit="tokens")
         self._begin = 0
 
     def expect(self, *, begin: int, end: int) -> None:
         """Announce the positions that will be fed."""
         self._begin = begin
-        self._prefill = Meter(self.progress, "prefill", total=end - begin, unit="tokens")
+        self._prefill = ProgressReporter(self.progress, "prefill", total=end - begin, unit="tokens")
 
     def fed(self, positions: int) -> None:
         """Take note of the positions of the sequence."""

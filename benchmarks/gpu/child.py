@@ -1,6 +1,6 @@
 """One step in its own process: appends its rows to the lane's file as they come.
 
-    python -m benchmarks.gpu.child STEP LANE     (LANE is JSON, from `Lane.to_json`)
+    python -m benchmarks.gpu.child STEP LANE     (LANE is JSON, from `BenchContext.to_json`)
 
 Started by `run`.
 """
@@ -12,11 +12,11 @@ import os
 import sys
 import traceback
 
-from benchmarks.gpu.lane import ROWS_FILE, Lane
+from benchmarks.gpu.context import ROWS_FILE, BenchContext
 from benchmarks.gpu.steps import STEPS, load
 
 
-def _main(name: str, lane: Lane) -> int:
+def _main(name: str, lane: BenchContext) -> int:
     # before Triton is imported, and it decorates its kernels
     os.environ["TRITON_INTERPRET"] = "1" if lane.is_dry else "0"
     step = next(step for step in STEPS if step.name == name)
@@ -32,4 +32,4 @@ def _main(name: str, lane: Lane) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(_main(sys.argv[1], Lane.from_json(sys.argv[2])))
+    sys.exit(_main(sys.argv[1], BenchContext.from_json(sys.argv[2])))

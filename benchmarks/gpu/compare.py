@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.gpu.lane import Lane
+from benchmarks.gpu.context import BenchContext
 from benchmarks.gpu.oracles import relative_rms
-from benchmarks.gpu.roofline import Work
+from benchmarks.gpu.roofline import RequestMetrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ def errors(
     return {"ok": ok, "error": max(own), "twin_error": max(plain)}
 
 
-def share(work: Work, ms: float, lane: Lane) -> dict[str, Any]:
+def share(work: RequestMetrics, ms: float, lane: BenchContext) -> dict[str, Any]:
     """Return a time beside the least one."""
     floor, bound = work.floor(lane.ceilings)
     return {"ms": ms, "roofline_ms": floor, "bound": bound, "share": floor / ms}

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.gpu.compare import attempt, errors, share
+from benchmarks.gpu.context import BenchContext
 from benchmarks.gpu.inputs import conv_inputs, nbytes
-from benchmarks.gpu.lane import Lane
 from benchmarks.gpu.oracles import conv_oracle
 from benchmarks.gpu.roofline import conv_work
 from benchmarks.gpu.timing import sets_beyond_cache, time_ms
@@ -17,7 +17,7 @@ __all__ = ["conv"]
 _D_CONV = 4
 
 
-def conv(lane: Lane) -> Iterator[dict[str, Any]]:
+def conv(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a length and layout."""
     lengths, d_inner = ((5, 1), 16) if lane.is_dry else ((4096, 1), 8192)
     for seq_len in lengths:
@@ -26,7 +26,7 @@ def conv(lane: Lane) -> Iterator[dict[str, Any]]:
             yield attempt(case, lambda n=seq_len, c=last: _row(lane, n, d_inner, is_last=c))  # type: ignore[misc]
 
 
-def _row(lane: Lane, seq_len: int, d_inner: int, *, is_last: bool) -> dict[str, Any]:
+def _row(lane: BenchContext, seq_len: int, d_inner: int, *, is_last: bool) -> dict[str, Any]:
     import torch
 
     from longllava_trt.plugins_trt.kernels.causal_conv import causal_conv

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.gpu.compare import attempt
-from benchmarks.gpu.lane import Lane
-from benchmarks.gpu.weightless import open_weightless, used_gib, weightless_bundles
+from benchmarks.gpu.context import BenchContext
+from benchmarks.gpu.dummy_weights import bundles_without_weights, open_with_dummy_weights, used_gib
 from benchmarks.gpu.wheels import use_wheels
 from longllava_trt.core.manifest import Manifest
 
@@ -36,12 +36,12 @@ _WANTED = "a folder of bundles of full size with --scale"
 _QUESTION = "What do these images show?"
 
 
-def images(lane: Lane) -> Iterator[dict[str, Any]]:
+def images(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a bundle and number of images, then one for which nothing overlaps.
 
     Dry, of a few images and a bundle with weights, in ONNX Runtime.
     """
-    bundles = _float32_bundles(lane) if lane.is_dry else weightless_bundles(lane)
+    bundles = _float32_bundles(lane) if lane.is_dry else bundles_without_weights(lane)
     if not bundles:
         wanted = "a float32 bundle with --bundle" if lane.is_dry else _WANTED
         yield {"case": f"not run: name {wanted}"}
@@ -65,14 +65,14 @@ def images(lane: Lane) -> Iterator[dict[str, Any]]:
                 shown = in_turns(pictures, count)
                 case = f"{bundle.name}, {count} images"
                 yield attempt(case, partial(measure_images, model, shown, beside=beside))
-            model.backend.beside = iter  # type: ignore[assignment,method-assign]
+            model.backend.overlap = iter  # type: ignore[assignment,method-assign]
             shown = in_turns(pictures, counts[1])
             case = f"{bundle.name}, {counts[1]} images, vision and decoder in turn"
             yield attempt(case, partial(measure_images, model, shown, beside=beside))
             del model, beside
 
 
-def _float32_bundles(lane: Lane) -> list[Path]:
+def _float32_bundles(lane: BenchContext) -> list[Path]:
     """Return what ONNX Runtime can run on a CPU."""
     given = [] if lane.bundle is None else [lane.bundle]
     return [bundle for bundle in given if Manifest.load(bundle).dtype == "float32"]
@@ -83,7 +83,7 @@ def _open_with_random_weights(bundle: Path) -> LongLLaVA:
     from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
     options = RunOptions(backend="trt", chunk_size=_CHUNK, vision_batch=_BATCH)
-    backend = TrtBackend(open_weightless(bundle))
+    backend = TrtBackend(open_with_dummy_weights(bundle))
     return LongLLaVA(bundle, Manifest.load(bundle), options, backend=backend)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.lane import Lane
+from benchmarks.gpu.context import BenchContext
 from benchmarks.gpu.wheels import use_wheels
 
 __all__ = ["gpu_tests", "kernel_tests"]
@@ -22,18 +22,18 @@ _PROCESSES = 8
 """Compiling a kernel takes a core for a second or so."""
 
 
-def kernel_tests(lane: Lane) -> Iterator[dict[str, Any]]:
+def kernel_tests(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield how the kernels' tests ended; dry, of their launch arithmetic alone."""
     dry = ["tests/plugins_trt/launch_plans/test_sparse_moe.py"]
     yield from _pytest(lane, dry if lane.is_dry else ["tests/plugins_trt/kernels"])
 
 
-def gpu_tests(lane: Lane) -> Iterator[dict[str, Any]]:
+def gpu_tests(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield how the tests marked `gpu` ended."""
     yield from _pytest(lane, ["-m", "gpu", "tests/runtime"])
 
 
-def _pytest(lane: Lane, arguments: list[str]) -> Iterator[dict[str, Any]]:
+def _pytest(lane: BenchContext, arguments: list[str]) -> Iterator[dict[str, Any]]:
     if importlib.util.find_spec("pytest") is None:
         yield {"case": "not run: pytest is not installed; scan, moe and conv compare as well"}
         return

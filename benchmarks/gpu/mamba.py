@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.compare import attempt, share
+from benchmarks.gpu.context import BenchContext
 from benchmarks.gpu.inputs import scan_inputs
-from benchmarks.gpu.lane import Lane
 from benchmarks.gpu.oracles import relative_rms, scan_oracle
 from benchmarks.gpu.roofline import scan_work
 from benchmarks.gpu.scan import D_STATE, scan_sizes
@@ -38,7 +38,7 @@ BOTH(float)
 """
 
 
-def mamba(lane: Lane) -> Iterator[dict[str, Any]]:
+def mamba(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a length."""
     if lane.mamba is None or lane.is_dry:
         yield {"case": "not run: name the unpacked source with --mamba"}
@@ -78,7 +78,7 @@ def _compile(source: Path) -> Any:
     )
 
 
-def _row(kernels: Any, lane: Lane, seq_len: int, d_inner: int) -> dict[str, Any]:
+def _row(kernels: Any, lane: BenchContext, seq_len: int, d_inner: int) -> dict[str, Any]:
     import torch
 
     tensors = scan_inputs(seq_len, d_inner, D_STATE, dtype=torch.bfloat16, device=lane.device)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.gpu.compare import attempt, errors, share
+from benchmarks.gpu.context import BenchContext
 from benchmarks.gpu.inputs import FORMATS
-from benchmarks.gpu.lane import Lane
 from benchmarks.gpu.moe_launch import prepared_moe
 from benchmarks.gpu.moe_sizes import TOKENS, TOP_K, make_moe, work_of
 from benchmarks.gpu.oracles import moe_oracle
@@ -16,7 +16,7 @@ from benchmarks.gpu.timing import time_ms
 __all__ = ["moe"]
 
 
-def moe(lane: Lane) -> Iterator[dict[str, Any]]:
+def moe(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a format and number of tokens."""
     for weights in FORMATS:
         for num_tokens in (17, 1) if lane.is_dry else TOKENS:
@@ -24,7 +24,7 @@ def moe(lane: Lane) -> Iterator[dict[str, Any]]:
             yield attempt(case, lambda w=weights, n=num_tokens: _row(lane, n, w))  # type: ignore[misc]
 
 
-def _row(lane: Lane, num_tokens: int, weights: str) -> dict[str, Any]:
+def _row(lane: BenchContext, num_tokens: int, weights: str) -> dict[str, Any]:
     from longllava_trt.plugins_trt.kernels.sparse_moe_naive import naive_sparse_moe
 
     tensors = make_moe(lane, num_tokens, weights)

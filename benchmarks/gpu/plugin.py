@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.compare import attempt, errors, share
+from benchmarks.gpu.context import BenchContext
 from benchmarks.gpu.inputs import FORMATS, conv_inputs, moe_inputs, scan_inputs
-from benchmarks.gpu.lane import Lane
 from benchmarks.gpu.moe_sizes import TOP_K, make_moe, work_of
 from benchmarks.gpu.oracles import conv_oracle, moe_oracle, scan_oracle
 from benchmarks.gpu.plugin_library import PluginLibrary
-from benchmarks.gpu.roofline import Work, conv_work, scan_work
+from benchmarks.gpu.roofline import RequestMetrics, conv_work, scan_work
 from benchmarks.gpu.timing import time_ms
 
 if TYPE_CHECKING:
@@ -25,11 +25,11 @@ __all__ = ["plugin"]
 
 _GUARD, _GUARD_BYTES = 0xA5, 4096
 _CONV = "activation=silu"
-Call = tuple[str, dict[str, Any], tuple["Tensor", ...], tuple["Tensor", ...], Work]
+Call = tuple[str, dict[str, Any], tuple["Tensor", ...], tuple["Tensor", ...], RequestMetrics]
 """Attributes, inputs, the Triton launcher's outputs, float64's, and the least work."""
 
 
-def plugin(lane: Lane) -> Iterator[dict[str, Any]]:
+def plugin(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row an operator, size and format."""
     if lane.library is None:
         yield {"case": "not run: name the library with --library"}
@@ -67,7 +67,7 @@ def _moe_attributes(weights: str) -> str:
     return f"top_k={TOP_K} weight_format={'none' if weights == 'bf16' else weights}"
 
 
-def _calls(lane: Lane) -> Iterator[tuple[str, str, Callable[[], Call]]]:
+def _calls(lane: BenchContext) -> Iterator[tuple[str, str, Callable[[], Call]]]:
     for n in (1, 64, 4096):
         yield "SelectiveScan", f"L {n}", lambda n=n: _scan(lane, n)  # type: ignore[misc]
         yield "CausalConvWithState", f"L {n}", lambda n=n: _conv(lane, n)  # type: ignore[misc]
@@ -76,7 +76,7 @@ def _calls(lane: Lane) -> Iterator[tuple[str, str, Callable[[], Call]]]:
             yield "SparseMoE", case, lambda n=n, w=weights: _moe(lane, n, w)  # type: ignore[misc]
 
 
-def _scan(lane: Lane, seq_len: int) -> Call:
+def _scan(lane: BenchContext, seq_len: int) -> Call:
     import torch
 
     from longllava_trt.plugins_trt.kernels.selective_scan import selective_scan
@@ -86,7 +86,7 @@ def _scan(lane: Lane, seq_len: int) -> Call:
     return "", tensors, selective_scan(**tensors), scan_oracle(tensors), work
 
 
-def _conv(lane: Lane, seq_len: int) -> Call:
+def _conv(lane: BenchContext, seq_len: int) -> Call:
     import torch
 
     from longllava_trt.plugins_trt.kernels.causal_conv import causal_conv
@@ -98,7 +98,7 @@ def _conv(lane: Lane, seq_len: int) -> Call:
     return _CONV, tensors, causal_conv(**tensors), conv_oracle(tensors), work
 
 
-def _moe(lane: Lane, num_tokens: int, weights: str) -> Call:
+def _moe(lane: BenchContext, num_tokens: int, weights: str) -> Call:
     from longllava_trt.plugins_trt.kernels.sparse_moe import sparse_moe
 
     tensors = make_moe(lane, num_tokens, weights)
@@ -113,7 +113,7 @@ def _moe(lane: Lane, num_tokens: int, weights: str) -> Call:
     )
 
 
-def _row(library: PluginLibrary, op_type: str, call: Call, lane: Lane) -> dict[str, Any]:
+def _row(library: PluginLibrary, op_type: str, call: Call, lane: BenchContext) -> dict[str, Any]:
     import torch
 
     attributes, tensors, kernels, expected, work = call

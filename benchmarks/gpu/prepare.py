@@ -50,13 +50,13 @@ def prepare(folder: Path, *, presets: Sequence[str] = ()) -> None:
     limits = ("--max-context", 4096, "--chunk", 256, "--vision-batch", 4)
     _python("longllava_trt", "build", bundle, "--plugins", library, *limits)
     for preset in presets:
-        _prepare_weightless(folder / "scale" / preset, preset, library)
+        _prepare_without_weights(folder / "scale" / preset, preset, library)
     for top in (library, bundle, *(folder / "scale" / preset for preset in presets)):
         files = [top] if top.is_file() else [f for f in top.rglob("*") if f.is_file()]
         print(f"{top}: {sum(f.stat().st_size for f in files) / 2**20:.1f} MiB")
 
 
-def _prepare_weightless(target: Path, preset: str, library: Path) -> None:
+def _prepare_without_weights(target: Path, preset: str, library: Path) -> None:
     """Build all engines of a published size, and keep what a GPU needs to run them with random weights."""
     with tempfile.TemporaryDirectory(dir=target.parent.parent) as scratch:
         checkpoint, bundle = Path(scratch, "checkpoint"), Path(scratch, "bundle")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from benchmarks.gpu.lane import Lane
+from benchmarks.gpu.context import BenchContext
 from benchmarks.gpu.oracles import relative_rms
 from benchmarks.gpu.wheels import use_wheels
 
@@ -18,22 +18,22 @@ __all__ = ["current", "default", "sm80"]
 _ROWS, _COLUMNS = 32, 64
 
 
-def sm80(lane: Lane) -> Iterator[dict[str, Any]]:
+def sm80(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield how far an engine for SM80 gets."""
     yield from _question(lane, "SM80")
 
 
-def default(lane: Lane) -> Iterator[dict[str, Any]]:
+def default(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield how far an engine gets for which no target was named."""
     yield from _question(lane, None)
 
 
-def current(lane: Lane) -> Iterator[dict[str, Any]]:
+def current(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield how far an engine for the GPU at hand gets."""
     yield from _question(lane, "CURRENT")
 
 
-def _question(lane: Lane, target: str | None) -> Iterator[dict[str, Any]]:
+def _question(lane: BenchContext, target: str | None) -> Iterator[dict[str, Any]]:
     if lane.wheels is not None:
         use_wheels(lane.wheels)
     elif not lane.is_dry:

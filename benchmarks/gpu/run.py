@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.lane import ROWS_FILE, Lane, read_rows
+from benchmarks.gpu.context import ROWS_FILE, BenchContext, read_rows
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.steps import STEPS, Step
 
@@ -38,7 +38,7 @@ _LEAST_SECONDS = 15
 class Results:
     """What is written to results.json."""
 
-    lane: Lane
+    lane: BenchContext
     document: dict[str, Any] = field(default_factory=dict)
 
     def write(self) -> None:
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / ROWS_FILE).unlink(missing_ok=True)
-    lane = Lane(
+    lane = BenchContext(
         out=args.out.absolute(),
         is_dry=args.dry_run,
         library=args.library and args.library.absolute(),

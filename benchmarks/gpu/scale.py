@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.gpu.lane import Lane
-from benchmarks.gpu.weightless import open_weightless, used_gib, weightless_bundles
+from benchmarks.gpu.context import BenchContext
+from benchmarks.gpu.dummy_weights import bundles_without_weights, open_with_dummy_weights, used_gib
 from benchmarks.gpu.wheels import use_wheels
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ _DEPTHS = (4096, 16384, 100_000, 144_000)
 _STEPS = 32
 
 
-def scale(lane: Lane) -> Iterator[dict[str, Any]]:
+def scale(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a decoder and depth."""
-    bundles = weightless_bundles(lane)
+    bundles = bundles_without_weights(lane)
     if not bundles or lane.is_dry:
         yield {"case": "not run: name a folder of bundles of full size with --scale"}
         return
@@ -32,7 +32,7 @@ def scale(lane: Lane) -> Iterator[dict[str, Any]]:
     from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
 
     for bundle in bundles:
-        decoder = TrtDecoder(open_weightless(bundle))
+        decoder = TrtDecoder(open_with_dummy_weights(bundle))
         yield {"case": f"{bundle.name} loaded", "memory_gib": used_gib()}
         for row in _measure(decoder):
             yield {**row, "case": f"{bundle.name}, {row['case']}"}
@@ -52,7 +52,7 @@ def _measure(decoder: TrtDecoder) -> Iterator[dict[str, Any]]:
             begin = time.perf_counter()
             decoder.step(embeds[:, : min(chunk, depth - state.past_len)], state)
             seconds += time.perf_counter() - begin
-        mark = state.mark()
+        mark = state.snapshot()
         decoder.step(embeds[:, :1], state)
         begin = time.perf_counter()
         for _ in range(_STEPS - 1):

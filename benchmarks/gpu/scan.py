@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.gpu.compare import attempt, errors, share
+from benchmarks.gpu.context import BenchContext
 from benchmarks.gpu.inputs import nbytes, scan_inputs
-from benchmarks.gpu.lane import Lane
 from benchmarks.gpu.oracles import scan_oracle
 from benchmarks.gpu.roofline import scan_work
 from benchmarks.gpu.timing import sets_beyond_cache, time_ms
@@ -17,19 +17,19 @@ __all__ = ["D_STATE", "scan", "scan_sizes"]
 D_STATE = 16
 
 
-def scan_sizes(lane: Lane) -> tuple[tuple[int, ...], int]:
+def scan_sizes(lane: BenchContext) -> tuple[tuple[int, ...], int]:
     """Return lengths and channels."""
     return ((1, 5), 8) if lane.is_dry else ((4096, 1, 16384, 64), 8192)
 
 
-def scan(lane: Lane) -> Iterator[dict[str, Any]]:
+def scan(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a length."""
     lengths, d_inner = scan_sizes(lane)
     for seq_len in lengths:
         yield attempt(f"L {seq_len}", lambda n=seq_len: _row(lane, n, d_inner))  # type: ignore[misc]
 
 
-def _row(lane: Lane, seq_len: int, d_inner: int) -> dict[str, Any]:
+def _row(lane: BenchContext, seq_len: int, d_inner: int) -> dict[str, Any]:
     import torch
 
     from longllava_trt.plugins_trt.kernels.naive import naive_selective_scan

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.gpu.compare import attempt
-from benchmarks.gpu.lane import Lane
+from benchmarks.gpu.context import BenchContext
 from benchmarks.gpu.wheels import use_wheels
 from longllava_trt.core.engine_record import engine_folders
 
@@ -29,7 +29,7 @@ _ROUNDING = 0.05
 """Of bfloat16, over a whole decoder: what two orders of the same sums may differ by, of the largest logit."""
 
 
-def stages(lane: Lane) -> Iterator[dict[str, Any]]:
+def stages(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a stage; then chunks against steps, and the decoder's times."""
     if lane.bundle is None or lane.is_dry:
         yield {"case": "not run: name a bundle with engines with --bundle"}
@@ -89,7 +89,7 @@ def _agreement(decoder: TrtDecoder) -> dict[str, Any]:
 
 def _decoder_time(decoder: TrtDecoder, seq_len: int) -> dict[str, Any]:
     state, embeds = decoder.new_state(), _embeds(decoder, seq_len)
-    mark = state.mark()
+    mark = state.snapshot()
 
     def run() -> None:
         if state.past_len + seq_len > state.capacity:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
-from benchmarks.gpu.lane import Lane
+from benchmarks.gpu.context import BenchContext
 
 __all__ = ["STEPS", "Measure", "Row", "Step", "load"]
 
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 class Measure(Protocol):
     """A step's function."""
 
-    def __call__(self, lane: Lane) -> Iterator[Row]:
+    def __call__(self, lane: BenchContext) -> Iterator[Row]:
         """Yield rows, each as soon as it is known."""
 
 
@@ -35,7 +35,7 @@ class Step:
 
 
 STEPS = (
-    Step("card", "card:card", 60, "The card, versions, and the three ceilings"),
+    Step("gpu-info", "gpu_info:gpu_info", 60, "The card, versions, and the three ceilings"),
     Step("scan", "scan:scan", 90, "SelectiveScan against float64, its twin and its roofline"),
     Step("moe", "moe:moe", 150, "SparseMoE against float64, its twin and its roofline"),
     Step("conv", "conv:conv", 45, "CausalConvWithState, likewise"),
@@ -49,7 +49,9 @@ STEPS = (
     Step("images", "images:images", 200, "1000 images from end to end, with random weights"),
     Step("tune-scan", "tuning:tune_scan", 150, "Scan: chunks, channels and warps of a program"),
     Step("tune-moe", "tuning:tune_moe", 240, "Experts: tiles by number of tokens"),
-    Step("peers", "peers:peers", 150, "PyTorch: eager, compiled, and its own attention"),
+    Step(
+        "baselines", "baselines:baselines", 150, "PyTorch: eager, compiled, and its own attention"
+    ),
     Step("gpu-tests", "kernel_tests:gpu_tests", 150, "Tests marked gpu"),
     Step("mamba", "mamba:mamba", 400, "mamba-ssm's own CUDA scan, compiled from its source"),
 )

@@ -8,8 +8,8 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.compare import attempt, share
+from benchmarks.gpu.context import BenchContext
 from benchmarks.gpu.inputs import FORMATS, scan_inputs
-from benchmarks.gpu.lane import Lane
 from benchmarks.gpu.moe_launch import prepared_moe
 from benchmarks.gpu.moe_sizes import TOKENS, TOP_K, make_moe, work_of
 from benchmarks.gpu.roofline import scan_work
@@ -45,7 +45,7 @@ _ROUNDING = 0.02
 """Two orders of the same sums, rounded to bfloat16, may differ by so much of the largest value."""
 
 
-def tune_scan(lane: Lane) -> Iterator[dict[str, Any]]:
+def tune_scan(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a choice, at 4096 and 16384 tokens."""
     import torch
 
@@ -65,7 +65,7 @@ def tune_scan(lane: Lane) -> Iterator[dict[str, Any]]:
 
 
 def _scan(
-    lane: Lane, tensors: dict[str, Any], *, chunks: int, channels: int, warps: int
+    lane: BenchContext, tensors: dict[str, Any], *, chunks: int, channels: int, warps: int
 ) -> dict[str, Any]:
     """Launch what `selective_scan` would, in other grids."""
     from longllava_trt.plugins_trt.kernels import selective_scan as kernels
@@ -99,7 +99,7 @@ def _scan(
     return {"ok": float(error) < _ROUNDING, **row}
 
 
-def tune_moe(lane: Lane) -> Iterator[dict[str, Any]]:
+def tune_moe(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a tile, for prefill and then for decode, in every format."""
     from longllava_trt.plugins_trt.launch_plans.sparse_moe import MoeShape, Tile, select_tile
 
@@ -120,7 +120,7 @@ def tune_moe(lane: Lane) -> Iterator[dict[str, Any]]:
 
 
 def _moe(
-    lane: Lane, tensors: dict[str, Any], weights: str, *, tiles: dict[str, Tile]
+    lane: BenchContext, tensors: dict[str, Any], weights: str, *, tiles: dict[str, Tile]
 ) -> dict[str, Any]:
     planned, expected = prepared_moe(tensors)
     planned(0)

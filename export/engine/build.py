@@ -22,7 +22,7 @@ from longllava_trt.core.engine_record import (
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.logs import Progress, ProgressEvent
 from longllava_trt.core.manifest import Manifest
-from longllava_trt.core.publish import published
+from longllava_trt.core.publish import atomic_directory
 from longllava_trt.core.stage_spec import STAGES, StageSpec, present_name
 from longllava_trt.export.engine.cache import stage_key, usable_engines
 from longllava_trt.export.engine.profiles import EngineLimits, engine_spec, stage_profiles
@@ -197,7 +197,7 @@ def _build(
 ) -> None:
     """Build stages beside those that can stay, and publish all of them."""
     kept = {n: s for n, s in usable_engines(folder, job.plugins).items() if n not in wanted}
-    with published(folder, overwrite=True, marker=ENGINE_FILE) as staging:
+    with atomic_directory(folder, overwrite=True, marker=ENGINE_FILE) as staging:
         shutil.copyfile(library, staging / LIBRARY_FILE)
         stages: dict[str, EngineStage] = dict(kept)
         for stage in kept.values():

@@ -21,7 +21,7 @@ from longllava_trt.export.engine.log import make_logger, make_monitor
 from longllava_trt.export.engine.network import StageNetwork, parse_network
 from longllava_trt.export.engine.profiles import EngineLimits, engine_spec, stage_profiles
 from longllava_trt.export.engine.target import set_target
-from longllava_trt.export.engine.weights import cut_weights
+from longllava_trt.export.engine.weights import externalize_weights
 from longllava_trt.plugins_trt.registry import TensorRT, import_tensorrt, load_plugins
 
 __all__ = ["BuiltStage", "EngineWeights", "build_stage", "load_network", "stage_network"]
@@ -100,7 +100,7 @@ def stage_network(
     path = bundle / record.file
     model = _read_graph(path)
     names = [init.name for init in model.graph.initializer if init.external_data]
-    cut = cut_weights(model.graph, manifest.weights) if weights == "external" else ()
+    cut = externalize_weights(model.graph, manifest.weights) if weights == "external" else ()
     convolve_channels_last(model.graph)
     rewrite_for_tensorrt(model.graph)
     fix_dims(model.graph, limits.fixed)

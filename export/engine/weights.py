@@ -19,7 +19,7 @@ from longllava_trt.core.errors import ExportError
 from longllava_trt.core.manifest import WeightRecord
 from longllava_trt.plugins_trt.spec import OPERATORS
 
-__all__ = ["cut_weights", "dtype_name"]
+__all__ = ["dtype_name", "externalize_weights"]
 
 
 def dtype_name(elem_type: int) -> str:
@@ -28,7 +28,7 @@ def dtype_name(elem_type: int) -> str:
     return "float32" if name == "float" else name
 
 
-def cut_weights(
+def externalize_weights(
     graph: onnx.GraphProto, records: Mapping[str, WeightRecord]
 ) -> tuple[EngineWeight, ...]:
     """Make inputs of a graph's weights.

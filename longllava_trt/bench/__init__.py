@@ -17,12 +17,12 @@ import tempfile
 from pathlib import Path
 
 from longllava_trt.bench.end_to_end import check_fits, measure_answers
+from longllava_trt.bench.environment import describe_bundle, describe_machine, describe_versions
 from longllava_trt.bench.memory import memory_method
 from longllava_trt.bench.pictures import shown_pictures
 from longllava_trt.bench.report import BenchReport
 from longllava_trt.bench.settings import BenchSettings
 from longllava_trt.bench.stages import measure_stages
-from longllava_trt.bench.surroundings import describe_bundle, describe_machine, describe_versions
 from longllava_trt.bench.watch import RuntimeWatch
 from longllava_trt.core.logs import Progress
 from longllava_trt.runtime.model import LongLLaVA, RunOptions

@@ -16,9 +16,9 @@ from longllava_trt.bench.settings import BenchSettings
 from longllava_trt.bench.watch import RuntimeWatch
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.logs import Progress, ProgressEvent
-from longllava_trt.runtime.inputs.message import MediaOptions, prepare_turn
+from longllava_trt.runtime.inputs.message import MediaOptions, build_message
 from longllava_trt.runtime.sampling import SamplingParams
-from longllava_trt.runtime.sequence import Context
+from longllava_trt.runtime.sequence import MultimodalSequence
 from longllava_trt.runtime.text.chat import ASSISTANT_ROLE, SEPARATOR
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class AnswerRun:
     first_token_s: float
     """From the call to the first token's scores."""
     timings: Mapping[str, float]
-    """Seconds by stage, as in `Answer`."""
+    """Seconds by stage, as in `GenerationOutput`."""
     peak_bytes: int
     """Of resident memory."""
     runtime_s: float | None
@@ -126,7 +126,7 @@ class AnswerFigures:
         return Figure("each later token", "ms", tuple(samples))
 
     def seconds(self, stage: str) -> Figure:
-        """Return what a stage of `Answer.timings` took in all."""
+        """Return what a stage of `GenerationOutput.timings` took in all."""
         return Figure(stage, "s", tuple(run.timings[stage] for run in self.runs))
 
 
@@ -143,8 +143,8 @@ def check_fits(model: LongLLaVA, settings: BenchSettings, pictures: tuple[Path, 
             f"bench: {most} images take {most * model.num_image_tokens} positions and more, the cache has {limit}; "
             "show fewer images or raise --max-context"
         )
-    turn = prepare_turn(settings.prompt, images=in_turns(pictures, most), options=MediaOptions())
-    Context(model, checkpoint_every=1, keep_checkpoints=False).check_fits(
+    turn = build_message(settings.prompt, images=in_turns(pictures, most), options=MediaOptions())
+    MultimodalSequence(model, checkpoint_every=1, keep_checkpoints=False).check_fits(
         turn,
         tail=SEPARATOR + ASSISTANT_ROLE,
         spare=settings.new_tokens,

@@ -66,9 +66,9 @@ def measure_stages(
     model: LongLLaVA, *, warmup: int, repeats: int, progress: Progress | None
 ) -> list[StageFigure]:
     """Time vision and projector for one image and for a batch, embed and decoder for a chunk and for one token."""
-    tell = progress or (lambda _: None)
+    report = progress or (lambda _: None)
     found: list[StageFigure] = []
-    tell(ProgressEvent("bench stages", 0, None, "stages"))
+    report(ProgressEvent("bench stages", 0, None, "stages"))
     for case in _cases(model):
         samples = repeat(
             partial(timed, case.call, before=case.before),
@@ -85,8 +85,8 @@ def measure_stages(
                 call=call,
             )
         )
-        tell(ProgressEvent("bench stages", len(found), None, "stages", case.label))
-    tell(ProgressEvent("bench stages", len(found), len(found), "stages"))
+        report(ProgressEvent("bench stages", len(found), None, "stages", case.label))
+    report(ProgressEvent("bench stages", len(found), len(found), "stages"))
     return found
 
 
@@ -120,13 +120,13 @@ def _image_cases(model: LongLLaVA, random: np.random.Generator) -> Iterator[_Cas
 
 def _text_cases(model: LongLLaVA, random: np.random.Generator) -> Iterator[_Case]:
     """Yield a chunk as `run` feeds the first, and one token after it."""
-    chunk = model.chunk_plan.size_at(0)
+    chunk = model.chunker.size_at(0)
     ids = random.integers(model.decoder.vocab_size, size=chunk).tolist()
     embeds = model.embed_tokens(ids)
     for length in sorted({1, chunk}):
         yield _Case("embed", length, "tokens", partial(model.embed_tokens, ids[:length]))
     state = model.backend.new_state(capacity=chunk + 1)
-    start = state.mark()
+    start = state.snapshot()
     yield _Case(
         "decoder",
         chunk,
@@ -135,7 +135,7 @@ def _text_cases(model: LongLLaVA, random: np.random.Generator) -> Iterator[_Case
         before=partial(state.restore, start),
     )
     # the chunk has been timed meanwhile, and the state is after it
-    after = state.mark()
+    after = state.snapshot()
     yield _Case(
         "decoder",
         1,

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from longllava_trt.runtime.inputs.message import MediaOptions
     from longllava_trt.runtime.model import RunOptions
     from longllava_trt.runtime.sampling import SamplingParams
-    from longllava_trt.runtime.text.detokenizer import Answer
+    from longllava_trt.runtime.text.detokenizer import GenerationOutput
 
 __all__ = [
     "KERNELS",
@@ -255,7 +255,7 @@ def chosen_run_options(args: argparse.Namespace) -> RunOptions:
     )
 
 
-def answer_document(answer: Answer, *, total_s: float) -> dict[str, Any]:
+def answer_document(answer: GenerationOutput, *, total_s: float) -> dict[str, Any]:
     """Return an answer for machines."""
     return {
         "text": answer.text,

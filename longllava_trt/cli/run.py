@@ -25,7 +25,7 @@ from longllava_trt.cli.options import shown_progress as shown
 from longllava_trt.core.errors import InputError
 
 if TYPE_CHECKING:
-    from longllava_trt.runtime.text.detokenizer import Answer
+    from longllava_trt.runtime.text.detokenizer import GenerationOutput
 
 __all__ = ["KERNELS", "add_parser", "run"]
 
@@ -105,7 +105,7 @@ def _prompt(text: str) -> str:
         raise InputError(f"stdin: not valid UTF-8 ({err}); convert the question first") from err
 
 
-def _finish(args: argparse.Namespace, answer: Answer, *, total_s: float) -> None:
+def _finish(args: argparse.Namespace, answer: GenerationOutput, *, total_s: float) -> None:
     """End the answer's line, and say what it cost."""
     if args.json:
         print_json(answer_document(answer, total_s=total_s))

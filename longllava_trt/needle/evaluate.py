@@ -62,14 +62,14 @@ def evaluate(
         reference: Is asked the same.
         progress: Called after each trial.
     """
-    tell = progress or (lambda _: None)
+    report = progress or (lambda _: None)
     total = len(seeds) * len(image_counts) * num_depths
-    tell(ProgressEvent("needle", 0, total, "trials"))
+    report(ProgressEvent("needle", 0, total, "trials"))
     trials: list[Trial] = []
     for seed in seeds:
         for trial in _trials(ask, seed, image_counts, num_depths, reference):
             trials.append(trial)
-            tell(
+            report(
                 ProgressEvent("needle", len(trials), total, "trials", f"{trial.num_images} images")
             )
     return NeedleReport(tuple(trials))

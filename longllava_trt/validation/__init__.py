@@ -77,13 +77,13 @@ def validate(  # noqa: PLR0913 - the options of the command line, one to one
             f"validate: seed must be >= 0 and max_new_tokens >= 1, got {seed} and {max_new_tokens}"
         )
     try:
+        from longllava_trt.validation.parity_case import ParityCase
         from longllava_trt.validation.run import run_levels
-        from longllava_trt.validation.subject import Subject
     except ImportError as err:
         raise MissingDependencyError(
             f"validate: the reference needs '{err.name}', which is not installed; install longllava-trt[export]"
         ) from err
-    subject = Subject.open(bundle, checkpoint, vision_tower=vision_tower)
+    subject = ParityCase.open(bundle, checkpoint, vision_tower=vision_tower)
     if subject.original is None and set(levels) == {"experts"}:
         raise InputError(f"{bundle}: has no quantised experts to compare; choose another level")
     return run_levels(

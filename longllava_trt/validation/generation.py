@@ -22,7 +22,7 @@ from longllava_trt.runtime.inputs.pixels import load_processor_config, preproces
 from longllava_trt.runtime.model import LongLLaVA as RuntimeLongLLaVA
 from longllava_trt.runtime.text.chat import build_prompt, tokenize_prompt, wrap_images
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
-from longllava_trt.validation.subject import Subject, array_of
+from longllava_trt.validation.parity_case import ParityCase, array_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +53,7 @@ class GenerationCase:
     @classmethod
     @torch.no_grad()
     def of(
-        cls, subject: Subject, *, images: Sequence[Path], seed: int, max_new_tokens: int
+        cls, subject: ParityCase, *, images: Sequence[Path], seed: int, max_new_tokens: int
     ) -> GenerationCase:
         """Let the reference answer, from images given or synthetic."""
         model = subject.reference

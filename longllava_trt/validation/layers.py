@@ -19,7 +19,7 @@ from longllava_trt.models.contracts import layer_output_names
 from longllava_trt.reference.cache import empty_cache
 from longllava_trt.reference.model import LongLLaVA
 from longllava_trt.runtime.backends.ort.session import OnnxSession
-from longllava_trt.validation.subject import Subject, array_of, state_arrays
+from longllava_trt.validation.parity_case import ParityCase, array_of, state_arrays
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,7 +76,7 @@ class LayerCase:
         )
 
 
-def layer_rows(case: LayerCase, subject: Subject, kernels: Kernels) -> Iterator[ParityRow]:
+def layer_rows(case: LayerCase, subject: ParityCase, kernels: Kernels) -> Iterator[ParityRow]:
     """Compare every layer of the vision tower and of the decoder."""
     actual = _run_vision(case, subject, kernels)
     hidden, state = _run_decoder(case, subject, kernels)
@@ -90,7 +90,7 @@ def layer_rows(case: LayerCase, subject: Subject, kernels: Kernels) -> Iterator[
         yield compare(f"layer.{kernels}.decoder.{present_name(name)}", fed, want, FLOAT32_MODEL)
 
 
-def _run_vision(case: LayerCase, subject: Subject, kernels: Kernels) -> dict[str, NDArray[Any]]:
+def _run_vision(case: LayerCase, subject: ParityCase, kernels: Kernels) -> dict[str, NDArray[Any]]:
     names = layer_output_names("vision", subject.reference.config)
     session = OnnxSession(
         subject.bundle, subject.manifest, "vision", kernels=kernels, extra_outputs=names
@@ -100,7 +100,7 @@ def _run_vision(case: LayerCase, subject: Subject, kernels: Kernels) -> dict[str
 
 
 def _run_decoder(
-    case: LayerCase, subject: Subject, kernels: Kernels
+    case: LayerCase, subject: ParityCase, kernels: Kernels
 ) -> tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]:
     """Return the residual stream after each layer, over all chunks, and the carried state after the last."""
     names = layer_output_names("decoder", subject.reference.config)

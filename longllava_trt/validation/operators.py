@@ -24,7 +24,7 @@ from longllava_trt.reference.cache import AttentionState, empty_cache
 from longllava_trt.reference.model import LongLLaVA
 from longllava_trt.reference.operators import ExpertWeights, Operators, ScanInputs
 from longllava_trt.validation.experts import quantised_inputs
-from longllava_trt.validation.subject import Subject, array_of
+from longllava_trt.validation.parity_case import ParityCase, array_of
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -111,7 +111,7 @@ class _Recorder:
 
 
 def operator_rows(
-    subject: Subject, kernels: Sequence[Kernels], *, seed: int
+    subject: ParityCase, kernels: Sequence[Kernels], *, seed: int
 ) -> Iterator[ParityRow]:
     """Compare every operator that the decoder has, at each length and on each of ``kernels``."""
     graph = onnx.load(

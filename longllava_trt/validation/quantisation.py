@@ -22,8 +22,8 @@ from longllava_trt.reference.operators import ExpertWeights, TorchOperators
 from longllava_trt.validation.experts import StoredMatrix, stored_matrices
 from longllava_trt.validation.generation import GenerationCase
 from longllava_trt.validation.layers import LayerCase
+from longllava_trt.validation.parity_case import ParityCase
 from longllava_trt.validation.stages import StageCase
-from longllava_trt.validation.subject import Subject
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,7 +59,7 @@ class _Run(NamedTuple):
     """After every position. [seq_len, vocab_size]."""
 
 
-def expert_rows(subject: Subject, *, seed: int, max_new_tokens: int) -> Iterator[ParityRow]:
+def expert_rows(subject: ParityCase, *, seed: int, max_new_tokens: int) -> Iterator[ParityRow]:
     """Judge codes and scales, layer by layer; then measure how far the results move."""
     original = subject.original
     assert original is not None, "Bug: only a bundle with quantised experts has this level"
@@ -116,7 +116,7 @@ def _run(model: LongLLaVA, *, seed: int) -> _Run:
     )
 
 
-def _stored_rows(subject: Subject, original: LongLLaVA) -> Iterator[ParityRow]:
+def _stored_rows(subject: ParityCase, original: LongLLaVA) -> Iterator[ParityRow]:
     """Hold every weight against the checkpoint's: codes are the nearest ones, and no scale is larger than it must be."""
     weights = original.state_dict()
     quant = subject.manifest.moe_quant

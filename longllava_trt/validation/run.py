@@ -13,6 +13,7 @@ from longllava_trt.validation import KERNELS, LEVELS
 from longllava_trt.validation.generation import CHUNK_SIZE, GenerationCase, generation_rows
 from longllava_trt.validation.layers import LayerCase, layer_rows
 from longllava_trt.validation.operators import operator_rows
+from longllava_trt.validation.parity_case import ParityCase
 from longllava_trt.validation.quantisation import expert_rows
 from longllava_trt.validation.stages import (
     DecoderRun,
@@ -22,7 +23,6 @@ from longllava_trt.validation.stages import (
     run_decoder,
     stage_rows,
 )
-from longllava_trt.validation.subject import Subject
 
 if TYPE_CHECKING:
     from longllava_trt.runtime.backends.ort.session import Kernels
@@ -42,7 +42,7 @@ class _Cases(NamedTuple):
 
 
 def run_levels(
-    subject: Subject,
+    subject: ParityCase,
     levels: Sequence[str] = LEVELS,
     *,
     kernels: Sequence[Kernels] = KERNELS,
@@ -56,17 +56,17 @@ def run_levels(
     per_kernels = len(set(levels) - {"op", "experts"})
     total = ("op" in levels) + ("stage" in levels) + len(kernels) * per_kernels
     total += _has_experts(subject, levels)
-    tell = progress or (lambda _: None)
-    tell(ProgressEvent("validate", 0, total, "parts"))
+    report = progress or (lambda _: None)
+    report(ProgressEvent("validate", 0, total, "parts"))
     rows: list[ParityRow] = []
     for done, (what, found) in enumerate(parts, start=1):
         rows += found
-        tell(ProgressEvent("validate", done, total, "parts", what))
+        report(ProgressEvent("validate", done, total, "parts", what))
     return ParityReport(tuple(sorted(rows, key=_level)))
 
 
 def _parts(
-    subject: Subject,
+    subject: ParityCase,
     levels: Sequence[str],
     kernels: Sequence[Kernels],
     seed: int,
@@ -99,12 +99,12 @@ def _parts(
         yield "experts", list(expert_rows(subject, seed=seed, max_new_tokens=max_new_tokens))
 
 
-def _has_experts(subject: Subject, levels: Sequence[str]) -> bool:
+def _has_experts(subject: ParityCase, levels: Sequence[str]) -> bool:
     return "experts" in levels and subject.original is not None
 
 
 def _kernel_parts(
-    subject: Subject, cases: _Cases, kernels: Kernels, runs: dict[str, dict[str, DecoderRun]]
+    subject: ParityCase, cases: _Cases, kernels: Kernels, runs: dict[str, dict[str, DecoderRun]]
 ) -> Iterator[Part]:
     """Do what needs a loaded bundle; the decoder's runs are kept in ``runs``."""
     if cases.layer is not None:

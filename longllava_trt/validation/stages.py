@@ -29,7 +29,7 @@ from longllava_trt.reference.cache import empty_cache
 from longllava_trt.reference.model import LongLLaVA
 from longllava_trt.runtime.backends.base import StepDecoder
 from longllava_trt.runtime.model import LongLLaVA as RuntimeLongLLaVA
-from longllava_trt.validation.subject import Subject, array_of, state_arrays
+from longllava_trt.validation.parity_case import ParityCase, array_of, state_arrays
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -112,7 +112,7 @@ def run_decoder(case: StageCase, decoder: StepDecoder) -> dict[str, DecoderRun]:
         pieces = np.split(case.inputs_embeds, np.cumsum(lengths)[:-1], axis=1)
         logits = np.stack([decoder.step(piece, state) for piece in pieces])
         runs[name] = DecoderRun(
-            positions=np.cumsum(lengths) - 1, logits=logits, state=state.arrays()
+            positions=np.cumsum(lengths) - 1, logits=logits, state=state.state_dict(copy=True)
         )
     return runs
 
@@ -164,7 +164,7 @@ def kernel_rows(
         )
 
 
-def plain_rows(case: StageCase, subject: Subject) -> Iterator[ParityRow]:
+def plain_rows(case: StageCase, subject: ParityCase) -> Iterator[ParityRow]:
     """Compare the decoder's file, opened by its path in ONNX Runtime with nothing of ours anywhere near."""
     import onnxruntime
 

@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from longllava_trt.core.errors import InputError
-from longllava_trt.core.publish import published
+from longllava_trt.core.publish import atomic_directory
 from longllava_trt.models.checkpoint import INDEX_FILE
 from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
 from longllava_trt.models.llava_jamba.weights import expected_tensors
@@ -83,7 +83,7 @@ def write_checkpoint(
         )
     if not sparse:
         _check_room(folder, config, dtype, everything=preset in PUBLISHED and layers is None)
-    with published(folder, overwrite=overwrite, marker=INDEX_FILE) as staging:
+    with atomic_directory(folder, overwrite=overwrite, marker=INDEX_FILE) as staging:
         vocabulary = min(config.decoder.vocab_size, TEXT_VOCABULARY)
         for name, text in (config_files(config, dtype) | tokenizer_files(vocabulary)).items():
             (staging / name).parent.mkdir(exist_ok=True)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
 from longllava_trt.core.manifest import Manifest
 from longllava_trt.core.stage_spec import StageSpec
-from longllava_trt.runtime.backends.ort.decoder import Decoder, DecoderState, StateMark
+from longllava_trt.runtime.backends.ort.decoder import Decoder, DecoderState, StateSnapshot
 from longllava_trt.runtime.backends.ort.session import Kernels, OnnxSession
 
 if TYPE_CHECKING:
@@ -57,20 +57,17 @@ class SequenceState(Protocol):
     def reserve(self, capacity: int) -> None:
         """Make room for so many positions in all."""
 
-    def mark(self) -> StateMark:
+    def snapshot(self) -> StateSnapshot:
         """Return the present point."""
 
-    def restore(self, mark: StateMark) -> None:
+    def restore(self, mark: StateSnapshot) -> None:
         """Go back to a point."""
 
-    def load(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
-        """Take over a state, as `views` returns it."""
+    def load_state_dict(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
+        """Take over a state, as `state_dict` returns it."""
 
-    def views(self) -> dict[str, NDArray[Any]]:
-        """Return the state by input name."""
-
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Copy the state out, by input name."""
+    def state_dict(self, *, copy: bool = False) -> dict[str, NDArray[Any]]:
+        """Return the state by input name; views are valid until the next step, copies for ever."""
 
 
 class StepDecoder(Protocol):
@@ -88,7 +85,7 @@ class StepDecoder(Protocol):
 class Backend(Protocol):
     """Where a bundle runs."""
 
-    holds_scores: bool
+    materialises_scores: bool
     """Whether attention holds scores for a chunk beside all of its context, so that long contexts want short chunks."""
 
     def load_stage(self, stage: str) -> StageSession:
@@ -100,7 +97,7 @@ class Backend(Protocol):
     def new_state(self, *, capacity: int) -> SequenceState:
         """Return the state of a sequence that has not begun."""
 
-    def beside(self, items: Iterator[Item]) -> Iterator[Item]:
+    def overlap(self, items: Iterator[Item]) -> Iterator[Item]:
         """Yield encoded images, made beside the decoder's work where that helps."""
 
 
@@ -117,7 +114,7 @@ class OrtBackend:
     def __init__(
         self, bundle: Path, manifest: Manifest, *, kernels: Kernels, num_threads: int | None
     ) -> None:
-        self.holds_scores = kernels == "bodies"
+        self.materialises_scores = kernels == "bodies"
         self._bundle, self._manifest = bundle, manifest
         self._kernels, self._num_threads = kernels, num_threads
 
@@ -139,7 +136,7 @@ class OrtBackend:
         """Return a fresh state; the decoder need not be loaded for it."""
         return DecoderState.of_stage(self._manifest.stage("decoder").spec, capacity=capacity)
 
-    def beside(self, items: Iterator[Item]) -> Iterator[Item]:
+    def overlap(self, items: Iterator[Item]) -> Iterator[Item]:
         """Yield them as they are: all stages share the cores."""
         return items
 
@@ -151,7 +148,7 @@ class TrtBackend:
         engines: The bundle's, from `open_engines`.
     """
 
-    holds_scores = False
+    materialises_scores = False
 
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
@@ -175,8 +172,8 @@ class TrtBackend:
         """Return a fresh state on the device."""
         return self.load_decoder().new_state(capacity=capacity)
 
-    def beside(self, items: Iterator[Item]) -> Iterator[Item]:
+    def overlap(self, items: Iterator[Item]) -> Iterator[Item]:
         """Yield them one ahead: vision and decoder have streams of their own."""
-        from longllava_trt.runtime.inputs.prefetch import run_ahead
+        from longllava_trt.runtime.inputs.prefetch import prefetch
 
-        return run_ahead(items)
+        return prefetch(items)

@@ -17,16 +17,16 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from longllava_trt.core.errors import InputError
-from longllava_trt.runtime.inputs.images import Load, ShownImage, open_images
+from longllava_trt.runtime.inputs.images import ImageInput, Load, open_images
 from longllava_trt.runtime.inputs.pixels import ImageProcessorConfig, preprocess
-from longllava_trt.runtime.timings import Timings
+from longllava_trt.runtime.timings import StageTimer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from longllava_trt.runtime.backends.base import StageSession
 
-__all__ = ["Decoded", "Encoder", "decode_ahead"]
+__all__ = ["Decoded", "ImageEncoder", "decode_ahead"]
 
 _MAX_WORKERS = 4
 
@@ -42,7 +42,7 @@ class Decoded(NamedTuple):
 
 
 def decode_ahead(
-    exhibits: Sequence[Sequence[ShownImage]],
+    groups: Sequence[Sequence[ImageInput]],
     *,
     processor: ImageProcessorConfig,
     num_workers: int | None,
@@ -53,7 +53,7 @@ def decode_ahead(
     An exhibit that cannot be used yields one error in place of its remaining images; the next one goes on.
 
     Args:
-        exhibits: Images that are shown together, such as a still's tiles.
+        groups: Images that are shown together, such as a still's tiles.
         processor: What the vision stage expects.
         num_workers: Threads; by default one a core, up to four.
         depth: Images that may be decoded and not yet taken.
@@ -62,7 +62,7 @@ def decode_ahead(
     ring: deque[Future[Decoded]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode-image")
     try:
-        for job in _jobs(exhibits, lambda load: pool.submit(_decode, load, processor)):
+        for job in _jobs(groups, lambda load: pool.submit(_decode, load, processor)):
             ring.append(job)
             if len(ring) >= depth:
                 yield ring.popleft().result()
@@ -73,11 +73,11 @@ def decode_ahead(
 
 
 def _jobs(
-    exhibits: Sequence[Sequence[ShownImage]], submit: Callable[[Load], Future[Decoded]]
+    groups: Sequence[Sequence[ImageInput]], submit: Callable[[Load], Future[Decoded]]
 ) -> Iterator[Future[Decoded]]:
-    for exhibit in exhibits:
+    for group in groups:
         try:
-            for load in open_images(exhibit):
+            for load in open_images(group):
                 yield submit(load)
         except InputError as err:
             failed: Future[Decoded] = Future()
@@ -94,7 +94,7 @@ def _decode(load: Load, processor: ImageProcessorConfig) -> Decoded:
     return Decoded(pixels, None, time.perf_counter() - begin)
 
 
-class Encoder:
+class ImageEncoder:
     """Pixels to embeddings, a batch at a time.
 
     Args:
@@ -122,22 +122,22 @@ class Encoder:
 
     def encode(
         self,
-        exhibits: Sequence[Sequence[ShownImage]],
+        groups: Sequence[Sequence[ImageInput]],
         *,
-        timings: Timings,
+        timings: StageTimer,
         on_decoded: Callable[[int], None] = lambda _: None,
         on_encoded: Callable[[int], None] = lambda _: None,
     ) -> Iterator[Decoded]:
         """Yield each image's embeddings in order, or errors as `decode_ahead` does.
 
         Args:
-            exhibits: Images that are shown together.
+            groups: Images that are shown together.
             timings: Counts the stages' seconds.
             on_decoded: Called with the number of images decoded so far, after each batch.
             on_encoded: The same for images encoded.
         """
         decoded = decode_ahead(
-            exhibits,
+            groups,
             processor=self._processor,
             num_workers=self._num_workers,
             depth=2 * self._batch_size,
@@ -156,7 +156,7 @@ class Encoder:
         finally:
             decoded.close()  # type: ignore[attr-defined]
 
-    def _encode(self, pixels: NDArray[np.float32], timings: Timings) -> NDArray[Any]:
+    def _encode(self, pixels: NDArray[np.float32], timings: StageTimer) -> NDArray[Any]:
         with timings.measure("vision"):
             features = self._vision().run({"pixel_values": pixels})["image_features"]
         with timings.measure("projector"):

@@ -18,7 +18,7 @@ from longllava_trt.runtime.inputs.image_files import ImageSource, load_image
 from longllava_trt.runtime.inputs.tiles import TileGrid, overview_and_tiles, tile_grid
 from longllava_trt.runtime.inputs.video import VideoClip
 
-__all__ = ["FileStamp", "Load", "ShownImage", "check_unchanged", "file_stamp", "open_images"]
+__all__ = ["FileStamp", "ImageInput", "Load", "check_unchanged", "file_stamp", "open_images"]
 
 Load: TypeAlias = Callable[[], Image.Image]
 """Decodes one image, in whatever thread it is called; raises `InputError` if that cannot be done."""
@@ -28,7 +28,7 @@ FileStamp: TypeAlias = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ShownImage:
+class ImageInput:
     """One image, and the text that belongs to it."""
 
     source: ImageSource | None
@@ -67,7 +67,7 @@ def file_stamp(source: ImageSource | None) -> FileStamp | None:
     return found.st_size, found.st_mtime_ns
 
 
-def check_unchanged(images: Sequence[ShownImage]) -> None:
+def check_unchanged(images: Sequence[ImageInput]) -> None:
     """Refuse files that are not what was shown.
 
     Raises:
@@ -81,7 +81,7 @@ def check_unchanged(images: Sequence[ShownImage]) -> None:
             )
 
 
-def open_images(shown: Sequence[ShownImage]) -> Iterator[Load]:
+def open_images(shown: Sequence[ImageInput]) -> Iterator[Load]:
     """Yield what decodes each image, in order.
 
     Stills in files decode when called, so that threads can share the work. Whatever has a common source decodes here, once:
@@ -107,9 +107,9 @@ def open_images(shown: Sequence[ShownImage]) -> Iterator[Load]:
             yield partial(load_image, first.source, position=first.position)
 
 
-def _runs(shown: Sequence[ShownImage]) -> Iterator[list[ShownImage]]:
+def _runs(shown: Sequence[ImageInput]) -> Iterator[list[ImageInput]]:
     """Group neighbours that come from one pass over one source."""
-    run: list[ShownImage] = []
+    run: list[ImageInput] = []
     for image in shown:
         if run and not _continues(run[-1], image):
             yield run
@@ -119,7 +119,7 @@ def _runs(shown: Sequence[ShownImage]) -> Iterator[list[ShownImage]]:
         yield run
 
 
-def _continues(last: ShownImage, image: ShownImage) -> bool:
+def _continues(last: ImageInput, image: ImageInput) -> bool:
     same = last.source is image.source or (
         isinstance(image.source, str | Path) and last.source == image.source
     )
@@ -130,7 +130,7 @@ def _continues(last: ShownImage, image: ShownImage) -> bool:
     return last.grid is not None and last.grid == image.grid and image.tile > last.tile
 
 
-def _frames(run: Sequence[ShownImage]) -> Iterator[Load]:
+def _frames(run: Sequence[ImageInput]) -> Iterator[Load]:
     source = run[0].source
     assert isinstance(source, str | Path), "Bug: a video is always a file"
     indices = tuple(image.frame for image in run if image.frame is not None)
@@ -138,7 +138,7 @@ def _frames(run: Sequence[ShownImage]) -> Iterator[Load]:
     return (partial(_same, frame) for frame in clip.frames())
 
 
-def _tiles(run: Sequence[ShownImage], grid: TileGrid) -> Iterator[Load]:
+def _tiles(run: Sequence[ImageInput], grid: TileGrid) -> Iterator[Load]:
     source = run[0].source
     assert source is not None, "Bug: the caller has checked the source"
     image = load_image(source, position=run[0].position)

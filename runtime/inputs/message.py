@@ -15,7 +15,7 @@ from typing import Literal
 
 from longllava_trt.core.errors import InputError
 from longllava_trt.runtime.inputs.image_files import ImageSource, read_image_size
-from longllava_trt.runtime.inputs.images import ShownImage, file_stamp
+from longllava_trt.runtime.inputs.images import ImageInput, file_stamp
 from longllava_trt.runtime.inputs.tiles import TileGrid, tile_grid
 from longllava_trt.runtime.inputs.video import VideoClip, open_clip, subsample
 from longllava_trt.runtime.text.chat import (
@@ -27,7 +27,7 @@ from longllava_trt.runtime.text.chat import (
     wrap_video,
 )
 
-__all__ = ["Exhibit", "MediaOptions", "OnBroken", "UserTurn", "prepare_turn"]
+__all__ = ["ImageGroup", "MediaOptions", "Message", "OnBroken", "build_message"]
 
 OnBroken = Literal["stop", "skip"]
 
@@ -68,10 +68,10 @@ class MediaOptions:
 
 
 @dataclass(frozen=True, slots=True)
-class Exhibit:
+class ImageGroup:
     """What is shown whole or, where it is broken, not at all: a still with its tiles, or a clip."""
 
-    images: tuple[ShownImage, ...]
+    images: tuple[ImageInput, ...]
     closing: str
     """Text behind the last image that belongs to it."""
 
@@ -82,10 +82,10 @@ class Exhibit:
 
 
 @dataclass(frozen=True, slots=True)
-class UserTurn:
+class Message:
     """A user's message: text, and what stands in it."""
 
-    parts: tuple[str | Exhibit, ...]
+    parts: tuple[str | ImageGroup, ...]
 
     @property
     def text(self) -> str:
@@ -93,23 +93,23 @@ class UserTurn:
         return "".join(part if isinstance(part, str) else part.text for part in self.parts)
 
     @property
-    def exhibits(self) -> list[Exhibit]:
+    def groups(self) -> list[ImageGroup]:
         """What is shown, in order."""
-        return [part for part in self.parts if isinstance(part, Exhibit)]
+        return [part for part in self.parts if isinstance(part, ImageGroup)]
 
     @property
     def num_images(self) -> int:
         """Stills, tiles and frames together."""
-        return sum(len(exhibit.images) for exhibit in self.exhibits)
+        return sum(len(group.images) for group in self.groups)
 
 
-def prepare_turn(
+def build_message(
     query: str | None,
     *,
     images: Sequence[ImageSource] = (),
     videos: Sequence[str | Path] = (),
     options: MediaOptions,
-) -> UserTurn:
+) -> Message:
     """Put together what one message says and shows.
 
     Each video becomes a clip of its own before the text, in the order given; stills stand where the text says. With
@@ -138,12 +138,12 @@ def prepare_turn(
     if options.official_compat and options.high_resolution and images:
         return _official_tiles(text, images)
     clips = [_show_clip(clip, i) for i, clip in enumerate(_open_clips(videos, options), start=1)]
-    return UserTurn((*clips, *_stills(text, images, options)))
+    return Message((*clips, *_stills(text, images, options)))
 
 
 def _stills(
     text: str, images: Sequence[ImageSource], options: MediaOptions
-) -> Iterator[str | Exhibit]:
+) -> Iterator[str | ImageGroup]:
     """Yield the text, each placeholder with its markers an exhibit."""
     begin = 0
     for i, found in enumerate(_STILL.finditer(text)):
@@ -167,17 +167,17 @@ def _grid(source: ImageSource, position: int, options: MediaOptions) -> TileGrid
         return None
 
 
-def _show_still(text: str, source: ImageSource, position: int, grid: TileGrid | None) -> Exhibit:
+def _show_still(text: str, source: ImageSource, position: int, grid: TileGrid | None) -> ImageGroup:
     stamp = file_stamp(source)
     if grid is None:
         opening, ending = text.split(IMAGE_PLACEHOLDER)
-        still = ShownImage(
+        still = ImageInput(
             source=source, position=position, opening=opening, ending=ending, stamp=stamp
         )
-        return Exhibit((still,), ending)
+        return ImageGroup((still,), ending)
     *openings, closing = expand_tiles(text, [grid]).split(IMAGE_PLACEHOLDER)
     overview, *tiles = (
-        ShownImage(
+        ImageInput(
             source=source,
             position=position,
             opening=opening,
@@ -190,20 +190,20 @@ def _show_still(text: str, source: ImageSource, position: int, grid: TileGrid | 
     )
     # the overview's tag is the outer one: were it the last image, no tile's would be open
     overview = replace(overview, ending=closing.removeprefix(_CLOSE_IMAGE))
-    return Exhibit((overview, *tiles), closing)
+    return ImageGroup((overview, *tiles), closing)
 
 
-def _show_clip(clip: VideoClip, position: int) -> Exhibit:
+def _show_clip(clip: VideoClip, position: int) -> ImageGroup:
     *openings, closing = video_clip(len(clip.indices)).split(IMAGE_PLACEHOLDER)
-    return Exhibit(tuple(_frames(clip, position, openings, closing)), closing)
+    return ImageGroup(tuple(_frames(clip, position, openings, closing)), closing)
 
 
 def _frames(
     clip: VideoClip, position: int, openings: Sequence[str], ending: str
-) -> Iterator[ShownImage]:
+) -> Iterator[ImageInput]:
     stamp = file_stamp(clip.path)
     for frame, opening in zip(clip.indices, openings, strict=True):
-        yield ShownImage(
+        yield ImageInput(
             source=clip.path,
             position=position,
             opening=opening,
@@ -215,7 +215,7 @@ def _frames(
 
 def _official_clip(
     query: str, images: Sequence[ImageSource], videos: Sequence[str | Path], options: MediaOptions
-) -> UserTurn:
+) -> Message:
     if options.high_resolution:
         raise InputError(
             "media: official_compat does not tile the frames of a video; leave out high_resolution"
@@ -227,12 +227,12 @@ def _official_clip(
         )
     clips = [_show_clip(clip, i) for i, clip in enumerate(_open_clips(videos, options), start=1)]
     stills = [_show_still(WRAPPED_IMAGE, source, i, None) for i, source in enumerate(images, 1)]
-    every = [image for exhibit in (*clips, *stills) for image in exhibit.images]
+    every = [image for group in (*clips, *stills) for image in group.images]
     kept = [every[i] for i in subsample(len(every), limit=options.max_frames)]
     return _as_written(wrap_video(query, num_frames=len(kept), official_compat=True), kept)
 
 
-def _official_tiles(text: str, images: Sequence[ImageSource]) -> UserTurn:
+def _official_tiles(text: str, images: Sequence[ImageSource]) -> Message:
     """Nest all tiles in the first image's tag, pixels in the images' order."""
     grids = [tile_grid(read_image_size(source, position=i)) for i, source in enumerate(images, 1)]
     every = [
@@ -243,14 +243,14 @@ def _official_tiles(text: str, images: Sequence[ImageSource]) -> UserTurn:
     return _as_written(expand_tiles(text, grids, official_compat=True), every)
 
 
-def _as_written(text: str, images: Sequence[ShownImage]) -> UserTurn:
+def _as_written(text: str, images: Sequence[ImageInput]) -> Message:
     """Make one exhibit of a whole message, whose text is not made of its images' texts."""
     *openings, closing = text.split(IMAGE_PLACEHOLDER)
     shown = (
         replace(image, opening=opening, ending=_CLOSE_IMAGE)
         for image, opening in zip(images, openings, strict=True)
     )
-    return UserTurn((Exhibit(tuple(shown), closing),))
+    return Message((ImageGroup(tuple(shown), closing),))
 
 
 def _open_clips(videos: Sequence[str | Path], options: MediaOptions) -> list[VideoClip]:

@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["run_ahead"]
+__all__ = ["prefetch"]
 
 Item = TypeVar("Item")
 
 
-def run_ahead(items: Iterator[Item]) -> Iterator[Item]:
+def prefetch(items: Iterator[Item]) -> Iterator[Item]:
     """Yield the same items in the same order; the next is being made while one is used.
 
     Closing this closes ``items``, once the item under way is done. What ``items`` raises is raised at its place.

@@ -8,11 +8,11 @@ from typing import Literal
 
 from longllava_trt.runtime.text.tokenizer import TokenStream
 
-__all__ = ["Answer", "AnswerText"]
+__all__ = ["GenerationOutput", "IncrementalDetokenizer"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Answer:
+class GenerationOutput:
     """One answer and what it cost."""
 
     text: str
@@ -41,7 +41,7 @@ class Answer:
         return steps / self.decode_s if steps > 0 else None
 
 
-class AnswerText:
+class IncrementalDetokenizer:
     """Turns ids into text and ends it before the first stop text.
 
     The answer ends with the first id after which its text holds a stop text. What `push` and `finish` return, joined,

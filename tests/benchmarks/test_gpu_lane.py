@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.gpu import prepare, run, weightless
+from benchmarks.gpu import dummy_weights, prepare, run
+from benchmarks.gpu.context import ROWS_FILE, BenchContext, read_rows
 from benchmarks.gpu.images import images
-from benchmarks.gpu.lane import ROWS_FILE, Lane, read_rows
 from benchmarks.gpu.oracles import conv_oracle, moe_oracle, relative_rms, scan_oracle
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.roofline import Ceilings, conv_work, moe_work, scan_work
@@ -29,8 +29,8 @@ ROOT = Path(__file__).parents[2]
 TRITON = importlib.util.find_spec("triton") is not None
 
 
-def lane(tmp_path: Path) -> Lane:
-    return Lane(out=tmp_path, is_dry=True)
+def lane(tmp_path: Path) -> BenchContext:
+    return BenchContext(out=tmp_path, is_dry=True)
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.name)
@@ -47,14 +47,14 @@ def test_every_step_can_be_imported(step: Step) -> None:
 )
 def test_a_dry_run_leaves_right_numbers_in_every_row(tmp_path: Path) -> None:
     names = [
-        "card",
+        "gpu-info",
         "scan",
         "conv",
         "moe",
         "plugin",
         "tune-scan",
         "tune-moe",
-        "peers",
+        "baselines",
         "stages",
         "scale",
         "images",
@@ -74,7 +74,7 @@ def test_a_dry_run_leaves_right_numbers_in_every_row(tmp_path: Path) -> None:
 
 
 def test_images_are_measured_from_end_to_end(tiny_bundle: Path, tmp_path: Path) -> None:
-    rows = [*images(Lane(out=tmp_path, is_dry=True, bundle=tiny_bundle))]
+    rows = [*images(BenchContext(out=tmp_path, is_dry=True, bundle=tiny_bundle))]
     cases = ["3 images", "5 images", "5 images, vision and decoder in turn"]
     assert [row["case"] for row in rows] == [f"{tiny_bundle.name}, {case}" for case in cases]
     assert [row["images"] for row in rows] == [3, 5, 5]
@@ -98,7 +98,7 @@ def test_images_are_measured_from_end_to_end(tiny_bundle: Path, tmp_path: Path) 
 def test_without_engines_of_full_size_a_step_says_so(step: Measure, tmp_path: Path) -> None:
     (tmp_path / "9b" / "engines").mkdir(parents=True)
     for given in (None, tmp_path, tmp_path / "absent"):
-        (row,) = step(Lane(out=tmp_path, scale=given))
+        (row,) = step(BenchContext(out=tmp_path, scale=given))
         assert row["case"].startswith("not run: name a folder")
 
 
@@ -132,8 +132,8 @@ def test_the_smallest_model_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
         (tmp_path / name / "engines" / "sm80").mkdir(parents=True)
     for name in sizes:
         (tmp_path / name / "engines" / "sm80" / "engine.json").write_text("{}")
-    monkeypatch.setattr(weightless, "_weight_bytes", lambda bundle: sizes[bundle.name])
-    found = weightless.weightless_bundles(Lane(out=tmp_path, scale=tmp_path))
+    monkeypatch.setattr(dummy_weights, "_weight_bytes", lambda bundle: sizes[bundle.name])
+    found = dummy_weights.bundles_without_weights(BenchContext(out=tmp_path, scale=tmp_path))
     assert [bundle.name for bundle in found] == ["9b", "53b"]
 
 
@@ -147,7 +147,7 @@ import os, sys, time
 from pathlib import Path
 rows = Path(sys.argv[1]) / "rows.jsonl"
 with rows.open("a") as file:
-    file.write('{"step": "card", "case": "before"}\\n')
+    file.write('{"step": "gpu-info", "case": "before"}\\n')
 {end}
 """
 ENDINGS = {
@@ -165,7 +165,11 @@ def test_rows_survive_however_a_step_ends(end: str, status: str, tmp_path: Path)
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    document = {"date": "", "command": "", "steps": {"card": {"about": "", "status": "running"}}}
+    document = {
+        "date": "",
+        "command": "",
+        "steps": {"gpu-info": {"about": "", "status": "running"}},
+    }
     results = run.Results(lane(tmp_path), document)
     found = run.wait_for(child, results, until=time.monotonic() + 3)
     run.end(child)
@@ -173,26 +177,28 @@ def test_rows_survive_however_a_step_ends(end: str, status: str, tmp_path: Path)
     assert found == status
     assert child.poll() is not None
     written = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert written["steps"]["card"]["rows"] == [{"case": "before"}]
+    assert written["steps"]["gpu-info"]["rows"] == [{"case": "before"}]
 
 
 def test_a_spent_budget_begins_nothing(tmp_path: Path) -> None:
-    code = run.main(["--out", str(tmp_path), "--dry-run", "--budget", "1", "--only", "card"])
-    step = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["steps"]["card"]
+    code = run.main(["--out", str(tmp_path), "--dry-run", "--budget", "1", "--only", "gpu-info"])
+    step = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["steps"]["gpu-info"]
     assert step["status"] == "not begun: the budget is spent"
     assert code == 1
 
 
 def test_a_run_that_is_ended_leaves_what_it_had(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "benchmarks.gpu.run", "--out", str(tmp_path), "--dry-run"]
-    running = subprocess.Popen([*command, "--only", "card"], cwd=ROOT, stdout=subprocess.DEVNULL)
+    running = subprocess.Popen(
+        [*command, "--only", "gpu-info"], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 30
     while not read_rows(tmp_path) and time.monotonic() < deadline:
         time.sleep(0.05)
     running.send_signal(signal.SIGTERM)
     assert running.wait(timeout=10) == 143
     document = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
-    assert rows_of(document, "card")[0]["case"] == "python"
+    assert rows_of(document, "gpu-info")[0]["case"] == "python"
 
 
 def test_a_row_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
@@ -201,8 +207,8 @@ def test_a_row_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
 
 
 def test_a_lane_is_passed_on_whole(tmp_path: Path) -> None:
-    given = Lane(out=tmp_path, is_dry=True, wheels=tmp_path / "w")
-    assert Lane.from_json(json.dumps(given.to_json())) == given
+    given = BenchContext(out=tmp_path, is_dry=True, wheels=tmp_path / "w")
+    assert BenchContext.from_json(json.dumps(given.to_json())) == given
 
 
 def test_rooflines_are_what_paper_says() -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from longllava_trt.core.errors import InputError
-from longllava_trt.core.publish import JOURNAL_FILE, published
+from longllava_trt.core.publish import JOURNAL_FILE, atomic_directory
 
 
 def publish(folder: Path, text: str, *, overwrite: bool = False, fail: bool = False) -> None:
-    with published(folder, overwrite=overwrite, marker="mark") as staging:
+    with atomic_directory(folder, overwrite=overwrite, marker="mark") as staging:
         (staging / "mark").write_text(text)
         assert not folder.exists() or overwrite or not any(folder.iterdir())
         if fail:
@@ -69,7 +69,9 @@ def killed(folder: Path, key: str, text: str) -> Path:
 
 def test_a_killed_call_of_the_same_key_is_gone_on_with(tmp_path: Path) -> None:
     killed(tmp_path / "out", KEY, "half")
-    with published(tmp_path / "out", overwrite=False, marker="mark", resume_key=KEY) as staging:
+    with atomic_directory(
+        tmp_path / "out", overwrite=False, marker="mark", resume_key=KEY
+    ) as staging:
         assert (staging / "part").read_text() == "half"
         (staging / JOURNAL_FILE).write_text("finished: part")
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
@@ -83,7 +85,9 @@ def test_what_others_left_is_removed(
     left = killed(tmp_path / "out", KEY, "half")
     # of another target, whose name only begins like this one's
     others = killed(tmp_path / "out.old", KEY, "half")
-    with published(tmp_path / "out", overwrite=False, marker="mark", resume_key=key) as staging:
+    with atomic_directory(
+        tmp_path / "out", overwrite=False, marker="mark", resume_key=key
+    ) as staging:
         assert not any(staging.iterdir())
     assert f"removed {left}" in caplog.text
     assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "out", others])
@@ -97,7 +101,9 @@ def test_finished_work_outlives_an_interrupt_and_a_full_disk(
     tmp_path: Path, error: type[BaseException], has_journal: bool
 ) -> None:
     def work() -> None:
-        with published(tmp_path / "out", overwrite=False, marker="mark", resume_key=KEY) as staging:
+        with atomic_directory(
+            tmp_path / "out", overwrite=False, marker="mark", resume_key=KEY
+        ) as staging:
             if has_journal:
                 (staging / JOURNAL_FILE).touch()
             raise error
@@ -111,11 +117,13 @@ def test_finished_work_outlives_an_interrupt_and_a_full_disk(
 @pytest.mark.parametrize("key", [KEY, "fedcba98"], ids=["same-key", "other-key"])
 def test_work_of_a_living_process_is_left_alone(tmp_path: Path, key: str) -> None:
     def second() -> None:
-        with published(tmp_path / "out", overwrite=False, marker="mark", resume_key=key):
+        with atomic_directory(tmp_path / "out", overwrite=False, marker="mark", resume_key=key):
             raise ValueError("the second is at work")
 
     message = "is being written by another process" if key == KEY else "the second is at work"
-    with published(tmp_path / "out", overwrite=False, marker="mark", resume_key=KEY) as staging:
+    with atomic_directory(
+        tmp_path / "out", overwrite=False, marker="mark", resume_key=KEY
+    ) as staging:
         (staging / "mark").write_text("first")
         with pytest.raises((InputError, ValueError), match=message):
             second()

@@ -61,7 +61,7 @@ def test_state_bytes_are_those_the_runtime_carries(tiny_bundle: Path, length: in
     decoder = Decoder(OnnxSession(tiny_bundle, Manifest.load(tiny_bundle), "decoder"))
     state = decoder.new_state(capacity=100)
     decoder.step(np.zeros((1, length, config.hidden_size), np.float32), state)
-    carried = sum(array.nbytes for array in state.arrays().values())
+    carried = sum(array.nbytes for array in state.state_dict(copy=True).values())
 
     predicted = length * kv_bytes_per_token(config, dtype="float32")
     predicted += recurrent_bytes(config, dtype="float32")

@@ -14,7 +14,7 @@ from PIL import Image
 
 from longllava_trt.core.errors import InputError
 from longllava_trt.runtime.backends.ort.decoder import Decoder, DecoderState
-from longllava_trt.runtime.inputs.encoder import Decoded, Encoder
+from longllava_trt.runtime.inputs.encoder import Decoded, ImageEncoder
 from longllava_trt.runtime.inputs.image_files import load_image
 from longllava_trt.runtime.inputs.message import MediaOptions
 from longllava_trt.runtime.inputs.pixels import load_processor_config, preprocess
@@ -150,7 +150,7 @@ def test_step_by_step_and_as_a_session_give_the_whole(
 def test_later_questions_do_not_feed_the_images_again(
     shown: Session, steps: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Encoder, "encode", lambda *_, **__: iter(()))
+    monkeypatch.setattr(ImageEncoder, "encode", lambda *_, **__: iter(()))
     positions = shown.num_positions
     answers = []
     for question in ("What?", "Who is it?", "What?", "Where was it?", "What?"):
@@ -194,7 +194,7 @@ def test_remembered_turns_are_the_true_history(model: LongLLaVA, pictures: list[
 def written(session: Session) -> str:
     """Return all text of a context, with placeholders."""
     context = session.context
-    waiting = context.said + context.pending
+    waiting = context.fed_text + context.pending
     return "<image>".join([*(image.before for image in context.images), waiting])
 
 
@@ -423,12 +423,12 @@ def test_a_thousand_images_are_shown_once(
         fed.append(inputs_embeds.shape[1])
         return np.ones(512, np.float32)
 
-    def encode(_: Encoder, exhibits: Any, **__: Any) -> Iterator[Decoded]:
+    def encode(_: ImageEncoder, groups: Any, **__: Any) -> Iterator[Decoded]:
         embeds = np.zeros((model.num_image_tokens, 64), np.float32)
-        return (Decoded(embeds) for exhibit in exhibits for _ in exhibit)
+        return (Decoded(embeds) for group in groups for _ in group)
 
     monkeypatch.setattr(Decoder, "step", count)
-    monkeypatch.setattr(Encoder, "encode", encode)
+    monkeypatch.setattr(ImageEncoder, "encode", encode)
     session = model.session()
     session.ingest(pictures * 50)
     assert session.num_images == 1000

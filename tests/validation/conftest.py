@@ -9,8 +9,8 @@ import pytest
 from longllava_trt.core.parity import ParityReport, ParityRow
 from longllava_trt.export.bundle import export_bundle
 from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
+from longllava_trt.validation.parity_case import ParityCase
 from longllava_trt.validation.run import run_levels
-from longllava_trt.validation.subject import Subject
 from tests.export.stored_traces import stored_traces
 
 Made = tuple[Path, Path]
@@ -44,11 +44,11 @@ def made(
 
 
 @pytest.fixture(scope="session")
-def subject(made: Made) -> Subject:
-    return Subject.open(*made)
+def subject(made: Made) -> ParityCase:
+    return ParityCase.open(*made)
 
 
 @pytest.fixture(scope="session")
-def report(subject: Subject) -> ParityReport:
+def report(subject: ParityCase) -> ParityReport:
     """All levels on all kernels."""
     return run_levels(subject)

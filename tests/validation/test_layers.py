@@ -5,12 +5,14 @@ import pytest
 from longllava_trt.core.parity import ParityReport
 from longllava_trt.core.stage_spec import present_name
 from longllava_trt.models.contracts import carried_state, layer_output_names
-from longllava_trt.validation.subject import Subject
+from longllava_trt.validation.parity_case import ParityCase
 from tests.validation.conftest import assert_all_passed, rows_of
 
 
 @pytest.mark.parametrize("kernels", ["fast", "bodies"])
-def test_every_layer_equals_reference(report: ParityReport, subject: Subject, kernels: str) -> None:
+def test_every_layer_equals_reference(
+    report: ParityReport, subject: ParityCase, kernels: str
+) -> None:
     config = subject.reference.config
     state = carried_state(config.decoder, "float32")
     expected = [

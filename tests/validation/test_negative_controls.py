@@ -14,8 +14,8 @@ from longllava_trt.reference.cache import MambaState
 from longllava_trt.reference.connector import pool_patches
 from longllava_trt.reference.model import LongLLaVA
 from longllava_trt.runtime.backends.ort.decoder import DecoderState
+from longllava_trt.validation.parity_case import ParityCase
 from longllava_trt.validation.run import run_levels
-from longllava_trt.validation.subject import Subject
 from tests.reference.test_against_transformers import (
     NoSkip,
     RenormalisedRouter,
@@ -42,7 +42,7 @@ def assert_all_failed(report: ParityReport, *prefixes: str) -> None:
 
 
 def validate_wrong(
-    subject: Subject, spoil: Callable[[LongLLaVA], None], *levels: str
+    subject: ParityCase, spoil: Callable[[LongLLaVA], None], *levels: str
 ) -> ParityReport:
     """Validate against a spoilt copy of the reference."""
     wrong = copy.deepcopy(subject.reference)
@@ -63,7 +63,7 @@ def validate_wrong(
     ids=["no-skip", "shifted-conv", "renormalised-router", "rotary-positions"],
 )
 def test_a_wrong_operator_fails_at_every_level(
-    subject: Subject, ops: type, operator_row: str, first_layer: int
+    subject: ParityCase, ops: type, operator_row: str, first_layer: int
 ) -> None:
     def spoil(model: LongLLaVA) -> None:
         model.ops = ops()
@@ -84,7 +84,7 @@ def test_a_wrong_operator_fails_at_every_level(
         assert_all_passed(rows_of(report, f"layer.bodies.decoder.layers.{layer}."))
 
 
-def test_a_reference_that_forgets_its_ssm_state_fails_at_the_layers(subject: Subject) -> None:
+def test_a_reference_that_forgets_its_ssm_state_fails_at_the_layers(subject: ParityCase) -> None:
     def spoil(model: LongLLaVA) -> None:
         decode = model.decode
 
@@ -110,7 +110,7 @@ def test_a_reference_that_forgets_its_ssm_state_fails_at_the_layers(subject: Sub
 
 
 def test_a_runtime_that_forgets_its_ssm_state_fails_at_the_stage(
-    subject: Subject, monkeypatch: pytest.MonkeyPatch
+    subject: ParityCase, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     advance = DecoderState.advance
 
@@ -132,7 +132,7 @@ def test_a_runtime_that_forgets_its_ssm_state_fails_at_the_stage(
     assert_all_passed(rows_of(report, "stage.bodies.decoder.whole."))
 
 
-def test_pooling_after_the_projector_fails_at_the_projector(subject: Subject) -> None:
+def test_pooling_after_the_projector_fails_at_the_projector(subject: ParityCase) -> None:
     def spoil(model: LongLLaVA) -> None:
         side = model.config.vision.patches_per_side
 
@@ -147,7 +147,7 @@ def test_pooling_after_the_projector_fails_at_the_projector(subject: Subject) ->
     assert_all_passed(rows_of(report, "stage.bodies.vision.", "stage.bodies.decoder."))
 
 
-def test_the_last_vision_layer_fails_at_the_vision_stage(subject: Subject) -> None:
+def test_the_last_vision_layer_fails_at_the_vision_stage(subject: ParityCase) -> None:
     def spoil(model: LongLLaVA) -> None:
         model.vision_model.num_run_layers += 1
 
@@ -156,7 +156,7 @@ def test_the_last_vision_layer_fails_at_the_vision_stage(subject: Subject) -> No
     assert_all_passed(rows_of(report, "stage.bodies.projector.", "stage.bodies.decoder."))
 
 
-def test_two_swapped_experts_fail_from_their_layer_on(subject: Subject) -> None:
+def test_two_swapped_experts_fail_from_their_layer_on(subject: ParityCase) -> None:
     def spoil(model: LongLLaVA) -> None:
         experts = model.get_submodule("model.layers.3.moe.experts")
         assert isinstance(experts, torch.nn.ModuleList)

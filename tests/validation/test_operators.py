@@ -3,7 +3,7 @@
 import pytest
 
 from longllava_trt.core.parity import FLOAT32_OPERATOR, ParityReport
-from longllava_trt.validation.subject import Subject
+from longllava_trt.validation.parity_case import ParityCase
 from tests.validation.conftest import assert_all_passed, rows_of
 
 
@@ -20,7 +20,7 @@ from tests.validation.conftest import assert_all_passed, rows_of
     ],
 )
 def test_operator_equals_reference(
-    report: ParityReport, subject: Subject, operator: str, length: int
+    report: ParityReport, subject: ParityCase, operator: str, length: int
 ) -> None:
     rows = rows_of(report, f"op.{operator}.len{length}.")
     if operator.startswith("SparseMoE") and subject.reference.config.decoder.num_experts == 1:

@@ -18,8 +18,8 @@ from longllava_trt.core.manifest import Manifest
 from longllava_trt.core.parity import ParityReport
 from longllava_trt.export.bundle import export_bundle
 from longllava_trt.validation import validate
+from longllava_trt.validation.parity_case import ParityCase
 from longllava_trt.validation.run import run_levels
-from longllava_trt.validation.subject import Subject
 from tests.export.stored_traces import stored_traces
 from tests.validation.conftest import Made, assert_all_passed, rows_of
 
@@ -105,7 +105,7 @@ def test_a_wrong_scale_in_the_bundle_fails(
 
 @pytest.mark.slow
 def test_a_reference_with_another_scale_fails_from_its_layer_on(quantised: Made) -> None:
-    subject = Subject.open(*quantised)
+    subject = ParityCase.open(*quantised)
     state = subject.reference.state_dict()
     name = "model.layers.3.moe.experts.2.down_proj.weight"
     # one row of one expert, by a hundredth
@@ -125,7 +125,7 @@ def test_a_reference_with_another_scale_fails_from_its_layer_on(quantised: Made)
 
 @pytest.mark.slow
 def test_the_unquantised_reference_is_not_what_it_equals(quantised: Made) -> None:
-    subject = Subject.open(*quantised)
+    subject = ParityCase.open(*quantised)
     assert subject.original is not None
     report = run_levels(replace(subject, reference=subject.original), ["op"], kernels=["fast"])
     moe = rows_of(report, "op.SparseMoE")
@@ -135,7 +135,7 @@ def test_the_unquantised_reference_is_not_what_it_equals(quantised: Made) -> Non
 
 @pytest.mark.slow
 def test_the_twin_shares_what_is_not_quantised(quantised: Made) -> None:
-    subject = Subject.open(*quantised)
+    subject = ParityCase.open(*quantised)
     assert subject.original is not None
     ours, theirs = subject.reference.state_dict(), subject.original.state_dict()
     differing = {n for n in ours if ours[n].data_ptr() != theirs[n].data_ptr()}

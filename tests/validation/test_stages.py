@@ -10,8 +10,8 @@ import pytest
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.parity import FLOAT32_OPERATOR, ParityReport
 from longllava_trt.validation import validate
+from longllava_trt.validation.parity_case import ParityCase
 from longllava_trt.validation.run import run_levels
-from longllava_trt.validation.subject import Subject
 from tests.validation.conftest import Made, assert_all_passed, rows_of
 
 
@@ -41,7 +41,7 @@ def test_linked_weights_skip_plain_onnxruntime_with_a_reason(made: Made, tmp_pat
     for path in (bundle / "weights").iterdir():
         path.unlink()
         path.symlink_to(made[1] / path.name)
-    report = run_levels(Subject.open(bundle, made[1]), ["stage"], kernels=["bodies"])
+    report = run_levels(ParityCase.open(bundle, made[1]), ["stage"], kernels=["bodies"])
     assert report.passed
     (row,) = rows_of(report, "stage.plain_onnxruntime.")
     assert row.status == "skipped"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from longllava_trt.runtime.backends.ort.session import OnnxSession
 
-__all__ = ["Decoder", "DecoderState", "StateMark"]
+__all__ = ["Decoder", "DecoderState", "StateSnapshot"]
 
 _PAST = "past_key_values."
 _FIRST_EXTENT = 1024
@@ -75,7 +75,7 @@ class _Cache:
         return shown.reshape(1, self._heads, extent, self._head_dim)
 
 
-class StateMark(NamedTuple):
+class StateSnapshot(NamedTuple):
     """A point to which a state can go back, as long as it has not gone back beyond it."""
 
     past_len: int
@@ -150,13 +150,13 @@ class DecoderState:
             self.current[name] = cache.buffer
         self._bindings.clear()
 
-    def mark(self) -> StateMark:
+    def snapshot(self) -> StateSnapshot:
         """Return the present point; copies the recurrent states alone."""
-        return StateMark(
+        return StateSnapshot(
             self.past_len, {name: self.current[name].array.copy() for name in self.spare}
         )
 
-    def restore(self, mark: StateMark) -> None:
+    def restore(self, mark: StateSnapshot) -> None:
         """Go back to a point of this sequence; keys and values after it are given up, and overwritten later."""
         for name, array in mark.recurrent.items():
             self.current[name].array[...] = array
@@ -180,8 +180,8 @@ class DecoderState:
             self._bindings[self._turn] = made, logits.array
         return self._bindings[self._turn]
 
-    def load(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
-        """Take over a state of so many positions, as `views` returns it. There must be room for it."""
+    def load_state_dict(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
+        """Take over a state of so many positions, as `state_dict` returns it. There must be room for it."""
         self.past_len = 0
         self.make_room(past_len)
         for name, array in arrays:
@@ -189,16 +189,13 @@ class DecoderState:
             (held[:, :, :past_len] if name in self._caches else held)[...] = array
         self.past_len = past_len
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Copy the state out, by input name; keys and values up to `past_len` only."""
-        return {name: array.copy() for name, array in self.views().items()}
-
-    def views(self) -> dict[str, NDArray[Any]]:
-        """Return the state by input name, keys and values up to `past_len` only; valid until the next step."""
-        return {
+    def state_dict(self, *, copy: bool = False) -> dict[str, NDArray[Any]]:
+        """Return the state by input name, keys and values up to `past_len` only; views are valid until the next step."""
+        views = {
             name: array[:, :, : self.past_len] if name in self._caches else array
             for name, (array, _) in self.current.items()
         }
+        return {name: view.copy() for name, view in views.items()} if copy else views
 
     def _new_caches(self, capacity: int, extent: int) -> dict[str, _Cache]:
         return {

@@ -150,12 +150,12 @@ class TrtDecoder:
         self, inputs_embeds: NDArray[Any], state: TrtDecoderState, *, is_graph: bool
     ) -> Results:
         """Take some steps and go back; returns states layer by layer, and the logits last."""
-        mark = state.mark()
+        mark = state.snapshot()
         try:
             logits = [
                 self._step(inputs_embeds, state, is_graph=is_graph) for _ in range(_PROOF_STEPS)
             ]
-            return dict(state.mark().recurrent) | {"logits": np.stack(logits)}
+            return dict(state.snapshot().recurrent) | {"logits": np.stack(logits)}
         finally:
             state.restore(mark)
 

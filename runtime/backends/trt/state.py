@@ -15,7 +15,7 @@ import numpy as np
 
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.stage_spec import TensorSpec
-from longllava_trt.runtime.backends.ort.decoder import StateMark
+from longllava_trt.runtime.backends.ort.decoder import StateSnapshot
 from longllava_trt.runtime.backends.trt.cuda import Cuda, DeviceBlock
 from longllava_trt.runtime.backends.trt.engines import LoadedEngine
 
@@ -80,31 +80,28 @@ class TrtDecoderState:
                 "shorten the prompt, show fewer images, or build with a larger --max-context"
             )
 
-    def mark(self) -> StateMark:
+    def snapshot(self) -> StateSnapshot:
         """Return the present point; copies the recurrent states alone."""
-        return StateMark(self.past_len, {name: self._read(name) for name in self._spare})
+        return StateSnapshot(self.past_len, {name: self._read(name) for name in self._spare})
 
-    def restore(self, mark: StateMark) -> None:
+    def restore(self, mark: StateSnapshot) -> None:
         """Go back to a point of this sequence; keys and values after it are given up, and overwritten later."""
         for name, array in mark.recurrent.items():
             self._write(name, array)
         self.past_len = mark.past_len
 
-    def load(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
-        """Take over a state of so many positions, as `views` returns it."""
+    def load_state_dict(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
+        """Take over a state of so many positions, as `state_dict` returns it."""
         self.past_len = 0
         self.make_room(past_len)
         for name, array in arrays:
             self._write(name, array)
         self.past_len = past_len
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
-        """Copy the state out, by input name; keys and values up to `past_len` only."""
+    def state_dict(self, *, copy: bool = False) -> dict[str, NDArray[Any]]:
+        """Return the state by input name, keys and values up to `past_len` only; always copies, off the device."""
+        del copy
         return {name: self._read(name) for name in self._current}
-
-    def views(self) -> dict[str, NDArray[Any]]:
-        """Return the same; there is nothing to look at but copies."""
-        return self.arrays()
 
     def _read(self, name: str) -> NDArray[Any]:
         """Return a state, of keys and values the positions that were fed."""

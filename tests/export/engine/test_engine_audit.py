@@ -19,7 +19,7 @@ from longllava_trt.export.engine.graph import fix_dims, rewrite_for_tensorrt
 from longllava_trt.export.engine.log import make_logger
 from longllava_trt.export.engine.network import StageNetwork, attention_layers, parse_network
 from longllava_trt.export.engine.profiles import EngineLimits, engine_spec
-from longllava_trt.export.engine.weights import cut_weights
+from longllava_trt.export.engine.weights import externalize_weights
 from longllava_trt.plugins_trt.registry import TensorRT
 
 pytestmark = [pytest.mark.trt, pytest.mark.usefixtures("plugins")]
@@ -68,7 +68,7 @@ def prepare(tensorrt: TensorRT, bundle: Path, name: str) -> Stage:
         dtype=manifest.dtype,
         weight_names=[i.name for i in model.graph.initializer if i.external_data],
     )
-    stage.weights = cut_weights(model.graph, manifest.weights)
+    stage.weights = externalize_weights(model.graph, manifest.weights)
     rewrite_for_tensorrt(model.graph)
     fix_dims(model.graph, LIMITS.fixed)
     return stage

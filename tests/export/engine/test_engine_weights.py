@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from longllava_trt.core.engine_record import EngineWeight
 from longllava_trt.core.errors import ExportError
 from longllava_trt.core.manifest import Manifest, WeightRecord
-from longllava_trt.export.engine.weights import cut_weights
+from longllava_trt.export.engine.weights import externalize_weights
 
 
 def read_graph(bundle: Path, stage: str) -> onnx.GraphProto:
@@ -60,7 +60,7 @@ def experts(graph: onnx.GraphProto) -> onnx.NodeProto:
 def test_stacked_experts_are_their_parts_in_a_row(place: int, bfloat16_bundle: Path) -> None:
     graph = read_graph(bfloat16_bundle, "decoder")
     want = evaluate(bfloat16_bundle, graph, experts(graph).input[place])
-    cut = {w.name: w for w in cut_weights(graph, Manifest.load(bfloat16_bundle).weights)}
+    cut = {w.name: w for w in externalize_weights(graph, Manifest.load(bfloat16_bundle).weights)}
     name = experts(graph).input[place]
     assert name == f"model.layers.1.moe.experts.{['gate_up', 'down'][place - 2]}"
     got = assemble(bfloat16_bundle, cut[name])
@@ -73,7 +73,7 @@ def test_nothing_of_the_weights_stays_in_the_graph(stage: str, bfloat16_bundle: 
     graph = read_graph(bfloat16_bundle, stage)
     names = {init.name for init in graph.initializer if init.external_data}
     inputs = len(graph.input)
-    cut = cut_weights(graph, Manifest.load(bfloat16_bundle).weights)
+    cut = externalize_weights(graph, Manifest.load(bfloat16_bundle).weights)
     assert not [init.name for init in graph.initializer if init.external_data]
     assert {part.name for weight in cut for part in weight.parts} == names
     assert [value.name for value in graph.input[inputs:]] == [weight.name for weight in cut]
@@ -87,7 +87,7 @@ def test_a_bundle_of_the_stored_dtype_has_the_same_inputs(
     tiny_bundle: Path, bfloat16_bundle: Path
 ) -> None:
     plain, cast = (
-        cut_weights(read_graph(bundle, "decoder"), Manifest.load(bundle).weights)
+        externalize_weights(read_graph(bundle, "decoder"), Manifest.load(bundle).weights)
         for bundle in (tiny_bundle, bfloat16_bundle)
     )
     assert [(w.name, w.shape, w.parts) for w in plain] == [(w.name, w.shape, w.parts) for w in cast]
@@ -125,7 +125,7 @@ def records(dtype: str = "float32") -> dict[str, WeightRecord]:
 def test_a_join_along_another_axis_stays_in_the_graph() -> None:
     join = helper.make_node("Concat", ["a.w", "b.w"], ["joined"], axis=1)
     graph = graph_of(join, helper.make_node("MatMul", ["x", "joined"], ["y"]))
-    assert [w.name for w in cut_weights(graph, records())] == ["a.w", "b.w"]
+    assert [w.name for w in externalize_weights(graph, records())] == ["a.w", "b.w"]
     assert [node.op_type for node in graph.node] == ["Concat", "MatMul"]
 
 
@@ -135,14 +135,14 @@ def test_a_second_cast_stays_in_the_graph() -> None:
         helper.make_node("Cast", ["half"], ["whole"], to=TensorProto.FLOAT),
     ]
     graph = graph_of(*casts, helper.make_node("Add", ["x", "whole"], ["y"]))
-    (weight,) = cut_weights(graph, records())
+    (weight,) = externalize_weights(graph, records())
     assert (weight.name, weight.dtype) == ("a.w", "float16")
     assert [node.op_type for node in graph.node] == ["Cast", "Add"]
 
 
 def test_a_byte_of_two_codes_is_given_as_int8() -> None:
     graph = graph_of(helper.make_node("Any", ["x", "a.w"], ["y"]), dtype=TensorProto.UINT8)
-    (weight,) = cut_weights(graph, records("uint8"))
+    (weight,) = externalize_weights(graph, records("uint8"))
     assert weight.dtype == weight.parts[0].dtype == "int8"
     assert graph.input[1].type.tensor_type.elem_type == TensorProto.INT8
 
@@ -151,7 +151,7 @@ def test_a_weight_used_in_two_forms_is_refused() -> None:
     cast = helper.make_node("Cast", ["a.w"], ["half"], to=TensorProto.FLOAT16)
     graph = graph_of(cast, helper.make_node("Any", ["half", "a.w"], ["y"]))
     with pytest.raises(ExportError, match=r"one form, got a\.w"):
-        cut_weights(graph, records())
+        externalize_weights(graph, records())
 
 
 def test_a_weight_the_manifest_does_not_know_is_refused() -> None:
@@ -159,4 +159,4 @@ def test_a_weight_the_manifest_does_not_know_is_refused() -> None:
     known = records()
     del known["b.w"]
     with pytest.raises(ExportError, match=r"'b\.w' is not in the manifest's weight map"):
-        cut_weights(graph, known)
+        externalize_weights(graph, known)

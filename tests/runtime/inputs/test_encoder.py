@@ -15,10 +15,10 @@ from PIL import Image
 from longllava_trt.runtime.backends.ort.decoder import Decoder, DecoderState
 from longllava_trt.runtime.inputs import encoder as ingest
 from longllava_trt.runtime.inputs.encoder import Decoded, decode_ahead
-from longllava_trt.runtime.inputs.images import ShownImage
+from longllava_trt.runtime.inputs.images import ImageInput
 from longllava_trt.runtime.inputs.pixels import ImageProcessorConfig, preprocess
-from longllava_trt.runtime.prefill import ChunkFeeder, ChunkPlan
-from longllava_trt.runtime.timings import Timings
+from longllava_trt.runtime.prefill import ChunkedPrefill, PrefillChunker
+from longllava_trt.runtime.timings import StageTimer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,8 +30,8 @@ PROCESSOR = ImageProcessorConfig(
 )
 
 
-def shown(source: Path | Image.Image, position: int = 1) -> tuple[ShownImage]:
-    return (ShownImage(source=source, position=position, opening="", ending=""),)
+def shown(source: Path | Image.Image, position: int = 1) -> tuple[ImageInput]:
+    return (ImageInput(source=source, position=position, opening="", ending=""),)
 
 
 def write_stills(folder: Path, count: int) -> list[Path]:
@@ -43,8 +43,8 @@ def write_stills(folder: Path, count: int) -> list[Path]:
 
 
 def ahead(paths: list[Path], *, workers: int = 4, depth: int = 6) -> Iterator[Decoded]:
-    exhibits = [shown(path, i) for i, path in enumerate(paths, start=1)]
-    return decode_ahead(exhibits, processor=PROCESSOR, num_workers=workers, depth=depth)
+    groups = [shown(path, i) for i, path in enumerate(paths, start=1)]
+    return decode_ahead(groups, processor=PROCESSOR, num_workers=workers, depth=depth)
 
 
 @pytest.mark.parametrize("depth", [1, 3, 40])
@@ -102,13 +102,13 @@ class RecordingDecoder:
         return np.zeros(1, np.float32)
 
 
-def fed(lengths: list[int], plan: ChunkPlan) -> list[NDArray[np.float32]]:
+def fed(lengths: list[int], plan: PrefillChunker) -> list[NDArray[np.float32]]:
     decoder = RecordingDecoder()
-    feeder = ChunkFeeder(
+    feeder = ChunkedPrefill(
         cast("Decoder", decoder),
         DecoderState((), capacity=1),
         plan=plan,
-        timings=Timings(),
+        timings=StageTimer(),
         on_fed=lambda _: None,
     )
     for piece in pieces(lengths):
@@ -124,7 +124,7 @@ def pieces(lengths: list[int]) -> list[NDArray[np.float32]]:
 
 @given(lengths=st.lists(st.integers(0, 40), max_size=8), size=st.integers(1, 17))
 def test_chunks_concatenate_to_the_pieces(lengths: list[int], size: int) -> None:
-    chunks = fed(lengths, ChunkPlan(longest=size, num_heads=1, weight_bytes=0))
+    chunks = fed(lengths, PrefillChunker(longest=size, num_heads=1, weight_bytes=0))
     assert all(len(chunk) == size for chunk in chunks[:-1])
     assert all(0 < len(chunk) <= size for chunk in chunks)
     joined = np.concatenate(chunks) if chunks else np.empty((0, 2), np.float32)
@@ -133,12 +133,12 @@ def test_chunks_concatenate_to_the_pieces(lengths: list[int], size: int) -> None
 
 
 def test_chunks_become_shorter_so_that_scores_keep_their_size() -> None:
-    plan = ChunkPlan(longest=512, num_heads=32, weight_bytes=0)
+    plan = PrefillChunker(longest=512, num_heads=32, weight_bytes=0)
     sizes = [plan.size_at(past) for past in (0, 1000, 10_000, 40_000, 10_000_000)]
     assert sizes == sorted(sizes, reverse=True)
     assert sizes[0] > sizes[1] > sizes[2] > sizes[-1] == 1
     scores = [size * past for size, past in zip(sizes[1:4], (1000, 10_000, 40_000), strict=True)]
     assert max(scores) * 32 * 12 <= 16 * 2**20
-    large = ChunkPlan(longest=512, num_heads=32, weight_bytes=36 * 10**9)
+    large = PrefillChunker(longest=512, num_heads=32, weight_bytes=36 * 10**9)
     assert large.size_at(0) == 512
     assert large.size_at(100_000) > 40

@@ -13,7 +13,7 @@ from PIL import Image
 
 from longllava_trt.core.errors import InputError
 from longllava_trt.runtime.inputs.images import Load, open_images
-from longllava_trt.runtime.inputs.message import MediaOptions, UserTurn, prepare_turn
+from longllava_trt.runtime.inputs.message import MediaOptions, Message, build_message
 
 FRAME = "<img><image></img>"
 
@@ -40,19 +40,19 @@ def write_video(path: Path, level: int, num_frames: int) -> Path:
     return path
 
 
-def turn(query: str | None, images: Any = (), videos: Any = (), **options: Any) -> UserTurn:
-    return prepare_turn(query, images=images, videos=videos, options=MediaOptions(**options))
+def turn(query: str | None, images: Any = (), videos: Any = (), **options: Any) -> Message:
+    return build_message(query, images=images, videos=videos, options=MediaOptions(**options))
 
 
-def levels(shown: UserTurn) -> list[int]:
+def levels(shown: Message) -> list[int]:
     """Return the red of each image, in tens; there must be one for each placeholder."""
     images = [load() for load in loads(shown)]
     assert len(images) == shown.num_images == shown.text.count("<image>")
     return [round(float(np.asarray(i)[..., 0].mean()) / 10) * 10 for i in images]
 
 
-def loads(shown: UserTurn) -> Iterator[Load]:
-    return (load for exhibit in shown.exhibits for load in open_images(exhibit.images))
+def loads(shown: Message) -> Iterator[Load]:
+    return (load for group in shown.groups for load in open_images(group.images))
 
 
 def test_stills_stand_where_the_text_says() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from longllava_trt.runtime.text.detokenizer import AnswerText
+from longllava_trt.runtime.text.detokenizer import IncrementalDetokenizer
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 
 TOKENIZER = ChatTokenizer(Path(__file__).parent / "data" / "reduced-tokenizer")
@@ -17,9 +17,11 @@ TEXT = "What does the picture show?\nA cat\n\nand a dog — «été» 猫."
 WHAT_MAY_COME = st.text(st.sampled_from("ab\n é猫"), max_size=14)
 
 
-def streamed(ids: Sequence[int], stop: Sequence[str]) -> tuple[list[str], int, AnswerText]:
+def streamed(
+    ids: Sequence[int], stop: Sequence[str]
+) -> tuple[list[str], int, IncrementalDetokenizer]:
     """Return the pieces, and how many ids it took."""
-    text = AnswerText(TOKENIZER.stream(), stop)
+    text = IncrementalDetokenizer(TOKENIZER.stream(), stop)
     pieces, taken = [], 0
     for token_id in ids:
         pieces.append(text.push(token_id))

@@ -110,9 +110,9 @@ def test_reserve_keeps_what_was_fed(decoder: Decoder, embeds: NDArray[np.float32
     whole = feed(decoder, embeds, [LENGTH])
     state = decoder.new_state(capacity=11)
     decoder.step(embeds[:, :11], state)
-    before = state.arrays()
+    before = state.state_dict(copy=True)
     state.reserve(LENGTH)
-    after = state.arrays()
+    after = state.state_dict(copy=True)
     assert all(np.array_equal(before[name], after[name]) for name in before)
     assert relative_rms(decoder.step(embeds[:, 11:], state), whole) <= 1e-5
 
@@ -122,7 +122,9 @@ def test_a_full_cache_is_refused_and_left_as_it_was(
 ) -> None:
     state = decoder.new_state(capacity=11)
     decoder.step(embeds[:, :10], state)
-    before = state.arrays()
+    before = state.state_dict(copy=True)
     with pytest.raises(InputError, match="10 positions fed and 2 more exceed the cache of 11"):
         decoder.step(embeds[:, :2], state)
-    assert all(np.array_equal(value, before[name]) for name, value in state.arrays().items())
+    assert all(
+        np.array_equal(value, before[name]) for name, value in state.state_dict(copy=True).items()
+    )

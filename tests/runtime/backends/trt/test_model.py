@@ -126,15 +126,15 @@ def test_the_gpu_lane_shows_images_to_a_bundle_without_weights(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from benchmarks.gpu import images
-    from benchmarks.gpu.lane import Lane
+    from benchmarks.gpu.context import BenchContext
 
     bundle = tmp_path / "scale" / "tiny"
     shutil.copytree(tiny_bundle, bundle, ignore=shutil.ignore_patterns("weights", "*.onnx"))
     shutil.copytree(engine_bundle / "engines", bundle / "engines")
-    monkeypatch.setattr(images, "open_weightless", {bundle: engines}.__getitem__)
+    monkeypatch.setattr(images, "open_with_dummy_weights", {bundle: engines}.__getitem__)
     monkeypatch.setattr(images, "used_gib", lambda: 12.5)
     monkeypatch.setattr(images, "_COUNTS", (3, 18))
-    rows = [*images.images(Lane(out=tmp_path, scale=bundle.parent))]
+    rows = [*images.images(BenchContext(out=tmp_path, scale=bundle.parent))]
     assert [row["case"].partition(", ")[2] for row in rows] == [
         "3 images",
         "18 images",

@@ -19,7 +19,7 @@ from longllava_trt.core.errors import (
 from longllava_trt.runtime.backends.trt.cuda import Cuda
 from longllava_trt.runtime.backends.trt.engines import open_engines
 from longllava_trt.runtime.backends.trt.session import TrtSession
-from longllava_trt.runtime.inputs.prefetch import run_ahead
+from longllava_trt.runtime.inputs.prefetch import prefetch
 
 
 @pytest.fixture
@@ -130,7 +130,7 @@ def test_items_run_one_ahead_and_in_order() -> None:
             yield i
 
     got = []
-    for item in run_ahead(items()):
+    for item in prefetch(items()):
         got.append(item)
         assert len(made) <= item + 2
     assert got == made == list(range(5))
@@ -147,11 +147,11 @@ def test_an_error_comes_at_its_place_and_closing_closes() -> None:
         finally:
             closed.append(True)
 
-    ahead = run_ahead(items())
+    ahead = prefetch(items())
     assert [next(ahead), next(ahead)] == [1, 2]
     with pytest.raises(InputError, match="broken"):
         next(ahead)
-    early = run_ahead(items())
+    early = prefetch(items())
     next(early)
     early.close()  # type: ignore[attr-defined]
     assert closed == [True, True]

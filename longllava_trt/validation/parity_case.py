@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
-__all__ = ["Subject", "array_of", "state_arrays"]
+__all__ = ["ParityCase", "array_of", "state_arrays"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
+class ParityCase:
     """A bundle and what it must equal."""
 
     bundle: Path
@@ -41,7 +41,9 @@ class Subject:
     """With the checkpoint's experts, where the bundle's are quantised."""
 
     @classmethod
-    def open(cls, bundle: Path, checkpoint: Path, *, vision_tower: Path | None = None) -> Subject:
+    def open(
+        cls, bundle: Path, checkpoint: Path, *, vision_tower: Path | None = None
+    ) -> ParityCase:
         """Open both, after making sure that they belong together.
 
         Args:

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.compare import attempt, share
+from benchmarks.gpu.context import BenchContext
 from benchmarks.gpu.inputs import scan_inputs
-from benchmarks.gpu.lane import Lane
 from benchmarks.gpu.moe_sizes import TOKENS, TOP_K, make_moe, work_of
-from benchmarks.gpu.roofline import Work, scan_work
+from benchmarks.gpu.roofline import RequestMetrics, scan_work
 from benchmarks.gpu.scan import D_STATE, scan_sizes
 from benchmarks.gpu.timing import time_ms
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["peers"]
+__all__ = ["baselines"]
 
 _HEADS, _KV_HEADS, _HEAD_DIM = 32, 8, 128
 
 
-def peers(lane: Lane) -> Iterator[dict[str, Any]]:
+def baselines(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a peer and size; sizes as of our own kernels' steps."""
     for depth in (64,) if lane.is_dry else (4096, 16384, 100_000, 144_000):
         yield attempt(f"attention, 1 query, {depth} keys", lambda n=depth: _attention(lane, n))  # type: ignore[misc]
@@ -38,20 +38,20 @@ def peers(lane: Lane) -> Iterator[dict[str, Any]]:
             )
 
 
-def _dtype(lane: Lane) -> torch.dtype:
+def _dtype(lane: BenchContext) -> torch.dtype:
     import torch
 
     return torch.float32 if lane.is_dry else torch.bfloat16
 
 
-def _compiled(function: Callable[..., Any], lane: Lane) -> Callable[..., Any]:
+def _compiled(function: Callable[..., Any], lane: BenchContext) -> Callable[..., Any]:
     import torch
 
     # dry: no compiler is needed to see that the call is right
     return torch.compile(function, backend="eager" if lane.is_dry else "inductor")
 
 
-def _attention(lane: Lane, depth: int) -> dict[str, Any]:
+def _attention(lane: BenchContext, depth: int) -> dict[str, Any]:
     import torch
 
     options: dict[str, Any] = {"dtype": _dtype(lane), "device": lane.device}
@@ -61,10 +61,10 @@ def _attention(lane: Lane, depth: int) -> dict[str, Any]:
     ms = time_ms(lambda _: attend(query, key, value, enable_gqa=True), device=lane.device)
     itemsize = query.element_size()
     bytes_ = itemsize * 2 * depth * _KV_HEADS * _HEAD_DIM
-    return share(Work(bytes_, flops=4 * depth * _HEADS * _HEAD_DIM), ms, lane)
+    return share(RequestMetrics(bytes_, flops=4 * depth * _HEADS * _HEAD_DIM), ms, lane)
 
 
-def _scan_step(lane: Lane, *, is_compiled: bool) -> dict[str, Any]:
+def _scan_step(lane: BenchContext, *, is_compiled: bool) -> dict[str, Any]:
     from longllava_trt.plugins_trt.kernels.naive import naive_selective_scan
 
     d_inner = scan_sizes(lane)[1]
@@ -74,7 +74,7 @@ def _scan_step(lane: Lane, *, is_compiled: bool) -> dict[str, Any]:
     return share(scan_work(1, d_inner, D_STATE, itemsize=tensors["u"].element_size()), ms, lane)
 
 
-def _scan_loop(lane: Lane) -> dict[str, Any]:
+def _scan_loop(lane: BenchContext) -> dict[str, Any]:
     from longllava_trt.plugins_trt.kernels.naive import naive_selective_scan
 
     lengths, d_inner = scan_sizes(lane)
@@ -86,7 +86,7 @@ def _scan_loop(lane: Lane) -> dict[str, Any]:
     return {"seq_len": seq_len, **share(work, ms, lane)}
 
 
-def _experts(lane: Lane, num_tokens: int, *, is_compiled: bool) -> dict[str, Any]:
+def _experts(lane: BenchContext, num_tokens: int, *, is_compiled: bool) -> dict[str, Any]:
     tensors = make_moe(lane, num_tokens, "bf16")
     # one token's two experts as a gather of their weights, which a compiler can fuse; more tokens as a loop
     run = _gathered if num_tokens <= 2 else _looped

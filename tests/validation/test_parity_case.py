@@ -14,7 +14,7 @@ from longllava_trt.core.errors import InputError
 from longllava_trt.export.bundle import export_bundle
 from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
 from longllava_trt.validation import validate
-from longllava_trt.validation.subject import Subject
+from longllava_trt.validation.parity_case import ParityCase
 from tests.export.stored_traces import stored_traces
 from tests.validation.conftest import Made
 
@@ -32,7 +32,7 @@ def edit_json(path: Path, **changes: object) -> None:
 
 def test_a_copied_checkpoint_is_the_same(made: Made, tmp_path: Path) -> None:
     copy = shutil.copytree(made[1], tmp_path / "copy")
-    assert Subject.open(made[0], copy).bundle == made[0]
+    assert ParityCase.open(made[0], copy).bundle == made[0]
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,14 @@ from typing import Any
 
 from benchmarks.gpu.roofline import Ceilings
 
-__all__ = ["ROWS_FILE", "Lane", "read_rows"]
+__all__ = ["ROWS_FILE", "BenchContext", "read_rows"]
 
 ROWS_FILE = "rows.jsonl"
 """In the results' folder: every row as it came, so that nothing is lost however a run ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lane:
+class BenchContext:
     """One run of the lane."""
 
     out: Path
@@ -42,20 +42,20 @@ class Lane:
     @cached_property
     def ceilings(self) -> Ceilings:
         """The rates that step `card` measured in this run, else measured now."""
-        found = [row for row in read_rows(self.out) if row["step"] == "card"]
+        found = [row for row in read_rows(self.out) if row["step"] == "gpu-info"]
         rates = {row["case"]: row["per_s"] for row in found if "per_s" in row}
         if not rates:
-            from benchmarks.gpu.card import measure_ceilings
+            from benchmarks.gpu.gpu_info import measure_ceilings
 
             rates = {row["case"]: row["per_s"] for row in measure_ceilings(self)}
         return Ceilings(rates["copied bytes"], rates["bf16 GEMM flops"], rates["exponentials"])
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `Lane.from_json` reads."""
+        """Return what `BenchContext.from_json` reads."""
         return {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
 
     @classmethod
-    def from_json(cls, text: str) -> Lane:
+    def from_json(cls, text: str) -> BenchContext:
         """Read what `to_json` wrote."""
         raw: dict[str, Any] = json.loads(text)
         held: dict[str, Any] = {k: Path(v) if isinstance(v, str) else v for k, v in raw.items()}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import ml_dtypes  # noqa: F401 - teaches NumPy the name bfloat16
 import numpy as np
 
-from benchmarks.gpu.lane import Lane
+from benchmarks.gpu.context import BenchContext
 from longllava_trt.core.engine_record import engine_folders
 from longllava_trt.core.manifest import Manifest
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from longllava_trt.runtime.backends.trt.cuda import CudaMemory, DeviceBlock
     from longllava_trt.runtime.backends.trt.engines import Engines
 
-__all__ = ["open_weightless", "random_weights", "used_gib", "weightless_bundles"]
+__all__ = ["bundles_without_weights", "open_with_dummy_weights", "random_weights", "used_gib"]
 
 _PIECE_BYTES = 2**28
 
 
-def weightless_bundles(lane: Lane) -> list[Path]:
+def bundles_without_weights(lane: BenchContext) -> list[Path]:
     """Return the bundles that have engines, the smallest model first: a card may not hold the largest."""
     folders = [] if lane.scale is None else lane.scale.glob("*")
     return sorted((f for f in folders if any(engine_folders(f))), key=_weight_bytes)
@@ -33,7 +33,7 @@ def _weight_bytes(bundle: Path) -> int:
     return sum(weight.nbytes for weight in Manifest.load(bundle).weights.values())
 
 
-def open_weightless(bundle: Path) -> Engines:
+def open_with_dummy_weights(bundle: Path) -> Engines:
     """Open a bundle's engines, whatever GPU they are for."""
     from longllava_trt.runtime.backends.trt.engines import open_engines
 

@@ -11,17 +11,17 @@ from collections.abc import Iterator
 from importlib import metadata
 from typing import Any
 
-from benchmarks.gpu.lane import Lane
+from benchmarks.gpu.context import BenchContext
 from benchmarks.gpu.timing import time_ms
 
-__all__ = ["card", "measure_ceilings"]
+__all__ = ["gpu_info", "measure_ceilings"]
 
 _PACKAGES = ("numpy", "torch", "triton", "onnx", "onnxruntime", "cuda-bindings", "pytest")
 _QUERY = "name,driver_version,memory.total,clocks.sm,clocks.mem,clocks.max.sm,clocks.max.mem"
 _EXP_ROUNDS = 256
 
 
-def card(lane: Lane) -> Iterator[dict[str, Any]]:
+def gpu_info(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield what the machine is, then the ceilings."""
     yield {"case": "python", "value": sys.version.split()[0]}
     yield {"case": "machine", "value": f"{platform.machine()}, {os.cpu_count()} cores"}
@@ -35,14 +35,14 @@ def card(lane: Lane) -> Iterator[dict[str, Any]]:
     yield from _clocks()
 
 
-def _gpu(lane: Lane) -> Iterator[dict[str, Any]]:
+def _gpu(lane: BenchContext) -> Iterator[dict[str, Any]]:
     import torch
 
     yield {"case": "torch cuda", "value": str(torch.version.cuda)}
     if lane.is_dry:
         return
     found = torch.cuda.get_device_properties(0)
-    yield {"case": "card", "value": found.name}
+    yield {"case": "gpu_info", "value": found.name}
     yield {"case": "architecture", "value": f"sm{found.major}{found.minor}"}
     yield {"case": "multiprocessors", "value": found.multi_processor_count}
     yield {"case": "memory GiB", "value": round(found.total_memory / 2**30, 1)}
@@ -60,17 +60,17 @@ def _clocks() -> Iterator[dict[str, Any]]:
         yield {"case": f"nvidia-smi {name}", "value": value}
 
 
-def measure_ceilings(lane: Lane) -> Iterator[dict[str, Any]]:
+def measure_ceilings(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield the rates: each the better of two measurements."""
     for name, amount, ms in (_copy(lane), _product(lane), _exponentials(lane)):
         yield {"case": name, "ms": ms, "per_s": 1e3 * amount / ms}
 
 
-def _better(call: Any, lane: Lane) -> float:
+def _better(call: Any, lane: BenchContext) -> float:
     return min(time_ms(call, device=lane.device) for _ in range(2))
 
 
-def _copy(lane: Lane) -> tuple[str, float, float]:
+def _copy(lane: BenchContext) -> tuple[str, float, float]:
     import torch
 
     size = 2**16 if lane.is_dry else 2**31
@@ -79,7 +79,7 @@ def _copy(lane: Lane) -> tuple[str, float, float]:
     return "copied bytes", 2 * size, _better(lambda _: target.copy_(source), lane)
 
 
-def _product(lane: Lane) -> tuple[str, float, float]:
+def _product(lane: BenchContext) -> tuple[str, float, float]:
     import torch
 
     n = 64 if lane.is_dry else 8192
@@ -88,7 +88,7 @@ def _product(lane: Lane) -> tuple[str, float, float]:
     return "bf16 GEMM flops", 2 * n**3, _better(lambda _: torch.mm(a, b, out=out), lane)
 
 
-def _exponentials(lane: Lane) -> tuple[str, float, float]:
+def _exponentials(lane: BenchContext) -> tuple[str, float, float]:
     """Exponentials of values that stay in registers, as the scan's do."""
     import torch
 
