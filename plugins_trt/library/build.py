@@ -38,8 +38,8 @@ logger = logging.getLogger(__name__)
 LIBRARY_NAME = "liblongllava_plugins.so"
 _HERE = Path(__file__).resolve().parents[1]
 _SOURCES = (
-    *("kernels/*.py", "csrc/*.*", "csrc/shim/*.*"),
-    *("spec.py", "forms.py", "codegen.py", "aot.py", "host_compiler.py"),
+    *("kernels/*.py", "launch_plans/*.py", "csrc/*.*", "csrc/shim/*.*"),
+    *("spec.py", "plugin_formats.py", "library/*.py"),
 )
 _ARCHS = (80, 90, 120)
 _DTYPES = ("bf16", "fp16", "fp32")

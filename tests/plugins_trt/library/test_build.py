@@ -94,6 +94,14 @@ def test_the_same_build_is_found_again(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["include", "plugins"]
 
 
+def test_every_source_of_the_library_is_in_its_digest() -> None:
+    root = Path(build.__file__).resolve().parents[1]
+    hashed = {file for pattern in build._SOURCES for file in root.glob(pattern)}
+    rooms = (root / name for name in ("kernels", "launch_plans", "library", "csrc"))
+    written = {f for room in rooms for f in room.rglob("*") if f.suffix in {".py", ".cpp", ".h"}}
+    assert written | {root / "spec.py", root / "plugin_formats.py"} <= hashed
+
+
 @pytest.mark.parametrize(
     "changed",
     [
