@@ -18,7 +18,7 @@ from benchmarks.gpu.compare import attempt
 from benchmarks.gpu.context import BenchContext
 
 if TYPE_CHECKING:
-    from longllava_trt.runtime.model import LongLLaVA, RunOptions
+    from longllava_trt.runtime.model import LongLLaVA
 
 __all__ = ["EXPECTED_FILE", "answers", "ask_all", "write_expected"]
 
@@ -27,6 +27,7 @@ EXPECTED_FILE = "expected-answers.json"
 
 _COUNTS, _DEPTHS = (10, 100, 1000), 4
 _DRY_COUNTS, _DRY_DEPTHS = (3,), 2
+_MAX_CONTEXT, _DRY_CONTEXT = 80_000, 1_000
 _SCORES = 64
 """Scores of the first token that are written down, from the front of the vocabulary."""
 
@@ -50,10 +51,11 @@ def answers(context: BenchContext) -> Iterator[dict[str, Any]]:
         )
 
 
-def write_expected(bundle: Path, options: RunOptions, *, is_dry: bool = False) -> None:
-    """Ask a bundle the same and write down its answers beside it."""
-    from longllava_trt.runtime.model import LongLLaVA
+def write_expected(bundle: Path, *, is_dry: bool = False) -> None:
+    """Ask a bundle the same in ONNX Runtime, and write down its answers beside it."""
+    from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
+    options = RunOptions(max_context=_DRY_CONTEXT if is_dry else _MAX_CONTEXT)
     model = LongLLaVA.from_bundle(bundle, options)
     counts = [(n, _DRY_DEPTHS) for n in _DRY_COUNTS]
     counts += [] if is_dry else [(n, _DEPTHS) for n in _COUNTS]
@@ -64,7 +66,7 @@ def write_expected(bundle: Path, options: RunOptions, *, is_dry: bool = False) -
 
 def ask_all(model: LongLLaVA, count: int, depths: int) -> list[dict[str, Any]]:
     """Ask about the marked picture at evenly spread depths among ``count``."""
-    from examples.needle.evaluation.task import QUESTIONS, Haystack, draw_hay_pictures, parse_answer
+    from examples.needle.task import QUESTIONS, Haystack, draw_hay_pictures, parse_answer
 
     hay, question = draw_hay_pictures(0, count), QUESTIONS["mark"]
     found = []

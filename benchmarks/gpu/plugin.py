@@ -7,6 +7,7 @@ and workspace begin full of NaN, and the bytes behind the workspace must stay as
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.compare import attempt, errors, share
@@ -21,7 +22,7 @@ from benchmarks.gpu.timing import time_ms
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["plugin"]
+__all__ = ["plugin", "plugin_ptx"]
 
 _GUARD, _GUARD_BYTES = 0xA5, 4096
 _CONV = "activation=silu"
@@ -44,6 +45,15 @@ def plugin(lane: BenchContext) -> Iterator[dict[str, Any]]:
             f"{op_type}, {case}",
             lambda o=op_type, m=make: _row(library, o, m(), lane),  # type: ignore[misc]
         )
+
+
+def plugin_ptx(lane: BenchContext) -> Iterator[dict[str, Any]]:
+    """Yield the same of a library for SM80 alone, of which a newer GPU's driver translates the PTX."""
+    library = lane.library and lane.library.with_stem(f"{lane.library.stem}_sm80")
+    if library is None or not library.is_file():
+        yield {"case": "not run: name the library with --library, one for SM80 alone beside it"}
+        return
+    yield from plugin(replace(lane, library=library))
 
 
 def _workspaces(library: PluginLibrary) -> Iterator[dict[str, Any]]:

@@ -36,24 +36,30 @@ class Step:
 
 STEPS = (
     Step("gpu-info", "gpu_info:gpu_info", 60, "The card, versions, and the three ceilings"),
-    Step("scan", "scan:scan", 90, "SelectiveScan against float64, its twin and its roofline"),
-    Step("moe", "moe:moe", 150, "SparseMoE against float64, its twin and its roofline"),
-    Step("conv", "conv:conv", 45, "CausalConvWithState, likewise"),
     Step("plugin", "plugin:plugin", 60, "The plugin library's host code, through its C interface"),
-    Step("engine-sm80", "rtx:sm80", 60, "Does an engine made for SM80 run here?"),
-    Step("engine-default", "rtx:default", 60, "Does an engine made for no GPU in particular?"),
-    Step("engine-current", "rtx:current", 60, "Does an engine made for the GPU at hand?"),
+    Step("plugin-ptx", "plugin:plugin_ptx", 60, "The same, of a library that knows no newer GPU"),
+    Step(
+        "answers", "answers:answers", 90, "The trained checkpoint's answers about marked pictures"
+    ),
+    Step("decoder-9b", "decoder:decoder_9b", 120, "The 9B on our kernels, with random weights"),
+    Step("decoder-53b", "decoder:decoder_53b", 150, "The 53B with int8 experts, likewise"),
+    Step("images", "images:images", 120, "1000 images from end to end, with random weights"),
+    Step("scan", "scan:scan", 60, "SelectiveScan against float64, its twin and its roofline"),
+    Step("moe", "moe:moe", 90, "SparseMoE against float64, its twin and its roofline"),
+    Step("conv", "conv:conv", 45, "CausalConvWithState, likewise"),
     Step("tests", "kernel_tests:kernel_tests", 240, "The kernels' own tests, on the GPU"),
-    Step("stages", "stages:stages", 150, "The bundle's engines, through the runtime's sessions"),
-    Step("scale", "scale:scale", 300, "Decoders of the published sizes with random weights"),
-    Step("images", "images:images", 200, "1000 images from end to end, with random weights"),
-    Step("tune-scan", "tuning:tune_scan", 150, "Scan: chunks, channels and warps of a program"),
-    Step("tune-moe", "tuning:tune_moe", 240, "Experts: tiles by number of tokens"),
     Step(
         "baselines", "baselines:baselines", 150, "PyTorch: eager, compiled, and its own attention"
     ),
-    Step("gpu-tests", "kernel_tests:gpu_tests", 150, "Tests marked gpu"),
     Step("mamba", "mamba:mamba", 400, "mamba-ssm's own CUDA scan, compiled from its source"),
+    Step("tune-scan", "tuning:tune_scan", 150, "Scan: chunks, channels and warps of a program"),
+    Step("tune-moe", "tuning:tune_moe", 240, "Experts: tiles by number of tokens"),
+    Step("engine-sm80", "rtx:sm80", 60, "Does an engine made for SM80 run here?"),
+    Step("engine-default", "rtx:default", 60, "Does an engine made for no GPU in particular?"),
+    Step("engine-current", "rtx:current", 60, "Does an engine made for the GPU at hand?"),
+    Step("stages", "stages:stages", 150, "The bundle's engines, through the runtime's sessions"),
+    Step("scale", "scale:scale", 300, "Decoders of the published sizes, as engines"),
+    Step("gpu-tests", "kernel_tests:gpu_tests", 150, "Tests marked gpu"),
 )
 
 
