@@ -9,7 +9,7 @@ Prints seconds (median of the repeats), our ratio and where the time goes, then 
 tokens differ.
 
     ours            `LongLLaVA.generate` on the bundle
-    reference       what `longllava-trt needle --reference` asks: the reference in PyTorch, the prompt in chunks
+    reference       what `python -m examples.needle --reference` asks: the reference in PyTorch, the prompt in chunks
 
 `pixels` is reading files and preprocessing them: of ours the sum over threads that work while other stages do, of the
 reference what no other stage took.
@@ -34,10 +34,10 @@ from unittest import mock
 import torch
 
 from benchmarks.turns import take_turns
+from examples.needle.evaluate import MAX_NEW_TOKENS, Said
+from examples.needle.oracle import ask_reference
+from examples.needle.task import QUESTIONS, Haystack, draw_hay_pictures
 from longllava_trt.export.bundle import export_bundle
-from longllava_trt.needle.evaluate import MAX_NEW_TOKENS, Said
-from longllava_trt.needle.oracle import ask_reference
-from longllava_trt.needle.task import QUESTIONS, Haystack, draw_hay_pictures
 from longllava_trt.reference.model import LongLLaVA as ReferenceLongLLaVA
 from longllava_trt.reference.synthetic.checkpoint import PRESETS, write_checkpoint
 from longllava_trt.runtime.inputs.image_files import load_image

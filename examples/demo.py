@@ -1,6 +1,6 @@
 """The whole path in two minutes: export a small trained model, let it answer, prove that it computes right, build engines.
 
-Every step is a `longllava-trt` command, echoed before it runs, so that it can be typed again. The model is the one of
+Every step is a command, echoed before it runs, so that it can be typed again. The model is the one of
 `examples/needle`, which finds a marked picture among many; the photographs are those that scikit-image ships.
 """
 
@@ -42,7 +42,7 @@ def main() -> int:
     ask(bundle, "Which mark is on the sign?", *pictures)
     ask(bundle, "What colour is the mark?", *pictures)
     say("3. The same among 10 and 100 drawn pictures, at five depths.")
-    longllava("needle", bundle, "--images", "10,100", "--depths", "5")
+    execute("examples.needle", bundle, "--images", "10,100", "--depths", "5")
     say("4. Proof: every operator, layer and stage, and the text, against the model in PyTorch.")
     shown = [word for image in images for word in ("--image", str(image))]
     longllava("validate", bundle, "--reference", model, *shown)
@@ -67,7 +67,7 @@ def draw_sign(file: Path) -> None:
     """Draw a picture of the kind the model was trained to find."""
     import numpy as np
 
-    from longllava_trt.needle.pictures import Mark, draw_marked
+    from examples.needle.pictures import Mark, draw_marked
 
     draw_marked(np.random.default_rng(1), Mark("blue", "circle")).save(file)
 
@@ -78,9 +78,15 @@ def ask(bundle: str, question: str, *pictures: str) -> None:
 
 
 def longllava(*arguments: str) -> None:
-    """Echo one command and run it; leaves the demo if it fails."""
-    print(f"\n$ longllava-trt {shlex.join(arguments)}", flush=True)
-    command = [sys.executable, "-m", "longllava_trt", *arguments]
+    """Echo one command and run it."""
+    execute("longllava_trt", *arguments)
+
+
+def execute(module: str, *arguments: str) -> None:
+    """Echo and run a module; leaves the demo if it fails."""
+    program = "longllava-trt" if module == "longllava_trt" else f"python -m {module}"
+    print(f"\n$ {program} {shlex.join(arguments)}", flush=True)
+    command = [sys.executable, "-m", module, *arguments]
     # works from a checkout that is not installed, from any folder
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     status = subprocess.run(command, check=False, env=environment).returncode

@@ -46,7 +46,7 @@ sys.exit("\\n".join(f"{name}: {error}" for name, error in failed.items()) or 0)
 
 TORCH = ("torch", "transformers")
 EXPORTER = ("onnxscript", "onnx_ir")
-_ABOVE = "__main__ bench cli diagnosis inspection needle planning validation".split()
+_ABOVE = "__main__ bench cli diagnosis inspection planning validation".split()
 ROOF = tuple(f"longllava_trt.{name}" for name in _ABOVE)
 EXPORTS = ("longllava_trt.export", "longllava_trt.reference")
 RUNS_BUNDLES = (*EXPORTS, "longllava_trt.validation")

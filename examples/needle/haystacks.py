@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
 from examples.needle.geometry import CONFIG
+from examples.needle.pictures import MARKS, Mark
 from examples.needle.pools import Pool
-from longllava_trt.needle.pictures import MARKS, Mark
-from longllava_trt.needle.task import NOTHING, QUESTIONS
+from examples.needle.task import NOTHING, QUESTIONS
 from longllava_trt.reference.cache import empty_cache
 from longllava_trt.reference.model import LongLLaVA
 from longllava_trt.runtime.text.chat import (

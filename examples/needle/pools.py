@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from examples.needle.geometry import CONFIG
-from longllava_trt.needle.pictures import MARKS, draw_hay, draw_marked
+from examples.needle.pictures import MARKS, draw_hay, draw_marked
 from longllava_trt.runtime.inputs.pixels import ImageProcessorConfig, preprocess
 
 __all__ = ["PROCESSOR", "Pool", "draw_pool"]

@@ -21,8 +21,8 @@ from examples.needle.curriculum import Phase, train_decoder
 from examples.needle.geometry import CONFIG
 from examples.needle.operators import TrainingOperators
 from examples.needle.pools import Pool, draw_pool
+from examples.needle.task import Stream, generator
 from examples.needle.vision import TowerPhase, pooled_features, train_tower
-from longllava_trt.needle.task import Stream, generator
 from longllava_trt.reference.model import LongLLaVA
 from longllava_trt.reference.synthetic.weights import draw_tensor
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer

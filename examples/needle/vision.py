@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
+from examples.needle.pictures import MARKS
 from examples.needle.pools import draw_pool
 from examples.needle.schedule import warm_cosine
-from longllava_trt.needle.pictures import MARKS
 from longllava_trt.reference.connector import pool_patches
 from longllava_trt.reference.model import LongLLaVA
 

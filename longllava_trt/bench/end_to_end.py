@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -195,10 +194,11 @@ def _answer(
         max_new_tokens=settings.new_tokens, min_new_tokens=settings.new_tokens
     )
     if watch is not None:
-        watch.clear()
+        watch.restart()
     reset_peak()
-    begin = time.perf_counter()
-    answer = model.generate(settings.prompt, images, sampling=sampling)
+    answer = model.generate(
+        settings.prompt, images, sampling=sampling, progress=watch.restart if watch else None
+    )
     peak = peak_resident_bytes()
     return AnswerRun(
         num_images=answer.num_images,
@@ -207,5 +207,5 @@ def _answer(
         first_token_s=answer.prefill_s,
         timings=answer.timings,
         peak_bytes=peak,
-        runtime_s=watch.seconds_since(begin + answer.prefill_s) if watch else None,
+        runtime_s=watch.seconds if watch else None,
     )

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
+from longllava_trt.core.logs import ProgressEvent
 from longllava_trt.runtime.backends.base import OrtBackend
 
 if TYPE_CHECKING:
@@ -20,15 +21,16 @@ __all__ = ["RuntimeWatch", "WatchedSession"]
 
 
 class RuntimeWatch:
-    """Counts the seconds of ONNX Runtime's calls.
+    """Seconds of ONNX Runtime's calls.
 
     Args:
-        clock: Returns seconds; the one by which calls are timed elsewhere.
+        clock: Returns seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
         self.clock = clock
-        self._calls: list[tuple[float, float]] = []
+        self.seconds = 0.0
+        """Time of the calls since the last `restart`."""
 
     @classmethod
     def over(cls, model: LongLLaVA) -> RuntimeWatch:
@@ -37,17 +39,17 @@ class RuntimeWatch:
         model.backend = _WatchedBackend(model, watch)
         return watch
 
-    def note(self, begin: float, end: float) -> None:
+    def add(self, seconds: float) -> None:
         """Count one call."""
-        self._calls.append((begin, end))
+        self.seconds += seconds
 
-    def clear(self) -> None:
-        """Forget all calls."""
-        self._calls.clear()
+    def restart(self, _event: ProgressEvent | None = None) -> None:
+        """Forget all calls so far.
 
-    def seconds_since(self, moment: float) -> float:
-        """Return what calls took that began at a moment or later."""
-        return sum(end - begin for begin, end in self._calls if begin >= moment)
+        As the progress callback of an answer, it leaves the decoding alone: the runner reports its last positions of
+        the prompt before the first token is chosen, and reports nothing later. No clock of another module is compared.
+        """
+        self.seconds = 0.0
 
 
 class WatchedSession:
@@ -93,6 +95,6 @@ def _timed(call: Callable[..., Any], watch: RuntimeWatch) -> Callable[..., Any]:
         try:
             return call(*args, **kwargs)
         finally:
-            watch.note(begin, watch.clock())
+            watch.add(watch.clock() - begin)
 
     return timed

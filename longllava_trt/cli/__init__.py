@@ -2,7 +2,7 @@
 
 options.py      options that several verbs share
 asking.py       options of every verb that asks a question
-synth.py plan.py export.py build.py run.py chat.py validate.py needle.py bench.py inspect.py verify.py doctor.py
+synth.py plan.py export.py build.py run.py chat.py validate.py bench.py inspect.py verify.py doctor.py
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ from longllava_trt.cli import (
     doctor,
     export,
     inspect,
-    needle,
     plan,
     run,
     synth,
@@ -34,7 +33,7 @@ from longllava_trt.core.version import __version__
 
 __all__ = ["VERBS", "build_parser", "main"]
 
-VERBS = (synth, plan, export, build, run, chat, validate, needle, bench, inspect, verify, doctor)
+VERBS = (synth, plan, export, build, run, chat, validate, bench, inspect, verify, doctor)
 
 _DESCRIPTION = (
     "Export LongLLaVA checkpoints to ONNX bundles, check them, and ask them about images."

@@ -46,7 +46,6 @@ def test_the_verbs_are_the_documented_ones() -> None:
         "run",
         "chat",
         "validate",
-        "needle",
         "bench",
         "inspect",
         "verify",

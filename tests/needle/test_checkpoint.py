@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 
+from examples.needle import NeedleReport, run_needle
+from examples.needle.__main__ import main
 from examples.needle.geometry import CONFIG
-from longllava_trt.cli import main
+from examples.needle.task import NOTHING, QUESTIONS, Haystack, draw_hay_pictures
 from longllava_trt.core.errors import InputError
 from longllava_trt.models.checkpoint import index_checkpoint
 from longllava_trt.models.llava_jamba.config import load_config
-from longllava_trt.needle import NeedleReport, run_needle
-from longllava_trt.needle.task import NOTHING, QUESTIONS, Haystack, draw_hay_pictures
 from longllava_trt.runtime.model import LongLLaVA
 
 pytestmark = pytest.mark.slow
@@ -83,7 +83,6 @@ def test_command_prints_a_table_and_a_picture(
 ) -> None:
     picture = tmp_path / "table.png"
     arguments = [
-        "needle",
         str(needle_bundle),
         "--images",
         "3,5",
@@ -103,7 +102,7 @@ def test_command_prints_a_table_and_a_picture(
 
 
 def test_command_fails_with_a_model_that_guesses(tiny_bundle: Path) -> None:
-    assert main(["needle", str(tiny_bundle), "--images", "1", "--depths", "2"]) == 1
+    assert main([str(tiny_bundle), "--images", "1", "--depths", "2"]) == 1
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longllava_trt.needle.pictures import MARKS, SHAPES, Mark, draw_hay, draw_marked
+from examples.needle.pictures import MARKS, SHAPES, Mark, draw_hay, draw_marked
 
 
 def pixels(image: Image.Image) -> bytes:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from examples.needle import NeedleReport, Trial
+from examples.needle.heat_map import draw_heat_map, save_heat_map
 from longllava_trt.core.errors import InputError
-from longllava_trt.needle import NeedleReport, Trial
-from longllava_trt.needle.heat_map import draw_heat_map, save_heat_map
 
 
 def trial(**changes: object) -> Trial:

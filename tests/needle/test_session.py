@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from longllava_trt.needle.pictures import Mark, draw_marked
-from longllava_trt.needle.task import NOTHING, QUESTIONS, draw_hay_pictures
+from examples.needle.pictures import Mark, draw_marked
+from examples.needle.task import NOTHING, QUESTIONS, draw_hay_pictures
 from longllava_trt.runtime.model import LongLLaVA
 from longllava_trt.runtime.session import Session
 

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from examples.needle.pictures import MARKS, Mark
+from examples.needle.task import Haystack, Stream, draw_hay_pictures, generator, parse_answer
 from longllava_trt.core.errors import InputError
-from longllava_trt.needle.pictures import MARKS, Mark
-from longllava_trt.needle.task import Haystack, Stream, draw_hay_pictures, generator, parse_answer
 
 
 def test_streams_and_places_give_different_numbers() -> None:

@@ -12,12 +12,12 @@ from examples.needle.checkpoint_writer import write_tokenizer
 from examples.needle.geometry import CONFIG
 from examples.needle.haystacks import answer_loss, answer_to, draw_batch
 from examples.needle.operators import TrainingOperators
+from examples.needle.pictures import MARKS
 from examples.needle.pools import Pool
 from examples.needle.scan import scan_from_zero
 from examples.needle.schedule import warm_cosine
+from examples.needle.task import NOTHING, QUESTIONS
 from examples.needle.train import new_model
-from longllava_trt.needle.pictures import MARKS
-from longllava_trt.needle.task import NOTHING, QUESTIONS
 from longllava_trt.reference.cache import empty_cache
 from longllava_trt.reference.model import LongLLaVA
 from longllava_trt.reference.operators import ScanInputs, TorchOperators

@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from examples.needle.report import NeedleReport, Trial
+from examples.needle.task import QUESTIONS, Haystack, draw_hay_pictures, parse_answer
 from longllava_trt.core.logs import Progress, ProgressEvent
-from longllava_trt.needle.report import NeedleReport, Trial
-from longllava_trt.needle.task import QUESTIONS, Haystack, draw_hay_pictures, parse_answer
 
 if TYPE_CHECKING:
     from PIL import Image

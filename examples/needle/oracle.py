@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from longllava_trt.needle.evaluate import MAX_NEW_TOKENS, Answerer, Said
+from examples.needle.evaluate import MAX_NEW_TOKENS, Answerer, Said
 from longllava_trt.runtime.inputs.pixels import load_processor_config, preprocess_batch
 from longllava_trt.runtime.text.chat import build_prompt, tokenize_prompt, wrap_images
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer

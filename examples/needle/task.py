@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from examples.needle.pictures import COLOURS, MARKS, SHAPES, Mark, draw_hay, draw_marked
 from longllava_trt.core.errors import InputError
-from longllava_trt.needle.pictures import COLOURS, MARKS, SHAPES, Mark, draw_hay, draw_marked
 
 if TYPE_CHECKING:
     from PIL import Image

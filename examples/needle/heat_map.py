@@ -6,8 +6,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from examples.needle.report import NeedleReport
 from longllava_trt.core.errors import InputError
-from longllava_trt.needle.report import NeedleReport
 
 __all__ = ["draw_heat_map", "save_heat_map"]
 

@@ -1,12 +1,12 @@
 """A visual needle in a haystack: does a model find the one marked picture among a thousand?
 
-    pictures.py   marks, and pictures with and without them
-    task.py       questions, haystacks and the streams they are drawn from
-    evaluate.py   every number of images at every depth
-    oracle.py     the same questions for the reference
-    report.py     what came of it; heat_map.py draws it
-
-Random weights cannot pass: `examples/needle` trains a checkpoint that can, and ships it.
+pictures.py   marks, and pictures with and without them
+task.py       questions, haystacks and the streams they are drawn from
+evaluate.py   every number of images at every depth
+oracle.py     the same questions for the reference
+report.py     the result; heat_map.py draws it
+train.py      trains the checkpoint that passes, with curriculum.py, pools.py and the rest
+checkpoint    is that one; random weights cannot pass
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from examples.needle.report import NeedleReport, Trial
 from longllava_trt.core.errors import InputError, MissingDependencyError
 from longllava_trt.core.logs import Progress
-from longllava_trt.needle.report import NeedleReport, Trial
 
 if TYPE_CHECKING:
     from longllava_trt.runtime.model import RunOptions
@@ -58,8 +58,8 @@ def run_needle(
             "needle: needs image counts and depths of at least 1 and seeds of at least 0, got images "
             f"{list(image_counts)}, {num_depths} depths, seeds {list(seeds)}"
         )
-    from longllava_trt.needle.evaluate import ask_bundle, evaluate
-    from longllava_trt.needle.oracle import ask_reference
+    from examples.needle.evaluate import ask_bundle, evaluate
+    from examples.needle.oracle import ask_reference
     from longllava_trt.runtime.model import LongLLaVA
 
     model = LongLLaVA.from_bundle(bundle, options)
