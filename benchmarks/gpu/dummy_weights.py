@@ -1,32 +1,46 @@
-"""Bundles of the published sizes without their weights, as `prepare` makes them: their engines get random numbers instead."""
+"""Bundles of the published sizes without their weights, as `prepare` makes them: random numbers stand in for those."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ml_dtypes  # noqa: F401 - teaches NumPy the name bfloat16
 import numpy as np
 
-from benchmarks.gpu.context import BenchContext
 from longllava_trt.core.engine_record import engine_folders
-from longllava_trt.core.manifest import Manifest
+from longllava_trt.core.manifest import MANIFEST_FILE, Manifest, WeightRecord
 
 if TYPE_CHECKING:
+    from longllava_trt.runtime.backends.kernels.device import DeviceStream
+    from longllava_trt.runtime.backends.kernels.weight_plan import FusedWeight
+    from longllava_trt.runtime.backends.kernels.weights import Weights
+
     from longllava_trt.core.engine_record import EngineWeight
     from longllava_trt.runtime.backends.trt.cuda import CudaMemory, DeviceBlock
     from longllava_trt.runtime.backends.trt.engines import Engines
 
-__all__ = ["bundles_without_weights", "open_with_dummy_weights", "random_weights", "used_gib"]
+__all__ = [
+    "bundles_without_weights",
+    "draw_weights",
+    "open_with_dummy_weights",
+    "random_weights",
+    "used_gib",
+]
 
 _PIECE_BYTES = 2**28
 
 
-def bundles_without_weights(lane: BenchContext) -> list[Path]:
-    """Return the bundles that have engines, the smallest model first: a card may not hold the largest."""
-    folders = [] if lane.scale is None else lane.scale.glob("*")
-    return sorted((f for f in folders if any(engine_folders(f))), key=_weight_bytes)
+def bundles_without_weights(folder: Path | None, *, engines: bool = False) -> list[Path]:
+    """Return the bundles in a folder, the smallest model first: a card may not hold the largest.
+
+    Args:
+        folder: Made by `prepare`; None if there is none.
+        engines: Only those that have engines.
+    """
+    found = [] if folder is None else [f.parent for f in folder.glob(f"*/{MANIFEST_FILE}")]
+    return sorted((f for f in found if not engines or any(engine_folders(f))), key=_weight_bytes)
 
 
 def _weight_bytes(bundle: Path) -> int:
@@ -38,6 +52,19 @@ def open_with_dummy_weights(bundle: Path) -> Engines:
     from longllava_trt.runtime.backends.trt.engines import open_engines
 
     return open_engines(bundle, folder=next(engine_folders(bundle)), read_weights=random_weights)
+
+
+def draw_weights(
+    bundle: Path,
+    records: Mapping[str, WeightRecord],
+    plan: tuple[FusedWeight, ...],
+    stream: DeviceStream,
+) -> Weights:
+    """Stand in for `load_fused` of our own kernels' backend."""
+    from longllava_trt.runtime.backends.kernels.weights import random_weights as draw
+
+    del bundle, records
+    return draw(plan, stream)
 
 
 def random_weights(

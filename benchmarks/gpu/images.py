@@ -1,4 +1,4 @@
-"""1000 images from end to end, at a published size. Weights are random, so only time and memory mean anything.
+"""1000 images from end to end, at a published size, on our own kernels. Weights are random, so only time and memory count.
 
 All is done by the runtime as a user meets it: files to pixels, vision, projector and decoder, then a question. What
 must be compiled for shapes met for the first time is compiled before, by fewer images that make the same shapes.
@@ -17,8 +17,7 @@ import numpy as np
 
 from benchmarks.gpu.compare import attempt
 from benchmarks.gpu.context import BenchContext
-from benchmarks.gpu.dummy_weights import bundles_without_weights, open_with_dummy_weights, used_gib
-from benchmarks.gpu.wheels import use_wheels
+from benchmarks.gpu.dummy_weights import bundles_without_weights, draw_weights, used_gib
 from longllava_trt.core.manifest import Manifest
 
 if TYPE_CHECKING:
@@ -41,13 +40,11 @@ def images(lane: BenchContext) -> Iterator[dict[str, Any]]:
 
     Dry, of a few images and a bundle with weights, in ONNX Runtime.
     """
-    bundles = _float32_bundles(lane) if lane.is_dry else bundles_without_weights(lane)
+    bundles = _float32_bundles(lane) if lane.is_dry else bundles_without_weights(lane.scale)
     if not bundles:
         wanted = "a float32 bundle with --bundle" if lane.is_dry else _WANTED
         yield {"case": f"not run: name {wanted}"}
         return
-    if lane.wheels is not None:
-        use_wheels(lane.wheels)
     from longllava_trt.bench.pictures import DRAWN_FILES, draw_pictures, in_turns
     from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
@@ -79,18 +76,26 @@ def _float32_bundles(lane: BenchContext) -> list[Path]:
 
 
 def _open_with_random_weights(bundle: Path) -> LongLLaVA:
-    from longllava_trt.runtime.backends.base import TrtBackend
+    from longllava_trt.runtime.backends.kernels.backend import KernelsBackend
+
     from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
-    options = RunOptions(backend="trt", chunk_size=_CHUNK, vision_batch=_BATCH)
-    backend = TrtBackend(open_with_dummy_weights(bundle))
-    return LongLLaVA(bundle, Manifest.load(bundle), options, backend=backend)
+    options = RunOptions(backend="kernels", chunk_size=_CHUNK, vision_batch=_BATCH)
+    manifest = Manifest.load(bundle)
+    backend = KernelsBackend(
+        bundle,
+        manifest,
+        max_context=options.max_context,
+        chunk_size=_CHUNK,
+        read_weights=draw_weights,
+    )
+    return LongLLaVA(bundle, manifest, options, backend=backend)
 
 
 def _device_figures(model: LongLLaVA) -> dict[str, Any]:
-    from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
+    from longllava_trt.runtime.backends.kernels.decoder import KernelsDecoder
 
-    assert isinstance(model.decoder, TrtDecoder), "Bug: it was opened with engines"
+    assert isinstance(model.decoder, KernelsDecoder), "Bug: it was opened with our kernels"
     return {"memory_gib": used_gib(), "graphs": str(model.decoder.graphs_are_right)}
 
 

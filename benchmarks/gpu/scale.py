@@ -23,7 +23,7 @@ _STEPS = 32
 
 def scale(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a decoder and depth."""
-    bundles = bundles_without_weights(lane)
+    bundles = bundles_without_weights(lane.scale, engines=True)
     if not bundles or lane.is_dry:
         yield {"case": "not run: name a folder of bundles of full size with --scale"}
         return
