@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = ["decoder_9b", "decoder_53b", "random_decoder"]
 
-_DEPTHS, _DRY_DEPTHS = (4096, 16_384, 100_000, 144_000), (24, 40)
-_CHUNK, _DRY_CHUNK = 4096, 16
-_CHUNKS, _DRY_CHUNKS = (1024, 2048, 8192), (8,)
+_DEPTHS, _DRY_DEPTHS = (4096, 16_384, 100_000, 144_000), (8, 12)
+_CHUNK, _DRY_CHUNK = 4096, 8
+_CHUNKS, _DRY_CHUNKS = (1024, 2048, 8192), (5,)
 """Other lengths that are tried at the second depth."""
-_STEPS = 64
+_STEPS, _DRY_STEPS = 64, 1
 _BATCHES = (4, 16)
 
 
@@ -97,7 +97,7 @@ def _at_depths(
     context: BenchContext, decoder: KernelsDecoder, depths: tuple[int, ...], chunk: int
 ) -> Iterator[dict[str, Any]]:
     """Feed one sequence; at each depth stop to take some steps, and go on from there."""
-    state = decoder.new_state(capacity=depths[-1] + _STEPS * 3 * len(depths))
+    state = decoder.new_state(capacity=depths[-1] + 3 * _STEPS * len(depths))
     seconds = 0.0
     for depth in depths:
         seconds += _feed(context, decoder, state, depth, chunk)
@@ -158,9 +158,10 @@ def _row(
         one = decoder.stream.to_host(_embeds(context, decoder, 1, 1))
     decoder.step(one, state)
     begin = time.perf_counter()
-    for _ in range(_STEPS):
+    steps = _count(context)
+    for _ in range(steps):
         logits = decoder.step(one, state)
-    host_s = (time.perf_counter() - begin) / _STEPS
+    host_s = (time.perf_counter() - begin) / steps
     floor, _ = _decode_work(decoder, depth).floor(context.ceilings)
     return {
         "ok": bool(torch.from_numpy(logits).isfinite().all()),
@@ -178,14 +179,19 @@ def _steps(context: BenchContext, decoder: KernelsDecoder, states: list[KernelsS
     """Return the seconds of a decode step, launched one after another."""
     with decoder.stream.active():
         one = _embeds(context, decoder, len(states), 1)
-        for _ in range(3):
+        for _ in range(1 if context.is_dry else 3):
             decoder.feed(one, states)
         _wait(context)
         begin = time.perf_counter()
-        for _ in range(_STEPS):
+        for _ in range(_count(context)):
             decoder.feed(one, states)
         _wait(context)
-    return (time.perf_counter() - begin) / _STEPS
+    return (time.perf_counter() - begin) / _count(context)
+
+
+def _count(context: BenchContext) -> int:
+    """Return how many steps are timed."""
+    return _DRY_STEPS if context.is_dry else _STEPS
 
 
 def _decode_work(decoder: KernelsDecoder, depth: int) -> Work:
@@ -214,7 +220,7 @@ def _chunked(
 
 def _whole_against_chunks(context: BenchContext, decoder: KernelsDecoder) -> dict[str, Any]:
     """Return by how much the last logits of one prompt differ, fed at once or in odd pieces."""
-    lengths = (16, 5, 1, 2) if context.is_dry else (1000, 513, 1, 1, 534)
+    lengths = (5, 1, 3) if context.is_dry else (1000, 513, 1, 1, 534)
     embeds = _embeds(context, decoder, 1, sum(lengths))
     found = []
     for pieces in ((sum(lengths),), lengths):
