@@ -9,7 +9,7 @@ from benchmarks.gpu.compare import attempt, share
 from benchmarks.gpu.context import BenchContext
 from benchmarks.gpu.inputs import scan_inputs
 from benchmarks.gpu.moe_sizes import TOKENS, TOP_K, make_moe, work_of
-from benchmarks.gpu.roofline import RequestMetrics, scan_work
+from benchmarks.gpu.roofline import Work, scan_work
 from benchmarks.gpu.scan import D_STATE, scan_sizes
 from benchmarks.gpu.timing import time_ms
 
@@ -61,7 +61,7 @@ def _attention(lane: BenchContext, depth: int) -> dict[str, Any]:
     ms = time_ms(lambda _: attend(query, key, value, enable_gqa=True), device=lane.device)
     itemsize = query.element_size()
     bytes_ = itemsize * 2 * depth * _KV_HEADS * _HEAD_DIM
-    return share(RequestMetrics(bytes_, flops=4 * depth * _HEADS * _HEAD_DIM), ms, lane)
+    return share(Work(bytes_, flops=4 * depth * _HEADS * _HEAD_DIM), ms, lane)
 
 
 def _scan_step(lane: BenchContext, *, is_compiled: bool) -> dict[str, Any]:

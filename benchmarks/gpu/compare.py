@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.context import BenchContext
 from benchmarks.gpu.oracles import relative_rms
-from benchmarks.gpu.roofline import RequestMetrics
+from benchmarks.gpu.roofline import Work
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,7 +28,7 @@ def errors(
     return {"ok": ok, "error": max(own), "twin_error": max(plain)}
 
 
-def share(work: RequestMetrics, ms: float, lane: BenchContext) -> dict[str, Any]:
+def share(work: Work, ms: float, lane: BenchContext) -> dict[str, Any]:
     """Return a time beside the least one."""
     floor, bound = work.floor(lane.ceilings)
     return {"ms": ms, "roofline_ms": floor, "bound": bound, "share": floor / ms}

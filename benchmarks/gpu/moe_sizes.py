@@ -6,7 +6,7 @@ from typing import Any
 
 from benchmarks.gpu.context import BenchContext
 from benchmarks.gpu.inputs import FORMATS, moe_inputs
-from benchmarks.gpu.roofline import RequestMetrics, moe_work
+from benchmarks.gpu.roofline import Work, moe_work
 
 __all__ = ["TOKENS", "TOP_K", "make_moe", "work_of"]
 
@@ -30,7 +30,7 @@ def make_moe(lane: BenchContext, num_tokens: int, weights: str) -> dict[str, Any
     )
 
 
-def work_of(tensors: dict[str, Any], weights: str) -> RequestMetrics:
+def work_of(tensors: dict[str, Any], weights: str) -> Work:
     """Return the work of a call; which experts are touched is up to these logits."""
     num_tokens, hidden = tensors["x"].shape
     touched = tensors["router_logits"].topk(TOP_K, dim=-1).indices.unique().numel()

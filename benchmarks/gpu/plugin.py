@@ -15,7 +15,7 @@ from benchmarks.gpu.inputs import FORMATS, conv_inputs, moe_inputs, scan_inputs
 from benchmarks.gpu.moe_sizes import TOP_K, make_moe, work_of
 from benchmarks.gpu.oracles import conv_oracle, moe_oracle, scan_oracle
 from benchmarks.gpu.plugin_library import PluginLibrary
-from benchmarks.gpu.roofline import RequestMetrics, conv_work, scan_work
+from benchmarks.gpu.roofline import Work, conv_work, scan_work
 from benchmarks.gpu.timing import time_ms
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ __all__ = ["plugin"]
 
 _GUARD, _GUARD_BYTES = 0xA5, 4096
 _CONV = "activation=silu"
-Call = tuple[str, dict[str, Any], tuple["Tensor", ...], tuple["Tensor", ...], RequestMetrics]
+Call = tuple[str, dict[str, Any], tuple["Tensor", ...], tuple["Tensor", ...], Work]
 """Attributes, inputs, the Triton launcher's outputs, float64's, and the least work."""
 
 

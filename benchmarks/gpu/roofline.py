@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Ceilings", "RequestMetrics", "conv_work", "moe_work", "scan_work"]
+__all__ = ["Ceilings", "Work", "conv_work", "moe_work", "scan_work"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Ceilings:
 
 
 @dataclass(frozen=True, slots=True)
-class RequestMetrics:
+class Work:
     """The least that a call must do."""
 
     bytes_: float
@@ -43,23 +43,21 @@ class RequestMetrics:
         return 1e3 * times[bound], bound
 
 
-def scan_work(seq_len: int, d_inner: int, d_state: int, *, itemsize: int) -> RequestMetrics:
+def scan_work(seq_len: int, d_inner: int, d_state: int, *, itemsize: int) -> Work:
     """Return the work of one sequence's SelectiveScan."""
     rows = 4 * d_inner + 2 * d_state  # u, dt, z and y; B and C
     weights = d_inner * (d_state + 2)
     states = 2 * d_inner * d_state * 4
     # a decay for each state; softplus and SiLU one each
     exps = seq_len * d_inner * (d_state + 2)
-    return RequestMetrics(itemsize * (seq_len * rows + weights) + states, exps=exps)
+    return Work(itemsize * (seq_len * rows + weights) + states, exps=exps)
 
 
-def conv_work(seq_len: int, d_inner: int, d_conv: int, *, itemsize: int) -> RequestMetrics:
+def conv_work(seq_len: int, d_inner: int, d_conv: int, *, itemsize: int) -> Work:
     """Return the work of one sequence's CausalConvWithState."""
     weights = d_inner * (d_conv + 1)
     states = 2 * d_inner * (d_conv - 1)
-    return RequestMetrics(
-        itemsize * (2 * seq_len * d_inner + weights + states), exps=seq_len * d_inner
-    )
+    return Work(itemsize * (2 * seq_len * d_inner + weights + states), exps=seq_len * d_inner)
 
 
 def moe_work(
@@ -72,7 +70,7 @@ def moe_work(
     touched: int,
     weight_bits: int,
     itemsize: int,
-) -> RequestMetrics:
+) -> Work:
     """Return the work of one SparseMoE.
 
     Args:
@@ -89,4 +87,4 @@ def moe_work(
     scales = {16: 0, 32: 0, 8: 2 * intermediate + hidden, 4: weights // 128}[weight_bits]
     bytes_ = touched * (weights * weight_bits / 8 + 4 * scales)
     bytes_ += itemsize * num_tokens * (2 * hidden + num_experts)
-    return RequestMetrics(bytes_, flops=2 * num_tokens * top_k * weights)
+    return Work(bytes_, flops=2 * num_tokens * top_k * weights)
