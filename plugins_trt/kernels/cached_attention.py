@@ -140,12 +140,17 @@ def _check(tensors: dict[str, Tensor], scale: float | None) -> None:
             want[name] = ([tensors["cos"].shape[0], head_dim // 2], "float32")
     found = {name: (list(t.shape), str(t.dtype)[6:]) for name, t in tensors.items()}
     problems = [f"'{n}' must be {want[n]}, got {found[n]}" for n in want if want[n] != found[n]]
-    for name in ("q", "k", "v"):
-        if tensors[name].stride()[2:] != (head_dim, 1):
-            problems.append(f"'{name}' must have adjacent heads, got {tensors[name].stride()}")
-    for name in tensors.keys() - {"q", "k", "v"}:
-        if not tensors[name].is_contiguous():
-            problems.append(f"'{name}' must be contiguous")
+    rows = {name: tensors[name].stride() for name in ("q", "k", "v")}
+    problems += [
+        f"'{name}' must have adjacent heads, got strides {strides}"
+        for name, strides in rows.items()
+        if strides[2:] != (head_dim, 1)
+    ]
+    problems += [
+        f"'{name}' must be contiguous"
+        for name, tensor in tensors.items()
+        if name not in rows and not tensor.is_contiguous()
+    ]
     if "cos" in tensors and tensors["cos"].shape[0] < capacity:
         problems.append(f"'cos' must have {capacity} positions, got {tensors['cos'].shape[0]}")
     if heads % kv_heads or head_dim % _HEAD_DIM_STEP or slots < batch or not seq_len:

@@ -127,8 +127,9 @@ def attention_decode(
     d = tl.arange(0, block_dim)
     places = (head * tl.num_programs(0) + slot) * seq_len * group + r
     is_real = is_row[:, None] & (d < head_dim)[None, :]
-    # a query before this part saw nothing of it: zeros, and a weight of nothing
-    means = out / tl.where(total > 0, total, 1.0)[:, None]
+    # a query before this part saw nothing of it: zeros, and a weight of nothing since m is -inf
+    total = tl.where(total > 0, total, 1.0)
+    means = out / total[:, None]
     tl.store(part_outputs + places[:, None] * head_dim + d[None, :], means, mask=is_real)
     tl.store(part_logs + places, m + tl.log2(total), mask=is_row)
 

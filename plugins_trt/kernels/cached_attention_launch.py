@@ -20,6 +20,8 @@ from plugins_trt.kernels.plan import Launch, Workspace
 
 __all__ = [
     "APPEND_TOKENS",
+    "FLOAT32_TILES",
+    "MAX_DECODE_ROWS",
     "MIN_PART_BLOCKS",
     "TILES",
     "AttentionShape",
@@ -75,14 +77,14 @@ class AttentionTiles:
 
 TILES = {
     80: AttentionTiles(ChunkTile(128, 64, 8, 3), DecodeTile(64, 4, 3, 4), 108),
-    86: AttentionTiles(ChunkTile(128, 32, 8, 2), DecodeTile(64, 4, 2, 4), 84),
-    89: AttentionTiles(ChunkTile(128, 32, 8, 2), DecodeTile(64, 4, 2, 4), 128),
+    86: AttentionTiles(ChunkTile(128, 64, 8, 2), DecodeTile(64, 4, 2, 4), 84),
+    89: AttentionTiles(ChunkTile(128, 64, 8, 2), DecodeTile(64, 4, 2, 4), 128),
     90: AttentionTiles(ChunkTile(128, 128, 8, 2), DecodeTile(64, 4, 3, 4), 132),
-    120: AttentionTiles(ChunkTile(128, 32, 8, 2), DecodeTile(64, 4, 2, 4), 170),
+    120: AttentionTiles(ChunkTile(128, 64, 8, 2), DecodeTile(64, 4, 2, 4), 170),
 }
 """By compute capability, for T of 2 bytes."""
-FLOAT32_TILES = AttentionTiles(ChunkTile(32, 32, 4, 1), DecodeTile(32, 4, 1, 4), 132)
-"""For float32, whose products no tensor core computes exactly."""
+FLOAT32_TILES = AttentionTiles(ChunkTile(32, 32, 8, 1), DecodeTile(32, 8, 1, 4), 132)
+"""For float32, multiplied without TF32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +112,9 @@ class AttentionShape:
 
 
 def tiles_of(arch: int, *, itemsize: int) -> AttentionTiles:
-    """Return an architecture's tiles: its own, else those of the newest before it that is known.
+    """Return an architecture's tiles: its own, else those of the one before it that is known.
 
-    From sm_90 to sm_119 and beyond sm_120 programs may be as large as Hopper's, except on the
-    consumer cards of sm_12x.
+    What is newer than sm_90 has room for as much, but for sm_12x, which is like sm_89.
     """
     if itemsize == 4:
         return FLOAT32_TILES

@@ -121,13 +121,13 @@ def attend(
         block_keys: Positions of a block.
         masked: False where every query sees every position of every block.
     """
-    for start in range(begin, stop, block_keys):
+    # the few masked blocks are not worth the registers of loading ahead
+    for start in tl.range(begin, stop, block_keys, num_stages=1 if masked else None):
         block = load_block(keys, start, end, head_dim, block_dim, block_keys, masked)
         scores = tl.dot(queries, tl.trans(block), input_precision="ieee")
         if masked:
             position = start + tl.arange(0, block_keys)
-            is_seen = (position[None, :] <= last[:, None]) & (position < end)[None, :]
-            scores = tl.where(is_seen, scores, float("-inf"))
+            scores = tl.where(position[None, :] <= last[:, None], scores, float("-inf"))
         new = tl.maximum(m, tl.max(scores, 1) * scale)
         shift = new
         if masked:
