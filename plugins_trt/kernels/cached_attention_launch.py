@@ -21,7 +21,6 @@ from plugins_trt.kernels.plan import Launch, Workspace
 __all__ = [
     "APPEND_TOKENS",
     "FLOAT32_TILES",
-    "MAX_DECODE_ROWS",
     "MIN_PART_BLOCKS",
     "TILES",
     "AttentionShape",
@@ -36,8 +35,6 @@ APPEND_TOKENS = 16
 """Tokens of a program that writes the caches."""
 COMBINED_PARTS = 32
 """Parts that a program of the combining kernel reads at once."""
-MAX_DECODE_ROWS = 64
-"""Queries times heads of a group, up to which the keys are divided among programs."""
 MIN_PART_BLOCKS = 2
 """Blocks of keys of a part, at least, unless the sequence is shorter."""
 MIN_ROWS = 16
@@ -63,6 +60,8 @@ class DecodeTile:
     num_stages: int
     programs: int
     """A multiprocessor gets so many."""
+    max_rows: int = 64
+    """Queries times heads of a group; with more, it is a chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,7 @@ TILES = {
     120: AttentionTiles(ChunkTile(128, 64, 8, 2), DecodeTile(64, 4, 2, 4), 170),
 }
 """By compute capability, for T of 2 bytes."""
-FLOAT32_TILES = AttentionTiles(ChunkTile(32, 32, 8, 1), DecodeTile(32, 8, 1, 4), 132)
+FLOAT32_TILES = AttentionTiles(ChunkTile(32, 32, 8, 1), DecodeTile(32, 8, 1, 4, 32), 132)
 """For float32, multiplied without TF32."""
 
 
@@ -166,7 +165,7 @@ def plan_cached_attention(
     integers = {name: places[name] for name in names[:2]} | sizes
     integers |= {"scale_bits": _float_bits(scale * math.log2(math.e))}
     blocks = {"group": shape.group, **head}
-    if shape.rows > MAX_DECODE_ROWS:
+    if shape.rows > tiles.decode.max_rows:
         return [append, _chunk(shape, tiles.chunk, integers, blocks)], []
     launches, spaces = _decode(shape, tiles, integers, blocks, multiprocessors)
     return [append, *launches], spaces

@@ -10,7 +10,6 @@ from typing import Literal
 
 from plugins_trt.kernels.cached_attention import KERNELS
 from plugins_trt.kernels.cached_attention_launch import (
-    MAX_DECODE_ROWS,
     AttentionShape,
     plan_cached_attention,
     tiles_of,
@@ -22,7 +21,7 @@ __all__ = ["list_variants"]
 _FLOAT32 = {"cos", "sin", "part_outputs", "part_logs"}
 _INT64 = {"q_batch", "k_batch", "v_batch"}
 _ROWS = {"q_token", "k_token", "v_token"}
-_SHORT = (1, 32, MAX_DECODE_ROWS)
+_ROW_COUNTS = (1, 32, 64)
 
 
 def list_variants(
@@ -46,7 +45,7 @@ def list_variants(
     """
     found: dict[str, Variant] = {}
     tiles = tiles_of(arch, itemsize=4 if dtype == "fp32" else 2)
-    lengths = {max(rows * kv_heads // heads, 1) for rows in _SHORT}
+    lengths = {max(rows * kv_heads // heads, 1) for rows in _ROW_COUNTS}
     for seq_len in (*sorted(lengths), 4096):
         shape = AttentionShape(1, seq_len, heads, kv_heads, head_dim, 4096)
         for launch in plan_cached_attention(shape, tiles=tiles, rotary=rotary)[0]:

@@ -137,9 +137,9 @@ def oracle(
     interleaved: bool = False,
     roll: int = 0,
 ) -> torch.Tensor:
-    """Attend in float64, from NumPy-like first principles; keywords break it on purpose."""
+    """Attend in float64, from first principles; keywords break it on purpose."""
     t = {n: x.double().cpu() for n, x in tensors.items()}
-    batch, seq_len, heads, head_dim = t["q"].shape
+    seq_len, heads, head_dim = t["q"].shape[1:]
     lengths = [int(n) for n in torch.roll(t["past_len"], roll)]
     angles = angles_of(t["key_cache"].shape[2], head_dim)
     found = []
@@ -186,24 +186,22 @@ def check(tensors: Tensors, **options: Any) -> None:
         )
 
 
-PASTS = [[0], [1], [1000], [0, 1000, 1]]
-LENGTHS = [1, 2, 63, 64, 65]
+CASES = [([0, 1000, 1], n) for n in (1, 2, 63, 64, 65)] + [([1000], 1), ([1000], 65), ([0], 1)]
 
 
-@pytest.mark.parametrize("past", PASTS, ids=str)
-@pytest.mark.parametrize("seq_len", LENGTHS, ids=lambda n: f"len{n}")
+@pytest.mark.parametrize(("past", "seq_len"), CASES, ids=str)
 def test_attention_equals_its_twin_and_float64(past: list[int], seq_len: int) -> None:
     check(make(past, seq_len, heads=2, kv_heads=1), **LONG)
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16"])
-@pytest.mark.parametrize("seq_len", [1, 3, 65], ids=lambda n: f"len{n}")
+@pytest.mark.parametrize("seq_len", [1, 65], ids=lambda n: f"len{n}")
 @pytest.mark.parametrize("rotary", [False, True], ids=["plain", "rotary"])
 def test_two_bytes_round_as_the_twin_does(dtype: str, seq_len: int, rotary: bool) -> None:
-    check(make([0, 130, 77], seq_len, heads=2, kv_heads=1, dtype=dtype, rotary=rotary))
+    check(make([130, 7], seq_len, heads=2, kv_heads=1, dtype=dtype, rotary=rotary))
 
 
-@pytest.mark.parametrize("heads", [(6, 2), (4, 4), (3, 1), (32, 8)], ids=str)
+@pytest.mark.parametrize("heads", [(6, 2), (4, 4), (3, 1), (8, 2)], ids=str)
 @pytest.mark.parametrize("seq_len", [1, 70], ids=lambda n: f"len{n}")
 def test_any_number_of_heads(heads: tuple[int, int], seq_len: int) -> None:
     sizes = {"heads": heads[0], "kv_heads": heads[1], "head_dim": 16}
@@ -211,20 +209,19 @@ def test_any_number_of_heads(heads: tuple[int, int], seq_len: int) -> None:
 
 
 @pytest.mark.parametrize("head_dim", [16, 64, 80, 96, 128], ids=lambda n: f"d{n}")
-@pytest.mark.parametrize("seq_len", [1, 5, 70], ids=lambda n: f"len{n}")
-@pytest.mark.parametrize("rotary", [False, True], ids=["plain", "rotary"])
-def test_any_width_of_a_head(head_dim: int, seq_len: int, rotary: bool) -> None:
-    tensors = make([33, 90], seq_len, heads=3, kv_heads=1, head_dim=head_dim, rotary=rotary)
-    check(tensors, **LONG)
+@pytest.mark.parametrize("seq_len", [1, 70], ids=lambda n: f"len{n}")
+def test_any_width_of_a_head(head_dim: int, seq_len: int) -> None:
+    for rotary in (False, True):
+        check(make([90], seq_len, heads=1, kv_heads=1, head_dim=head_dim, rotary=rotary), **LONG)
 
 
 @pytest.mark.parametrize("past", [[0], [15], [16], [17], [90, 0, 31]], ids=str)
-@pytest.mark.parametrize("seq_len", [1, 2, 17, 65], ids=lambda n: f"len{n}")
+@pytest.mark.parametrize("seq_len", [1, 17, 65], ids=lambda n: f"len{n}")
 def test_blocks_and_parts_end_anywhere(past: list[int], seq_len: int) -> None:
     check(make(past, seq_len, heads=1, kv_heads=1, head_dim=16, room=0), tiles=SMALL)
 
 
-@pytest.mark.parametrize("seq_len", [15, 16, 32], ids=lambda n: f"len{n}")
+@pytest.mark.parametrize("seq_len", [15, 16], ids=lambda n: f"len{n}")
 def test_queries_and_heads_are_rows_of_one_tile(seq_len: int) -> None:
     check(make([31], seq_len, heads=2, kv_heads=1, head_dim=16), tiles=SMALL)
 
@@ -237,12 +234,12 @@ def test_long_chunks(seq_len: int) -> None:
 
 
 def test_many_sequences_are_one_step() -> None:
-    past = [7 * n % 50 for n in range(21)]
-    check(make(past, 1, heads=2, kv_heads=1, head_dim=16), tiles=SMALL)
+    past = [7 * n % 50 for n in range(17)]
+    check(make(past, 1, heads=1, kv_heads=1, head_dim=16), tiles=SMALL)
 
 
 def test_a_long_sequence_beside_short_ones_is_divided() -> None:
-    check(make([900, 0, 3, 1], 1, head_dim=16), tiles=SMALL)
+    check(make([900, 0, 3, 1], 1, heads=1, kv_heads=1, head_dim=16), tiles=SMALL)
 
 
 @pytest.mark.parametrize("seq_len", [1, 33], ids=lambda n: f"len{n}")
@@ -260,7 +257,7 @@ def test_scale_is_applied(seq_len: int) -> None:
 
 
 def test_steps_after_a_chunk_equal_one_chunk() -> None:
-    whole = make([0], 80, rotary=True)
+    whole = make([0], 80, heads=2, kv_heads=1, rotary=True)
     expected = attend(copied(whole))
     caches = copied(whole)
     found = []
