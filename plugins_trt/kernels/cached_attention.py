@@ -90,14 +90,15 @@ def cached_attention(
     if cos is not None and sin is not None:
         tensors |= {"cos": cos, "sin": sin}
     _check(tensors, scale)
-    shape = AttentionShape(*q.shape[:3], k.shape[2], q.shape[3], key_cache.shape[2])
+    batch, seq_len, heads, head_dim = q.shape
+    shape = AttentionShape(batch, seq_len, heads, k.shape[2], head_dim, key_cache.shape[2])
     arch, multiprocessors = _card(q.device.index) if q.is_cuda else (_DEFAULT_ARCH, None)
     launches, spaces = plan_cached_attention(
         shape,
         tiles=tiles or tiles_of(arch, itemsize=q.element_size()),
         scale=scale,
         rotary="cos" in tensors,
-        strides=(*q.stride()[:2], *k.stride()[:2], *v.stride()[:2]),
+        strides=(q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1)),
         multiprocessors=multiprocessors,
     )
     y = q.new_empty(q.shape)

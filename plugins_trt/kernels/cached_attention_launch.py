@@ -76,10 +76,10 @@ class AttentionTiles:
 
 TILES = {
     80: AttentionTiles(ChunkTile(128, 64, 8, 3), DecodeTile(64, 4, 3, 4), 108),
-    86: AttentionTiles(ChunkTile(128, 64, 8, 2), DecodeTile(64, 4, 2, 4), 84),
-    89: AttentionTiles(ChunkTile(128, 64, 8, 2), DecodeTile(64, 4, 2, 4), 128),
-    90: AttentionTiles(ChunkTile(128, 128, 8, 2), DecodeTile(64, 4, 3, 4), 132),
-    120: AttentionTiles(ChunkTile(128, 64, 8, 2), DecodeTile(64, 4, 2, 4), 170),
+    86: AttentionTiles(ChunkTile(128, 32, 8, 3), DecodeTile(64, 4, 2, 4), 84),
+    89: AttentionTiles(ChunkTile(128, 32, 8, 3), DecodeTile(64, 4, 2, 4), 128),
+    90: AttentionTiles(ChunkTile(128, 128, 8, 3), DecodeTile(64, 4, 3, 4), 132),
+    120: AttentionTiles(ChunkTile(128, 64, 8, 3), DecodeTile(64, 4, 2, 4), 170),
 }
 """By compute capability, for T of 2 bytes."""
 FLOAT32_TILES = AttentionTiles(ChunkTile(32, 32, 8, 1), DecodeTile(32, 8, 1, 4, 32), 132)
@@ -175,7 +175,10 @@ def _chunk(
     shape: AttentionShape, tile: ChunkTile, integers: dict[str, int], blocks: dict[str, int]
 ) -> Launch:
     grid = (_ceil_div(shape.seq_len, tile.block_queries), shape.heads, shape.batch)
-    blocks |= {"block_queries": tile.block_queries, "block_keys": tile.block_keys}
+    # masks of a padded head take registers
+    is_padded = blocks["block_dim"] != shape.head_dim
+    block_keys = tile.block_keys // 2 if is_padded else tile.block_keys
+    blocks = blocks | {"block_queries": tile.block_queries, "block_keys": block_keys}
     return Launch("attention_chunk", grid, integers, blocks, tile.num_warps, tile.num_stages)
 
 

@@ -204,8 +204,8 @@ def test_two_bytes_round_as_the_twin_does(dtype: str, seq_len: int, rotary: bool
 @pytest.mark.parametrize("heads", [(6, 2), (4, 4), (3, 1), (8, 2)], ids=str)
 @pytest.mark.parametrize("seq_len", [1, 70], ids=lambda n: f"len{n}")
 def test_any_number_of_heads(heads: tuple[int, int], seq_len: int) -> None:
-    sizes = {"heads": heads[0], "kv_heads": heads[1], "head_dim": 16}
-    check(make([40, 3], seq_len, **sizes), **(LONG if seq_len > 1 else {"tiles": SMALL}))
+    tensors = make([40, 3], seq_len, heads=heads[0], kv_heads=heads[1], head_dim=16)
+    check(tensors, **(LONG if seq_len > 1 else {"tiles": SMALL}))
 
 
 @pytest.mark.parametrize("head_dim", [16, 64, 80, 96, 128], ids=lambda n: f"d{n}")
