@@ -39,6 +39,7 @@ STEPS = (
     Step("scan", "scan:scan", 90, "SelectiveScan against float64, its twin and its roofline"),
     Step("moe", "moe:moe", 150, "SparseMoE against float64, its twin and its roofline"),
     Step("conv", "conv:conv", 45, "CausalConvWithState, likewise"),
+    Step("attention", "attention:attention", 150, "CachedAttention, likewise, beside PyTorch's"),
     Step("plugin", "plugin:plugin", 60, "The plugin library's host code, through its C interface"),
     Step("engine-sm80", "rtx:sm80", 60, "Does an engine made for SM80 run here?"),
     Step("engine-default", "rtx:default", 60, "Does an engine made for no GPU in particular?"),

@@ -10,6 +10,7 @@
     naive.py            scan, convolution, norms, activations in plain PyTorch, slow and obvious
     variants.py         the two as they are compiled ahead of time
     sparse_moe*.py      routing, sorting by expert, grouped products; in the same order
+    cached_attention*.py    writes the caches; attention of a chunk, and of a step in parts; in the same order
     resources.py        compiles for a GPU that need not be there; says what each kernel takes
 
 A kernel takes pointers and integers only, so that C++ can launch what was compiled ahead of time. Modules with kernels
