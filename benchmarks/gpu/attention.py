@@ -49,7 +49,7 @@ def attention(lane: Lane) -> Iterator[dict[str, Any]]:
 def _row(lane: Lane, batch: int, seq_len: int, past: int) -> dict[str, Any]:
     import torch
 
-    from plugins_trt.kernels.cached_attention import cached_attention
+    from longllava_trt.plugins_trt.kernels.cached_attention import cached_attention
 
     sizes = (4, 2, 16) if lane.is_dry else (_HEADS, _KV_HEADS, _HEAD_DIM)
     dtype = torch.float32 if lane.is_dry else torch.bfloat16
@@ -78,7 +78,7 @@ def _rates(work: Work, ms: float) -> dict[str, float]:
 
 def _errors(tensors: dict[str, Any], y: Tensor, seq_len: int) -> dict[str, Any]:
     """Compare both ends of a call; the caches hold its tokens by now."""
-    from plugins_trt.kernels.cached_attention_naive import naive_cached_attention
+    from longllava_trt.plugins_trt.kernels.cached_attention_naive import naive_cached_attention
 
     found: tuple[list[Tensor], ...] = ([], [], [])
     for begin in {0, max(seq_len - _CHECKED, 0)}:

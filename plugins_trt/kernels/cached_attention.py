@@ -5,7 +5,7 @@ softmax's powers are cast to T before they meet the values, and y at the very en
 keys may be rotated first, in float32, then cast to T.
 
 Nothing waits for the device: the lengths stay there, and launches depend on shapes alone
-(`cached_attention_launch`), so a call can be captured in a CUDA graph and replayed as the sequences
+(`launch_plans.cached_attention`), so a call can be captured in a CUDA graph and replayed as the sequences
 grow. The naive twin is in `cached_attention_naive`.
 """
 
@@ -15,11 +15,14 @@ from collections.abc import Mapping
 from functools import cache
 from typing import TYPE_CHECKING
 
-from longllava_trt.errors import ContractError
-from plugins_trt.kernels.cached_attention_append import append_cache
-from plugins_trt.kernels.cached_attention_chunk import attention_chunk
-from plugins_trt.kernels.cached_attention_decode import attention_decode, combine_parts
-from plugins_trt.kernels.cached_attention_launch import (
+from longllava_trt.core.errors import ContractError
+from longllava_trt.plugins_trt.kernels.cached_attention_append import append_cache
+from longllava_trt.plugins_trt.kernels.cached_attention_chunk import attention_chunk
+from longllava_trt.plugins_trt.kernels.cached_attention_decode import (
+    attention_decode,
+    combine_parts,
+)
+from longllava_trt.plugins_trt.launch_plans.cached_attention import (
     AttentionShape,
     AttentionTiles,
     plan_cached_attention,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from plugins_trt.kernels.cached_attention_tiles import attend, load_rotated
+from longllava_trt.plugins_trt.kernels.cached_attention_tiles import attend, load_rotated
 
 __all__ = ["attention_chunk"]
 

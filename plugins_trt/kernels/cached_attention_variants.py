@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from plugins_trt.kernels.cached_attention import KERNELS
-from plugins_trt.kernels.cached_attention_launch import (
+from longllava_trt.plugins_trt.kernels.cached_attention import KERNELS
+from longllava_trt.plugins_trt.launch_plans.cached_attention import (
     AttentionShape,
     plan_cached_attention,
     tiles_of,
 )
-from plugins_trt.kernels.plan import Launch, Variant
+from longllava_trt.plugins_trt.launch_plans.plan import Launch, Variant
 
 __all__ = ["list_variants"]
 

@@ -14,12 +14,12 @@ from torch.nn.functional import linear
 
 from longllava_trt.models.llava_jamba.config import DecoderConfig
 from longllava_trt.plugins_trt.kernels.activations import apply_swiglu
+from longllava_trt.plugins_trt.kernels.cached_attention import cached_attention
 from longllava_trt.plugins_trt.kernels.causal_conv import causal_conv
 from longllava_trt.plugins_trt.kernels.rms_norm import rms_norm, rms_norms_of_dt_b_c
 from longllava_trt.plugins_trt.kernels.selective_scan import selective_scan
 from longllava_trt.plugins_trt.kernels.sparse_moe import sparse_moe
 from longllava_trt.plugins_trt.launch_plans.mixers import STEP_TOKENS
-from longllava_trt.runtime.backends.kernels.attention import cached_attention
 from longllava_trt.runtime.backends.kernels.state import SlotSpan
 from longllava_trt.runtime.backends.kernels.weights import Weights
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from longllava_trt.errors import ContractError
-from plugins_trt.kernels.cached_attention_launch import (
+from longllava_trt.core.errors import ContractError
+from longllava_trt.plugins_trt.launch_plans.cached_attention import (
     AttentionShape,
     AttentionTiles,
     ChunkTile,
@@ -103,14 +103,14 @@ def copied(tensors: Tensors) -> Tensors:
 
 
 def attend(tensors: Tensors, **options: Any) -> torch.Tensor:
-    from plugins_trt.kernels.cached_attention import cached_attention
+    from longllava_trt.plugins_trt.kernels.cached_attention import cached_attention
 
     y: torch.Tensor = cached_attention(**tensors, **options)
     return y
 
 
 def naive(tensors: Tensors) -> torch.Tensor:
-    from plugins_trt.kernels.cached_attention_naive import naive_cached_attention
+    from longllava_trt.plugins_trt.kernels.cached_attention_naive import naive_cached_attention
 
     return naive_cached_attention(**tensors)
 

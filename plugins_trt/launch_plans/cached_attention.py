@@ -16,7 +16,7 @@ import math
 import struct
 from dataclasses import dataclass
 
-from plugins_trt.kernels.plan import Launch, Workspace
+from longllava_trt.plugins_trt.launch_plans.plan import Launch, Workspace
 
 __all__ = [
     "APPEND_TOKENS",

@@ -12,7 +12,7 @@ from typing import Literal
 
 import pytest
 
-from plugins_trt.kernels.cached_attention_launch import (
+from longllava_trt.plugins_trt.launch_plans.cached_attention import (
     FLOAT32_TILES,
     MIN_PART_BLOCKS,
     TILES,
@@ -20,7 +20,7 @@ from plugins_trt.kernels.cached_attention_launch import (
     plan_cached_attention,
     tiles_of,
 )
-from plugins_trt.kernels.plan import Launch
+from longllava_trt.plugins_trt.launch_plans.plan import Launch
 
 ROOT = Path(__file__).parents[3]
 H100 = TILES[90]
@@ -28,8 +28,8 @@ H100 = TILES[90]
 # a process of its own: what is interpreted in this one cannot be compiled in it
 MEASURE = """
 import sys
-from plugins_trt.kernels.cached_attention_variants import list_variants
-from plugins_trt.kernels.resources import measure
+from longllava_trt.plugins_trt.kernels.cached_attention_variants import list_variants
+from longllava_trt.plugins_trt.kernels.resources import measure
 arch = int(sys.argv[1])
 for dtype in sys.argv[2].split(","):
     for head_dim in map(int, sys.argv[3].split(",")):
@@ -127,7 +127,7 @@ def test_every_architecture_has_tiles() -> None:
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 @pytest.mark.parametrize("rotary", [False, True], ids=["plain", "rotary"])
 def test_every_launch_has_a_variant(dtype: Literal["fp32", "bf16"], rotary: bool) -> None:
-    from plugins_trt.kernels.cached_attention_variants import list_variants
+    from longllava_trt.plugins_trt.kernels.cached_attention_variants import list_variants
 
     variants = {
         (v.kernel.__name__, tuple(v.blocks.items()), v.num_warps, v.num_stages): v
