@@ -6,6 +6,7 @@ A bundle is a folder:
     vision.onnx projector.onnx embed.onnx decoder.onnx
     weights/                         the checkpoint's own safetensors files, linked; and quantised experts
     config.json tokenizer.json ...   the checkpoint's own
+    vision_tower/config.json         the vision tower's sizes
 
 Graphs lie beside `weights/`, because ONNX Runtime opens external data only below a model's own folder.
 """
@@ -27,6 +28,7 @@ __all__ = [
     "FORMAT_VERSION",
     "MANIFEST_FILE",
     "MOE_QUANTS",
+    "VISION_CONFIG_FOLDER",
     "WEIGHTS_FOLDER",
     "FileRecord",
     "Manifest",
@@ -42,6 +44,8 @@ FORMAT_VERSION = 1
 
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FOLDER = "weights"
+VISION_CONFIG_FOLDER = "vision_tower"
+"""Holds a CLIP config.json, wherever export found one."""
 
 MoeQuant = Literal["none", "w8a16", "w4a16"]
 """How the experts of routed layers are stored: as in the checkpoint, int8 with a scale a row, or int4 with a scale a

@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from longllava_trt.core.errors import CheckpointError, InputError
 from longllava_trt.core.logs import Progress, ProgressEvent
 from longllava_trt.core.manifest import (
     MANIFEST_FILE,
+    VISION_CONFIG_FOLDER,
     FileRecord,
     Manifest,
     MoeQuant,
@@ -250,6 +251,10 @@ def _copy_side_files(checkpoint: Path, config: LongLLaVAConfig, staging: Path) -
             shutil.copyfile(checkpoint / name, staging / name)
         elif name in defaults:
             (staging / name).write_text(json.dumps(defaults[name], indent=2) + "\n")
+    # its heads show in no tensor's shape; the graphs need it no more, who runs the model without them does
+    vision = staging / VISION_CONFIG_FOLDER / "config.json"
+    vision.parent.mkdir(exist_ok=True)
+    vision.write_text(json.dumps(asdict(config.vision), indent=2) + "\n")
 
 
 def _graph_file(stage: str) -> str:

@@ -52,7 +52,8 @@ class RunOptions:
     """How a bundle is run."""
 
     backend: BackendName = "ort"
-    """`ort`, ONNX Runtime on the CPU; or `trt`, the bundle's TensorRT engines on the GPU at hand."""
+    """`ort`, ONNX Runtime on the CPU; `trt`, the bundle's TensorRT engines on the GPU at hand; `kernels`, PyTorch with this
+    project's Triton kernels there."""
     kernels: Kernels = "fast"
     """Of ONNX Runtime: `fast`, or `bodies` for plain ONNX Runtime with nothing registered."""
     num_threads: int | None = None
@@ -246,6 +247,16 @@ def _open_backend(bundle: Path, manifest: Manifest, options: RunOptions) -> Back
         from longllava_trt.runtime.backends.trt.engines import open_engines
 
         return TrtBackend(open_engines(bundle))
+    if options.backend == "kernels":
+        from longllava_trt.runtime.backends.kernels.requirements import check_machine
+
+        # before the backend is imported, which needs what may be missing
+        check_machine(manifest.dtype)
+        from longllava_trt.runtime.backends.kernels.backend import KernelsBackend
+
+        return KernelsBackend(
+            bundle, manifest, max_context=options.max_context, chunk_size=options.chunk_size
+        )
     return OrtBackend(bundle, manifest, kernels=options.kernels, num_threads=options.num_threads)
 
 

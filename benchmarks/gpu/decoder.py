@@ -15,11 +15,11 @@ from benchmarks.gpu.context import BenchContext
 from benchmarks.gpu.roofline import Work
 
 if TYPE_CHECKING:
-    from longllava_trt.runtime.backends.kernels.decoder import KernelsDecoder
-    from longllava_trt.runtime.backends.kernels.state import KernelsState
     from torch import Tensor
 
     from longllava_trt.core.manifest import MoeQuant
+    from longllava_trt.runtime.backends.kernels.decoder import KernelsDecoder
+    from longllava_trt.runtime.backends.kernels.state import KernelsState
 
 __all__ = ["decoder_9b", "decoder_53b", "random_decoder"]
 
@@ -50,14 +50,14 @@ def random_decoder(context: BenchContext, preset: str, quant: MoeQuant) -> Kerne
         quant: How experts are stored.
     """
     import torch
+
+    from longllava_trt.models.contracts import stage_specs
+    from longllava_trt.reference.synthetic.presets import PRESETS
     from longllava_trt.runtime.backends.kernels.decoder import KernelsDecoder
     from longllava_trt.runtime.backends.kernels.decoder_model import DecoderModel
     from longllava_trt.runtime.backends.kernels.device import DeviceStream
     from longllava_trt.runtime.backends.kernels.weight_plan import plan_decoder
     from longllava_trt.runtime.backends.kernels.weights import random_weights
-
-    from longllava_trt.models.contracts import stage_specs
-    from longllava_trt.reference.synthetic.presets import PRESETS
 
     config = PRESETS[preset]
     dtype = "float32" if context.is_dry else "bfloat16"

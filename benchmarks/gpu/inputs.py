@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["FORMATS", "conv_inputs", "moe_inputs", "nbytes", "scan_inputs"]
+__all__ = ["FORMATS", "attention_inputs", "conv_inputs", "moe_inputs", "nbytes", "scan_inputs"]
 
 FORMATS = {"bf16": 16, "int8": 8, "int4": 4}
 """Bits of a weight by the experts' format."""
@@ -59,6 +59,30 @@ def conv_inputs(
         "bias": normal(d_inner),
         "past_state": normal(1, d_inner, d_conv - 1),
     }
+
+
+def attention_inputs(
+    batch: int,
+    seq_len: int,
+    past: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    *,
+    dtype: torch.dtype,
+    device: str,
+) -> dict[str, Any]:
+    """Return the inputs of one CachedAttention: views of one product, and caches with room for what is new."""
+    import torch
+
+    widths = [n * head_dim for n in (heads, kv_heads, kv_heads)]
+    fused = torch.randn(batch, seq_len, sum(widths), device=device).to(dtype)
+    views = [x.unflatten(-1, (-1, head_dim)) for x in fused.split(widths, dim=-1)]
+    shape = (batch, kv_heads, past + seq_len, head_dim)
+    caches = [torch.randn(shape, device=device, dtype=dtype) for _ in range(2)]
+    lengths = torch.full((batch,), past, dtype=torch.int32, device=device)
+    names = ("q", "k", "v", "key_cache", "value_cache", "past_len")
+    return dict(zip(names, (*views, *caches, lengths), strict=True))
 
 
 def moe_inputs(

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["conv_oracle", "moe_oracle", "relative_rms", "scan_oracle", "widened"]
+__all__ = [
+    "attention_oracle",
+    "conv_oracle",
+    "moe_oracle",
+    "relative_rms",
+    "scan_oracle",
+    "widened",
+]
 
 
 def relative_rms(actual: Tensor, expected: Tensor) -> float:
@@ -46,6 +53,26 @@ def conv_oracle(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         extended, t["weight"], t["bias"], groups=t["weight"].shape[0]
     )
     return torch.nn.functional.silu(total), extended[:, :, t["input"].shape[2] :]
+
+
+def attention_oracle(tensors: dict[str, Tensor]) -> Tensor:
+    """Attend to caches that hold the new tokens already, one head after another."""
+    import torch
+
+    q, seq_len = tensors["q"].double(), tensors["q"].shape[1]
+    group = q.shape[2] // tensors["key_cache"].shape[1]
+    y = torch.empty_like(q)
+    for row, past in enumerate(tensors["past_len"].tolist()):
+        positions = torch.arange(past + seq_len, device=q.device)
+        hidden = positions > positions[past:, None]
+        for head in range(q.shape[2]):
+            keys, values = (
+                tensors[name][row, head // group, : past + seq_len].double()
+                for name in ("key_cache", "value_cache")
+            )
+            scores = q[row, :, head] @ keys.T * q.shape[3] ** -0.5
+            y[row, :, head] = scores.masked_fill(hidden, -math.inf).softmax(-1) @ values
+    return y
 
 
 def moe_oracle(tensors: dict[str, Tensor], *, top_k: int) -> Tensor:

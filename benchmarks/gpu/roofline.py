@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Ceilings", "Work", "conv_work", "moe_work", "scan_work"]
+__all__ = ["Ceilings", "Work", "attention_work", "conv_work", "moe_work", "scan_work"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,26 @@ def conv_work(seq_len: int, d_inner: int, d_conv: int, *, itemsize: int) -> Work
     weights = d_inner * (d_conv + 1)
     states = 2 * d_inner * (d_conv - 1)
     return Work(itemsize * (2 * seq_len * d_inner + weights + states), exps=seq_len * d_inner)
+
+
+def attention_work(
+    batch: int,
+    seq_len: int,
+    past: int,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    *,
+    itemsize: int,
+) -> Work:
+    """Return the work of one CachedAttention behind caches of equal length.
+
+    New keys and values count twice, read and written; scores above the diagonal count nothing.
+    """
+    cached = 2 * (past + 2 * seq_len) * kv_heads * head_dim
+    scores = seq_len * past + seq_len * (seq_len + 1) // 2
+    bytes_ = batch * itemsize * (cached + 2 * seq_len * heads * head_dim)
+    return Work(bytes_, flops=4 * batch * scores * heads * head_dim, exps=batch * scores * heads)
 
 
 def moe_work(

@@ -44,6 +44,7 @@ STEPS = (
     Step("decoder-9b", "decoder:decoder_9b", 120, "The 9B on our kernels, with random weights"),
     Step("decoder-53b", "decoder:decoder_53b", 150, "The 53B with int8 experts, likewise"),
     Step("images", "images:images", 120, "1000 images from end to end, with random weights"),
+    Step("attention", "attention:attention", 120, "CachedAttention, likewise, beside PyTorch's"),
     Step("scan", "scan:scan", 60, "SelectiveScan against float64, its twin and its roofline"),
     Step("moe", "moe:moe", 90, "SparseMoE against float64, its twin and its roofline"),
     Step("conv", "conv:conv", 45, "CausalConvWithState, likewise"),

@@ -76,7 +76,8 @@ class BenchReport:
     def _head(self) -> Iterator[str]:
         bundle, options, settings = self.bundle, self.options, self.settings
         threads = options.num_threads or "one a core"
-        engine = f"kernels {options.kernels}" if options.backend == "ort" else "engines"
+        engines = {"ort": f"kernels {options.kernels}", "trt": "engines", "kernels": "Triton"}
+        engine = engines[options.backend]
         yield f"bundle   {bundle['name']}, {bundle['dtype']}, manifest {bundle['manifest_sha256'][:12]}"
         yield f"machine  {self.machine['processor']}, {self.machine['cores']} cores"
         yield f"runs by  {options.backend}, {engine}, threads: {threads}"

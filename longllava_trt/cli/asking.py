@@ -163,9 +163,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     engine = parser.add_argument_group("how it runs")
     engine.add_argument(
         "--backend",
-        choices=("ort", "trt"),
+        choices=("ort", "trt", "kernels"),
         default="ort",
-        help="ort: ONNX Runtime on the CPU; trt: the engines that 'build' made, on the GPU at hand (default: %(default)s)",
+        help="ort: ONNX Runtime on the CPU; trt: the engines that 'build' made, on the GPU at hand; kernels: PyTorch with "
+        "this project's Triton kernels there, which needs no engines (default: %(default)s)",
     )
     engine.add_argument(
         "--kernels",

@@ -194,8 +194,10 @@ def causal_conv(
     weight: torch.Tensor,
     bias: torch.Tensor,
     past_state: torch.Tensor,
+    *,
+    present_state: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the operator on tensors of one device, as C++ does; for tests and benchmarks.
+    """Run the operator on tensors of one device, as C++ does.
 
     Args:
         input: [batch, d_inner, seq_len], T; contiguous, or a view whose channels are adjacent,
@@ -203,6 +205,8 @@ def causal_conv(
         weight: Contiguous. [d_inner, 1, d_conv], T.
         bias: Contiguous. [d_inner], T.
         past_state: Contiguous; never written. [batch, d_inner, d_conv - 1], T.
+        present_state: Where to put the result; allocated if omitted. May be ``past_state`` for up to
+            `STEP_TOKENS` tokens: one thread then reads a channel's columns before it writes them.
 
     Returns:
         output: Its memory is laid out as the input's, without gaps. [batch, d_inner, seq_len], T.
@@ -214,7 +218,8 @@ def causal_conv(
         output = input.new_empty((batch, seq_len, d_inner)).transpose(1, 2)
     else:
         output = input.new_empty(input.shape)
-    present_state = past_state.new_empty(past_state.shape)
+    if present_state is None:
+        present_state = past_state.new_empty(past_state.shape)
     row_axis = 2 if channels_last else 1
     launch = plan_causal_conv(
         batch,

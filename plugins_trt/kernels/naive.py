@@ -1,4 +1,4 @@
-"""SelectiveScan and CausalConvWithState in plain PyTorch: the kernels' twins, slow and obvious.
+"""Scan, convolution, norms and activations in plain PyTorch: the kernels' twins, slow and obvious.
 
 Same signatures, same dtypes, float32 inside. The mathematics is at `longllava_trt.plugins_trt.spec`.
 """
@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["naive_causal_conv", "naive_selective_scan"]
+__all__ = [
+    "naive_causal_conv",
+    "naive_quick_gelu",
+    "naive_rms_norm",
+    "naive_rms_norms_of_dt_b_c",
+    "naive_selective_scan",
+    "naive_swiglu",
+]
 
 
 def naive_selective_scan(
@@ -53,3 +60,41 @@ def naive_causal_conv(
     for tap in range(d_conv):
         total = total + weight[:, 0, tap, None].float() * extended[:, :, tap : tap + seq_len]
     return (total * total.sigmoid()).to(input.dtype), extended[:, :, seq_len:].contiguous()
+
+
+def naive_rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, *, eps: float, delta: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add, normalise, scale. Arguments and results as for `rms_norm.rms_norm`."""
+    total = x if delta is None else x + delta
+    mean_square = total.float().pow(2).mean(-1, keepdim=True)
+    return weight * (total.float() * (mean_square + eps).rsqrt()).to(x.dtype), total
+
+
+def naive_rms_norms_of_dt_b_c(
+    projected: torch.Tensor,
+    dt_weight: torch.Tensor,
+    b_weight: torch.Tensor,
+    c_weight: torch.Tensor,
+    *,
+    eps: float,
+) -> tuple[torch.Tensor, ...]:
+    """Split, then normalise each. As for `rms_norm.rms_norms_of_dt_b_c`."""
+    weights = (dt_weight, b_weight, c_weight)
+    parts = projected.split([weight.shape[0] for weight in weights], dim=-1)
+    return tuple(
+        naive_rms_norm(part, weight, eps=eps)[0]
+        for part, weight in zip(parts, weights, strict=True)
+    )
+
+
+def naive_swiglu(gate_up: torch.Tensor) -> torch.Tensor:
+    """Split and multiply. As for `activations.apply_swiglu`."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    wide = gate.float()
+    return (wide * wide.sigmoid()).to(gate.dtype) * up
+
+
+def naive_quick_gelu(x: torch.Tensor) -> torch.Tensor:
+    """Multiply by a sigmoid. As for `activations.apply_quick_gelu`."""
+    return x * (1.702 * x).sigmoid()

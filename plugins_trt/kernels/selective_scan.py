@@ -287,9 +287,10 @@ def selective_scan(
     dt_bias: torch.Tensor,
     state: torch.Tensor,
     *,
+    state_out: torch.Tensor | None = None,
     chunks: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the operator on contiguous tensors of one device, as C++ does; for tests and benchmarks.
+    """Run the operator on contiguous tensors of one device, as C++ does.
 
     Args:
         u: [batch, seq_len, d_inner], T.
@@ -301,6 +302,8 @@ def selective_scan(
         z: [batch, seq_len, d_inner], T.
         dt_bias: [d_inner], T.
         state: Never written. [batch, d_inner, d_state], float32.
+        state_out: Where to put the result; allocated if omitted. May be ``state`` for up to
+            `STEP_TOKENS` tokens.
         chunks: As for `launch.scan_chunks`.
 
     Returns:
@@ -309,7 +312,9 @@ def selective_scan(
     """
     batch, seq_len, d_inner = u.shape
     launches, spaces = plan_selective_scan(batch, seq_len, d_inner, A_log.shape[1], chunks=chunks)
-    y, state_out = u.new_empty(u.shape), state.new_empty(state.shape)
+    y = u.new_empty(u.shape)
+    if state_out is None:
+        state_out = state.new_empty(state.shape)
     chunk_states, chunk_deltas = (
         [state.new_empty(space.shape) for space in spaces] if spaces else (state, state)
     )

@@ -3,5 +3,7 @@
 base.py           the protocols
 ort/              ONNX Runtime on a CPU
 trt/              TensorRT engines on a GPU
+kernels/          PyTorch with our Triton kernels on a GPU
+graph_proof.py    whether a captured decode step gives what the step gives
 weight_loader.py  weights from a bundle's files to a device, through a ring of small buffers
 """

@@ -1,4 +1,4 @@
-"""What runs a bundle's stages: ONNX Runtime on a CPU, or TensorRT engines on a GPU. All else knows protocols.
+"""What runs a bundle's stages: ONNX Runtime on a CPU, TensorRT engines or our kernels on a GPU. All else knows protocols.
 
 A backend loads stages when they are asked for, so that a question without images never loads the vision tower.
 """
@@ -32,9 +32,9 @@ __all__ = [
     "TrtBackend",
 ]
 
-BackendName = Literal["ort", "trt"]
-BACKENDS: tuple[BackendName, ...] = ("ort", "trt")
-"""ONNX Runtime; TensorRT."""
+BackendName = Literal["ort", "trt", "kernels"]
+BACKENDS: tuple[BackendName, ...] = ("ort", "trt", "kernels")
+"""ONNX Runtime; TensorRT; PyTorch with our Triton kernels, in `kernels/backend.py`."""
 
 Item = TypeVar("Item")
 

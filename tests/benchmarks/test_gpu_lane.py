@@ -20,7 +20,7 @@ from benchmarks.gpu.context import ROWS_FILE, BenchContext, read_rows
 from benchmarks.gpu.images import images
 from benchmarks.gpu.oracles import conv_oracle, moe_oracle, relative_rms, scan_oracle
 from benchmarks.gpu.report import markdown
-from benchmarks.gpu.roofline import Ceilings, conv_work, moe_work, scan_work
+from benchmarks.gpu.roofline import Ceilings, attention_work, conv_work, moe_work, scan_work
 from benchmarks.gpu.scale import scale
 from benchmarks.gpu.steps import STEPS, Measure, Step, load
 from benchmarks.gpu.wheels import use_wheels
@@ -51,6 +51,7 @@ def test_a_dry_run_leaves_right_numbers_in_every_row(tmp_path: Path) -> None:
         "scan",
         "conv",
         "moe",
+        "attention",
         "plugin",
         "tune-scan",
         "tune-moe",
@@ -66,8 +67,9 @@ def test_a_dry_run_leaves_right_numbers_in_every_row(tmp_path: Path) -> None:
         assert step["status"] == "done", (name, step["log"])
         assert step["rows"], name
         assert [row for row in step["rows"] if row.get("ok") is False] == []
-    errors = [row["error"] for name in ("scan", "moe", "conv") for row in rows_of(document, name)]
-    assert len(errors) == 2 + 6 + 4
+    names = ["scan", "moe", "conv", "attention"]
+    errors = [row["error"] for name in names for row in rows_of(document, name)]
+    assert len(errors) == 2 + 6 + 4 + 3
     assert max(errors) < 2e-6
     assert code == 0
     assert "| L 5 channels last | ✓ |" in (tmp_path / "results.md").read_text(encoding="utf-8")
@@ -235,6 +237,10 @@ def test_rooflines_are_what_paper_says() -> None:
     ]
     # two experts of 176.2 million weights, their scales beside them
     assert [round(b / 1e6) for b in decode] == [705, 353, 187]
+    step = attention_work(1, 1, 100_000, 32, 8, 128, itemsize=2)
+    assert round(step.bytes_ / 1e6) == 410
+    chunk = attention_work(1, 4096, 100_000, 32, 8, 128, itemsize=2)
+    assert round(chunk.flops / 1e12, 1) == round(4 * 4096 * 102_048.5 * 4096 / 1e12, 1)
     conv = conv_work(4096, 8192, 4, itemsize=2)
     assert round(conv.bytes_ / 1e6) == 134
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longllava_trt.core.errors import LongLLaVAError
+from longllava_trt.runtime.backends.graph_proof import PROOF_STEPS, first_difference
 from longllava_trt.runtime.backends.trt.engines import Engines
 from longllava_trt.runtime.backends.trt.session import (
     StagedTensor,
@@ -30,9 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["TrtDecoder"]
 
 logger = logging.getLogger(__name__)
-
-_PROOF_STEPS = 4
-"""Even, so that the double buffers end as they began; each way round is tried twice."""
 
 
 class TrtDecoder:
@@ -125,26 +123,22 @@ class TrtDecoder:
     def _prove(self, inputs_embeds: NDArray[Any], state: TrtDecoderState) -> bool:
         """Say whether replayed steps give what launched ones give; leaves the state as it was."""
         try:
-            first, second, replayed = (
-                self._try(inputs_embeds, state, is_graph=is_graph)
-                for is_graph in (False, False, True)
+            wrong = first_difference(
+                lambda is_graph: self._try(inputs_embeds, state, is_graph=is_graph)
             )
         except LongLLaVAError as err:
             logger.warning("decoder: no CUDA graph can be made (%s); steps are launched anew", err)
             state.graphs.clear()
             return False
-        for name, want in first.items():
-            # of two runs without a graph: nothing, unless a kernel adds in no fixed order
-            spread = _distance(second[name], want)
-            if not _distance(replayed[name], want) <= spread:
-                logger.warning(
-                    "decoder: a replayed CUDA graph gives another %s than the same steps without it; "
-                    "steps are launched anew",
-                    name,
-                )
-                state.graphs.clear()
-                return False
-        return True
+        if wrong is None:
+            return True
+        logger.warning(
+            "decoder: a replayed CUDA graph gives another %s than the same steps without it; "
+            "steps are launched anew",
+            wrong,
+        )
+        state.graphs.clear()
+        return False
 
     def _try(
         self, inputs_embeds: NDArray[Any], state: TrtDecoderState, *, is_graph: bool
@@ -153,7 +147,7 @@ class TrtDecoder:
         mark = state.snapshot()
         try:
             logits = [
-                self._step(inputs_embeds, state, is_graph=is_graph) for _ in range(_PROOF_STEPS)
+                self._step(inputs_embeds, state, is_graph=is_graph) for _ in range(PROOF_STEPS)
             ]
             return dict(state.snapshot().recurrent) | {"logits": np.stack(logits)}
         finally:
@@ -161,10 +155,4 @@ class TrtDecoder:
 
 
 def _has_room(state: TrtDecoderState) -> bool:
-    return state.past_len + _PROOF_STEPS <= state.capacity
-
-
-def _distance(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Return the largest difference; NaN where either is not finite, and so never within any limit."""
-    wide = a.astype(np.float64) - b.astype(np.float64)
-    return float(np.abs(wide).max()) if wide.size else 0.0
+    return state.past_len + PROOF_STEPS <= state.capacity

@@ -1,0 +1,151 @@
+"""A bundle on our kernels: its weights go to the device stage by stage, its graphs are not read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TypeAlias, TypeVar
+
+import torch
+
+from longllava_trt.core.errors import ConfigError, ManifestError
+from longllava_trt.core.manifest import VISION_CONFIG_FOLDER, Manifest, WeightRecord
+from longllava_trt.core.stage_spec import PAST_PREFIX, STAGES
+from longllava_trt.models.llava_jamba.config import LongLLaVAConfig, load_config
+from longllava_trt.runtime.backends.kernels.decoder import KernelsDecoder
+from longllava_trt.runtime.backends.kernels.decoder_model import DecoderModel
+from longllava_trt.runtime.backends.kernels.device import DeviceStream, torch_dtype
+from longllava_trt.runtime.backends.kernels.requirements import (
+    MemoryNeed,
+    check_machine,
+    check_memory,
+    is_interpreted,
+)
+from longllava_trt.runtime.backends.kernels.stages import KernelsStage, make_stage
+from longllava_trt.runtime.backends.kernels.state import KernelsState
+from longllava_trt.runtime.backends.kernels.weight_plan import (
+    FusedWeight,
+    plan_decoder,
+    plan_stage,
+    total_bytes,
+)
+from longllava_trt.runtime.backends.kernels.weights import Weights, load_fused
+from longllava_trt.runtime.inputs.prefetch import prefetch
+
+__all__ = ["KernelsBackend"]
+
+Item = TypeVar("Item")
+ReadWeights: TypeAlias = Callable[
+    [Path, Mapping[str, WeightRecord], tuple[FusedWeight, ...], DeviceStream], Weights
+]
+
+
+class KernelsBackend:
+    """PyTorch and Triton on the GPU at hand; on the CPU where TRITON_INTERPRET=1 is set.
+
+    Args:
+        bundle: Folder.
+        manifest: Its manifest.
+        max_context: Positions that a sequence gets room for at once; on a CPU room is made as it is asked for.
+        chunk_size: Positions fed at a time.
+        read_weights: Stands in for `load_fused`, as benchmarks without a checkpoint need.
+
+    Raises:
+        MissingDependencyError: If this machine lacks PyTorch, Triton, a GPU, or one that has the bundle's dtype.
+        ManifestError: If the bundle does not say how its model is built.
+        InputError: If the GPU's memory is too small.
+    """
+
+    materialises_scores = False
+
+    def __init__(
+        self,
+        bundle: Path,
+        manifest: Manifest,
+        *,
+        max_context: int,
+        chunk_size: int,
+        read_weights: ReadWeights = load_fused,
+    ) -> None:
+        check_machine(manifest.dtype)
+        self._bundle, self._manifest, self._max_context = bundle, manifest, max_context
+        self._read_weights = read_weights
+        self._config = _config_of(bundle)
+        self._device = torch.device("cpu" if is_interpreted() else "cuda")
+        self._plans = {
+            stage: plan_stage(stage, self._config, manifest.dtype)
+            for stage in STAGES
+            if stage != "decoder"
+        } | {"decoder": plan_decoder(self._config.decoder, manifest.dtype, manifest.moe_quant)}
+        if self._device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info()
+            check_memory(self._need(chunk_size), free=free)
+        self._decoder: KernelsDecoder | None = None
+        self._vision_stream: DeviceStream | None = None
+
+    def load_stage(self, stage: str) -> KernelsStage:
+        """Load a stage and its weights. Vision and projector share a stream beside the decoder's."""
+        record = self._manifest.stage(stage)
+        if stage in {"vision", "projector"}:
+            self._vision_stream = self._vision_stream or DeviceStream(self._device)
+            stream = self._vision_stream
+        else:
+            stream = DeviceStream(self._device)
+        weights = self._read_weights(
+            self._bundle, self._manifest.weights, self._plans[stage], stream
+        )
+        return make_stage(record.spec, self._config, weights, stream)
+
+    def load_decoder(self) -> KernelsDecoder:
+        """Load the decoder and its weights, once."""
+        if self._decoder is None:
+            stream = DeviceStream(self._device)
+            weights = self._read_weights(
+                self._bundle, self._manifest.weights, self._plans["decoder"], stream
+            )
+            self._decoder = KernelsDecoder(
+                DecoderModel.of(self._config.decoder, weights),
+                self._manifest.stage("decoder").spec,
+                stream,
+            )
+        return self._decoder
+
+    def new_state(self, *, capacity: int) -> KernelsState:
+        """Return a fresh state on the device, with room for the longest context."""
+        if self._device.type == "cuda":
+            capacity = max(capacity, self._max_context)
+        return self.load_decoder().new_state(capacity=capacity)
+
+    def overlap(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Yield them one ahead on a GPU, where vision and decoder have streams of their own."""
+        return prefetch(items) if self._device.type == "cuda" else items
+
+    def _need(self, chunk_size: int) -> MemoryNeed:
+        decoder, manifest = self._config.decoder, self._manifest
+        sizes = {"batch": 1, "capacity": self._max_context}
+        caches = sum(
+            math.prod(sizes.get(d, 1) if isinstance(d, str) else d for d in spec.shape)
+            * torch_dtype(spec.dtype).itemsize
+            for spec in manifest.stage("decoder").spec.inputs
+            if spec.name.startswith(PAST_PREFIX)
+        )
+        # what a feed-forward of one position holds at once
+        row = 3 * decoder.intermediate_size * decoder.num_experts_per_tok + 6 * decoder.hidden_size
+        return MemoryNeed(
+            weights=sum(map(total_bytes, self._plans.values())),
+            caches=caches,
+            work=chunk_size * row * torch_dtype(manifest.dtype).itemsize,
+            max_context=self._max_context,
+            is_quantised=manifest.moe_quant != "none" or not decoder.moe_layers,
+        )
+
+
+def _config_of(bundle: Path) -> LongLLaVAConfig:
+    vision = bundle / VISION_CONFIG_FOLDER
+    try:
+        return load_config(bundle, vision_tower=vision if vision.is_dir() else None)
+    except ConfigError as err:
+        raise ManifestError(
+            f"{bundle}: does not say how its model is built ({err}); export it again"
+        ) from err

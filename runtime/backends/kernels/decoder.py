@@ -1,0 +1,226 @@
+"""The decoder on our kernels: `Decoder`'s methods, steps of several sequences at once, decode steps as CUDA graphs.
+
+A sequence's first decode step launches its kernels one by one, which compiles what has not been compiled; the second is
+captured, and those after it are replayed. A decoder's very first proves that replays are right, as `graph_proof` has it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from longllava_trt.core.errors import ContractError, InputError
+from longllava_trt.core.stage_spec import PAST_PREFIX, StageSpec
+from longllava_trt.runtime.backends.graph_proof import PROOF_STEPS, first_difference
+from longllava_trt.runtime.backends.kernels.decoder_model import DecoderModel, decode
+from longllava_trt.runtime.backends.kernels.device import DeviceStream
+from longllava_trt.runtime.backends.kernels.graph import CapturedStep
+from longllava_trt.runtime.backends.kernels.state import KernelsState, StatePool
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Results = dict[str, NDArray[Any]]
+
+__all__ = ["KernelsDecoder"]
+
+logger = logging.getLogger(__name__)
+
+
+class KernelsDecoder:
+    """Feeds a decoder.
+
+    Args:
+        model: Its weights.
+        spec: Its stage, as the bundle or `stage_specs` has it.
+        stream: Where it runs.
+        use_graphs: Replay decode steps as graphs, if they prove right; on a CPU there are none.
+    """
+
+    def __init__(
+        self,
+        model: DecoderModel,
+        spec: StageSpec,
+        stream: DeviceStream,
+        *,
+        use_graphs: bool = True,
+    ) -> None:
+        self.model, self.stream = model, stream
+        self.embeds_spec = spec.inputs[0]
+        """What `step` takes."""
+        self.vocab_size = int(spec.outputs[0].shape[-1])
+        self.graphs_are_right: bool | None = None if use_graphs and stream.cuda else False
+        """None until the first decode step has tried."""
+        self._carried = [tensor for tensor in spec.inputs if tensor.name.startswith(PAST_PREFIX)]
+        self._graph_memory = torch.cuda.graph_pool_handle() if stream.cuda else None
+
+    def new_state(self, *, capacity: int) -> KernelsState:
+        """Return the state of a sequence that has not begun, in a pool of its own."""
+        return self.new_states(1, capacity=capacity)[0]
+
+    def new_states(self, count: int, *, capacity: int) -> list[KernelsState]:
+        """Return the states of sequences that `step_batch` takes together; they share memory and capacity."""
+        pool = StatePool(self._carried, num_slots=count, capacity=capacity, stream=self.stream)
+        return [KernelsState(pool, slot) for slot in range(count)]
+
+    def step(self, inputs_embeds: NDArray[Any], state: KernelsState) -> NDArray[np.float32]:
+        """Feed one or more positions and carry the state on.
+
+        Args:
+            inputs_embeds: [1, seq_len, hidden_size], of the bundle's dtype.
+            state: Changed in place. If the call fails it may hold a part of these positions: drop it.
+
+        Returns:
+            Logits of the token that follows. [vocab_size].
+
+        Raises:
+            InputError: If the state has no room for them.
+            ContractError: If they are of another shape or dtype.
+        """
+        self._check(inputs_embeds, batch=1)
+        with self.stream.active():
+            logits = self.feed(self.stream.to_device(inputs_embeds), [state])
+            found: NDArray[np.float32] = self.stream.to_host(logits)[0]
+        return found
+
+    def step_batch(
+        self, inputs_embeds: NDArray[Any], states: Sequence[KernelsState]
+    ) -> NDArray[np.float32]:
+        """Feed one position to each of several sequences, which may be of any lengths.
+
+        Args:
+            inputs_embeds: [len(states), 1, hidden_size], of the bundle's dtype.
+            states: Of one call of `new_states`, each once. As for `step`.
+
+        Returns:
+            Logits of each one's token that follows. [len(states), vocab_size].
+
+        Raises:
+            InputError: If the states are not of one pool, or one has no room.
+            ContractError: If they are of another shape or dtype.
+        """
+        self._check(inputs_embeds, batch=len(states))
+        if inputs_embeds.shape[1] != 1:
+            raise ContractError(
+                f"decoder: a batch takes one position a sequence, got {inputs_embeds.shape[1]}; "
+                "feed prompts one at a time"
+            )
+        with self.stream.active():
+            logits = self.feed(self.stream.to_device(inputs_embeds), states)
+            found: NDArray[np.float32] = self.stream.to_host(logits)
+        return found
+
+    def feed(self, inputs_embeds: torch.Tensor, states: Sequence[KernelsState]) -> torch.Tensor:
+        """Feed positions that are on the device. Call it while the stream is active; does not wait for the device.
+
+        Args:
+            inputs_embeds: [len(states), seq_len, hidden_size], T.
+            states: One, or of one pool.
+
+        Returns:
+            Logits, valid until the next call. [len(states), vocab_size], float32.
+        """
+        pool, slots = self._slots_of(states)
+        seq_len = inputs_embeds.shape[1]
+        for state in states:
+            state.make_room(seq_len)
+        is_step = seq_len == 1
+        if is_step and self.graphs_are_right is None and _has_room(states):
+            self.graphs_are_right = self._prove(inputs_embeds, states)
+        is_graph = is_step and bool(self.graphs_are_right)
+        logits = self._launch(inputs_embeds, pool, slots, is_graph=is_graph)
+        for state in states:
+            state.past_len += seq_len
+        return logits
+
+    def _launch(
+        self, inputs_embeds: torch.Tensor, pool: StatePool, slots: list[int], *, is_graph: bool
+    ) -> torch.Tensor:
+        """Run on all slots between the first and the last, and undo what that did to those not asked for."""
+        first, last = min(slots), max(slots) + 1
+        idle = sorted(set(range(first, last)) - set(slots))
+        if slots == list(range(first, last)):
+            return self._run(inputs_embeds, pool, (first, last), is_graph=is_graph)
+        kept = pool.keep(idle)
+        rows = [slot - first for slot in slots]
+        shape = (last - first, *inputs_embeds.shape[1:])
+        spread = torch.zeros(shape, dtype=inputs_embeds.dtype, device=inputs_embeds.device)
+        spread[rows] = inputs_embeds
+        logits = self._run(spread, pool, (first, last), is_graph=is_graph)[rows]
+        pool.put_back(idle, kept)
+        return logits
+
+    def _run(
+        self, inputs_embeds: torch.Tensor, pool: StatePool, span: tuple[int, int], *, is_graph: bool
+    ) -> torch.Tensor:
+        def launch(embeds: torch.Tensor) -> torch.Tensor:
+            return decode(self.model, embeds, pool.span(*span))
+
+        if not is_graph or span not in pool.warm:
+            if inputs_embeds.shape[1] == 1:
+                pool.warm.add(span)
+            return launch(inputs_embeds)
+        if span not in pool.graphs:
+            pool.graphs[span] = CapturedStep(
+                launch, inputs_embeds, stream=self.stream, memory=self._graph_memory
+            )
+        return pool.graphs[span](inputs_embeds)
+
+    def _prove(self, inputs_embeds: torch.Tensor, states: Sequence[KernelsState]) -> bool:
+        """Say whether replayed steps give what launched ones give; leaves the states as they were."""
+        pool, slots = self._slots_of(states)
+
+        def take_steps(is_graph: bool) -> Results:
+            marks = [state.snapshot() for state in states]
+            try:
+                logits = [
+                    self.stream.to_host(self._launch(inputs_embeds, pool, slots, is_graph=is_graph))
+                    for _ in range(PROOF_STEPS)
+                ]
+                after = {
+                    f"{state.slot}.{name}": array
+                    for state in states
+                    for name, array in state.snapshot().recurrent.items()
+                }
+                return after | {"logits": np.stack(logits)}
+            finally:
+                for state, mark in zip(states, marks, strict=True):
+                    state.restore(mark)
+
+        try:
+            wrong = first_difference(take_steps)
+        except RuntimeError as err:
+            logger.warning("decoder: no CUDA graph can be made (%s); steps are launched anew", err)
+        else:
+            if wrong is None:
+                return True
+            logger.warning(
+                "decoder: a replayed CUDA graph gives another %s than the same steps without it; "
+                "steps are launched anew",
+                wrong,
+            )
+        pool.graphs.clear()
+        return False
+
+    def _slots_of(self, states: Sequence[KernelsState]) -> tuple[StatePool, list[int]]:
+        if not states:
+            raise InputError("decoder: expected at least one sequence, got none")
+        pool, slots = states[0].pool, [state.slot for state in states]
+        if any(state.pool is not pool for state in states) or len(set(slots)) < len(slots):
+            raise InputError(
+                "decoder: sequences of a batch must be different ones from one call of new_states; step others alone"
+            )
+        return pool, slots
+
+    def _check(self, inputs_embeds: NDArray[Any], *, batch: int) -> None:
+        dtype = str(inputs_embeds.dtype)
+        dims = {"batch": batch}
+        self.embeds_spec.check(inputs_embeds.shape, dtype, dims=dims, place="decoder")
+
+
+def _has_room(states: Sequence[KernelsState]) -> bool:
+    return all(state.past_len + PROOF_STEPS <= state.capacity for state in states)

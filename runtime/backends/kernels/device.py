@@ -1,0 +1,90 @@
+"""A place to compute with a stream of its own, and arrays on their way there and back.
+
+NumPy has no bfloat16 of its own and PyTorch does not know ml_dtypes': such arrays travel as integers of the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes  # noqa: F401 - teaches NumPy the name bfloat16
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["DeviceStream", "torch_dtype"]
+
+_CARRIERS = {torch.bfloat16: torch.int16}
+_PINNED_BYTES = 64 * 2**20
+"""Larger arrays, such as a saved session's caches, go through pageable memory: pinned memory is not given back."""
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """Return PyTorch's dtype of NumPy's name."""
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
+class DeviceStream:
+    """One stream of a device; on a CPU there is none, and calls wait for themselves.
+
+    Args:
+        device: `cuda`, or `cpu` for Triton's interpreter.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.cuda = torch.cuda.Stream(device) if device.type == "cuda" else None
+        """PyTorch's stream."""
+
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """What is launched inside goes to this stream, and nothing is kept for gradients."""
+        with torch.no_grad(), torch.cuda.stream(self.cuda):
+            yield
+
+    def to_device(self, array: NDArray[Any]) -> torch.Tensor:
+        """Begin to copy an array to the device; it may be changed at once. Call it while active."""
+        held = _as_tensor(array)
+        if self.cuda is None:
+            return held.clone()
+        if array.nbytes > _PINNED_BYTES:
+            return held.to(self.device)
+        pinned = torch.empty(held.shape, dtype=held.dtype, pin_memory=True)
+        pinned.copy_(held)
+        return pinned.to(self.device, non_blocking=True)
+
+    def to_host(self, tensor: torch.Tensor) -> NDArray[Any]:
+        """Return a tensor's values, once all that was launched is done. Call it while active."""
+        carrier = _CARRIERS.get(tensor.dtype)
+        bits = (tensor if carrier is None else tensor.view(carrier)).contiguous()
+        if self.cuda is None:
+            host = bits.clone()
+        elif bits.nbytes > _PINNED_BYTES:
+            host = bits.cpu()
+        else:
+            host = torch.empty(bits.shape, dtype=bits.dtype, pin_memory=True)
+            host.copy_(bits, non_blocking=True)
+            self.cuda.synchronize()
+        array: NDArray[Any] = host.numpy()
+        return array if carrier is None else array.view(_name(tensor.dtype))
+
+
+def _as_tensor(array: NDArray[Any]) -> torch.Tensor:
+    dtype = torch_dtype(array.dtype.name)
+    whole = np.ascontiguousarray(array)
+    if not whole.flags.writeable:
+        # PyTorch warns of such an array, though nothing here writes to it
+        whole = whole.copy()
+    carrier = _CARRIERS.get(dtype)
+    if carrier is None:
+        return torch.from_numpy(whole)
+    return torch.from_numpy(whole.view(np.int16)).view(dtype)
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,135 @@
+"""The stages without carried state: CLIP's tower, the projector, and the embeddings' table."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_attention
+
+from longllava_trt.core.errors import InputError
+from longllava_trt.core.stage_spec import StageSpec
+from longllava_trt.models.llava_jamba.config import LongLLaVAConfig, VisionConfig
+from longllava_trt.plugins_trt.kernels.activations import apply_quick_gelu
+from longllava_trt.runtime.backends.kernels.device import DeviceStream
+from longllava_trt.runtime.backends.kernels.weights import Weights
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["EmbedStage", "KernelsStage", "ProjectorStage", "VisionStage", "make_stage"]
+
+
+class KernelsStage(ABC):
+    """A stage: one tensor in, one out.
+
+    Args:
+        spec: Its contract.
+        config: The model.
+        weights: As `plan_stage` names them.
+        stream: Where it runs.
+    """
+
+    def __init__(
+        self, spec: StageSpec, config: LongLLaVAConfig, weights: Weights, stream: DeviceStream
+    ) -> None:
+        self.spec = spec
+        self.config, self.weights, self.stream = config, weights, stream
+
+    @abstractmethod
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Run on a tensor of the device; on PyTorch's current stream, without waiting."""
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run once on arrays of the contract's names, shapes and dtypes.
+
+        Raises:
+            ContractError: If an input is not what the stage declares.
+        """
+        spec = self.spec.inputs[0]
+        value = inputs[spec.name]
+        spec.check(value.shape, str(value.dtype), dims={}, place=self.spec.name)
+        self.check_values(value)
+        with self.stream.active():
+            result = self.forward(self.stream.to_device(value))
+            return {self.spec.outputs[0].name: self.stream.to_host(result)}
+
+    def check_values(self, value: NDArray[Any]) -> None:  # noqa: B027 - few stages have any to refuse
+        """Refuse what would fail on the device."""
+
+
+class VisionStage(KernelsStage):
+    """CLIP's tower up to its penultimate layer."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Encode [num_images, 3, image_size, image_size], float32, to [num_images, num_patches, hidden_size]."""
+        vision, w = self.config.vision, self.weights
+        patches = linear(_patch_rows(x.to(w["patches"].dtype), vision), w["patches"])
+        first = w["class_embedding"].expand(x.shape[0], 1, -1)
+        h = torch.cat([first, patches], dim=1) + w["positions"]
+        h = self._norm(h, "pre_norm")
+        for layer in range(vision.num_run_layers):
+            h = self._layer(h, f"layers.{layer}.")
+        return h[:, 1:]
+
+    def _layer(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        heads = self.config.vision.num_attention_heads
+        qkv = self._linear(self._norm(x, f"{name}norm1"), f"{name}qkv")
+        q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+        y = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        x = x + self._linear(y, f"{name}out")
+        inner = apply_quick_gelu(self._linear(self._norm(x, f"{name}norm2"), f"{name}fc1"))
+        return x + self._linear(inner, f"{name}fc2")
+
+    def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        return linear(x, self.weights[name], self.weights[f"{name}_bias"])
+
+    def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
+        weight, bias = self.weights[name], self.weights[f"{name}_bias"]
+        return layer_norm(x, weight.shape, weight, bias, self.config.vision.layer_norm_eps)
+
+
+class ProjectorStage(KernelsStage):
+    """2x2 pooling and the MLP behind it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Project [num_images, num_patches, width] to [num_images, num_image_tokens, hidden_size]."""
+        half, w = self.config.vision.patches_per_side // 2, self.weights
+        pooled = x.unflatten(1, (half, 2, half, 2)).mean(dim=(2, 4)).flatten(1, 2)
+        return linear(gelu(linear(pooled, w["fc0"], w["fc0_bias"])), w["fc2"], w["fc2_bias"])
+
+
+class EmbedStage(KernelsStage):
+    """Token ids to embeddings."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Look up [batch, seq_len], int64, to [batch, seq_len, hidden_size]."""
+        return self.weights["embed_tokens"][x]
+
+    def check_values(self, value: NDArray[Any]) -> None:
+        """Refuse ids that the table does not have: on a device they would end the process."""
+        size = self.config.decoder.vocab_size
+        if value.size and not 0 <= value.min() <= value.max() < size:
+            raise InputError(
+                f"embed: ids must be from 0 to {size - 1}, got {value.min()} to {value.max()}; "
+                "use this bundle's tokenizer"
+            )
+
+
+_STAGES = {"vision": VisionStage, "projector": ProjectorStage, "embed": EmbedStage}
+
+
+def make_stage(
+    spec: StageSpec, config: LongLLaVAConfig, weights: Weights, stream: DeviceStream
+) -> KernelsStage:
+    """Return the stage of a contract."""
+    return _STAGES[spec.name](spec, config, weights, stream)
+
+
+def _patch_rows(pixels: torch.Tensor, config: VisionConfig) -> torch.Tensor:
+    """Cut images into rows of pixels: [num_images, num_patches, 3 * patch_size ** 2]."""
+    side, patch = config.patches_per_side, config.patch_size
+    grid = pixels.unflatten(2, (side, patch)).unflatten(4, (side, patch))
+    return grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
