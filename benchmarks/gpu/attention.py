@@ -12,8 +12,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.compare import attempt, errors, share
+from benchmarks.gpu.context import BenchContext
 from benchmarks.gpu.inputs import attention_inputs
-from benchmarks.gpu.lane import Lane
 from benchmarks.gpu.oracles import attention_oracle
 from benchmarks.gpu.roofline import Work, attention_work
 from benchmarks.gpu.timing import sets_beyond_cache, time_ms
@@ -39,14 +39,14 @@ _CASES: tuple[Case, ...] = (
 _DRY_CASES: tuple[Case, ...] = ((1, 20, 0), (1, 20, 30), (2, 1, 40))
 
 
-def attention(lane: Lane) -> Iterator[dict[str, Any]]:
+def attention(lane: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a case."""
     for batch, seq_len, past in _DRY_CASES if lane.is_dry else _CASES:
         case = f"batch {batch}, {seq_len} queries behind {past}"
         yield attempt(case, partial(_row, lane, batch, seq_len, past))
 
 
-def _row(lane: Lane, batch: int, seq_len: int, past: int) -> dict[str, Any]:
+def _row(lane: BenchContext, batch: int, seq_len: int, past: int) -> dict[str, Any]:
     import torch
 
     from longllava_trt.plugins_trt.kernels.cached_attention import cached_attention
