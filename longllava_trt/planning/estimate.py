@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.manifest import MOE_QUANTS
 from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
-from longllava_trt.planning.flops import StageFlops, count_flops, decoder_flops, paper_flops
+from longllava_trt.planning.flops import StageFlops, count_flops, decoder_flops
 from longllava_trt.planning.gpus import Gpu
 from longllava_trt.planning.memory import (
     WeightBytes,
@@ -88,8 +88,6 @@ class Plan:
     """Of the bundle, weights included; without quantisation they are links to the checkpoint."""
     kv_bytes_per_image: int
     flops: StageFlops
-    paper_flops: float
-    """The same prompt by the paper's count."""
     prefill_s: float
     """At the card's published peaks: a bound, not a forecast."""
     decode_tokens_per_s: float
@@ -156,7 +154,6 @@ def _estimate(config: LongLLaVAConfig, gpu: Gpu, request: PlanRequest) -> Plan:
         disk_bytes=weights.total,
         kv_bytes_per_image=per_image * kv_per_token,
         flops=flops,
-        paper_flops=paper_flops(decoder, images=request.images),
         # every chunk reads all weights once
         prefill_s=max(flops.total / gpu.flops, passes * weights.total / gpu.bandwidth),
         decode_tokens_per_s=1 / max((step + attention) / gpu.flops, read / gpu.bandwidth),
