@@ -1,4 +1,4 @@
-"""What must import where something is not installed: a deployment image has no torch."""
+"""Imports where something is not installed: a deployment image has no torch."""
 
 import subprocess
 import sys
