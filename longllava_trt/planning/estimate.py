@@ -32,7 +32,7 @@ _IMAGE_BYTES = 3 * 12_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
-    """What is to be run."""
+    """A model and its use."""
 
     images: int = 1000
     text_tokens: int = 64
@@ -74,7 +74,7 @@ class DeviceMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a request will need."""
+    """Memory, arithmetic and time of a request."""
 
     gpu: Gpu
     request: PlanRequest
@@ -89,11 +89,11 @@ class Plan:
     kv_bytes_per_image: int
     flops: StageFlops
     prefill_s: float
-    """At the card's published peaks: a bound, not a forecast."""
+    """At the GPU's published peaks: a bound, not a forecast."""
     decode_tokens_per_s: float
     """As above, at the end of the prompt."""
     max_images: int
-    """Most images that fit on the card and into the trained context; negative if weights alone do not fit."""
+    """Most images that fit on the GPU and into the trained context; negative if weights alone do not fit."""
     problems: tuple[str, ...]
     """Why it cannot be run; empty if it can."""
     suggestion: str | None

@@ -20,9 +20,9 @@ class StageFlops:
     vision: float
     projector: float
     decoder_linear: float
-    """What grows with the number of tokens: products, convolution, scan; and the head, once."""
+    """Grows with the number of tokens: products, convolution, scan; and the head, once."""
     decoder_attention: float
-    """What grows with its square."""
+    """Grows with the square of it."""
 
     @property
     def total(self) -> float:
@@ -58,7 +58,7 @@ def vision_flops(config: VisionConfig) -> float:
 
 
 def decoder_flops(config: DecoderConfig, *, tokens: int, past: int) -> tuple[float, float]:
-    """Count so many tokens after so many others; returns what is linear in them, and attention."""
+    """Count ``tokens`` after ``past`` others; returns the part that is linear in them, and attention."""
     layers = range(config.num_hidden_layers)
     kinds = config.layer_kinds
     per_token = sum(_mixer(config, kinds[i]) + _feed_forward(config, i) for i in layers)
