@@ -57,7 +57,7 @@ KERNELS = tuple(
     for file in (ROOT / "plugins_trt" / "kernels").glob("*.py")
     if file.stem not in PURE
 )
-"""Triton kernels and what lists them, all but the twins."""
+"""Triton kernels and the lists of them; the plain versions need no Triton."""
 
 CASES = {
     "runtime-without-torch": (TORCH, RUNS_BUNDLES),

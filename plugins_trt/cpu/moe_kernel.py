@@ -1,4 +1,4 @@
-"""The mixture of experts over experts where they lie: routing, then gate and up, then down.
+"""The mixture of experts over stored experts: routing, then gate and up, then down.
 
 Tokens are sorted by expert; a slot is one token of one expert. Each expert's slots pass its weights together, a block of
 weight rows a task. A token's slots are summed last, in ascending order of experts, so that a result does not depend on

@@ -1,4 +1,4 @@
-"""SelectiveScan and CausalConvWithState in plain PyTorch: the kernels' twins, slow and obvious.
+"""SelectiveScan and CausalConvWithState in plain PyTorch: the kernels' plain versions, slow and obvious.
 
 Same signatures, same dtypes, float32 inside. The mathematics is at `longllava_trt.plugins_trt.spec`.
 """
