@@ -32,7 +32,7 @@ ROUTED = {"9b": 0, "53b": 16}
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What building all engines of a model took."""
+    """Cost of building all engines of a model."""
 
     seconds: float
     """Of all stages: graphs, parser, audits and builder."""

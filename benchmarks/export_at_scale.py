@@ -24,7 +24,7 @@ PARAMETERS = {"9b": 9_615_177_600, "53b": 51_894_810_496}
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What one export took."""
+    """Cost of one export."""
 
     seconds: float
     peak_rss_bytes: int

@@ -1,4 +1,4 @@
-"""What this machine can do at most: bytes read from memory and float32 operations of ONNX Runtime's products, a second.
+"""Ceilings of this machine: bytes read from memory and float32 operations of ONNX Runtime's products, a second.
 
 Measured with as many threads as the contestants get, one round at a time, so that it takes turns with them. The best of
 all rounds counts: what else runs on the machine can only make a limit look lower than it is.

@@ -49,7 +49,7 @@ MAX_DEVIATION = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What one format took and lost."""
+    """Cost and error of one format."""
 
     seconds: float
     gb_per_s: float

@@ -31,7 +31,7 @@ _NEW_TOKENS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
-    """What so many images took."""
+    """Time and memory of a number of images."""
 
     images: int
     positions: int

@@ -1,13 +1,12 @@
 """LongLLaVA on ONNX and TensorRT: from a checkpoint to answers about many images.
 
-Four rooms stand beside this package, and imports point downwards only:
+Every room is a folder beside this package and is imported through it; imports point downwards only:
 
-    longllava_trt/cli/       the roof: one module a verb, `longllava-trt VERB`
-    export/                  checkpoint to bundle, by way of torch.export
-    runtime/                 runs bundles; knows no PyTorch and no oracle
-    plugins_trt/             the custom operators and all their implementations
-    reference/               the oracle in plain PyTorch, and synthetic checkpoints
-    longllava_trt/*.py       the floor: config, contracts, manifest, errors, logs; imports no room
+    cli/ validation/ planning/ bench/   verbs, parity with the reference, forecasts, measurements
+    export/ runtime/                    checkpoint to bundle and engines; a bundle to answers, without PyTorch
+    reference/ plugins_trt/             the model in plain PyTorch; the custom operators
+    models/                             what a model is, as data
+    core/                               errors, files, digests, manifest, parity; knows no model
 
 `export` and `runtime` meet only in the bundle on disk. In Python:
 

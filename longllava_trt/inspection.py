@@ -1,4 +1,4 @@
-"""What a checkpoint or a bundle holds, from headers, graphs and JSON alone; no weight is read.
+"""Content of a checkpoint or a bundle, from headers, graphs and JSON alone; no weight is read.
 
 Every class here becomes JSON through `dataclasses.asdict`; the command line makes it readable.
 """

@@ -1,11 +1,13 @@
-"""The custom operators: what they are called, and everything that computes them.
+"""The custom operators: their specification, and everything that computes them.
 
     spec.py     names, shapes, dtypes, attributes and mathematics of each operator, once
-    bodies.py   ONNX function bodies: what runs where nothing is registered
+    bodies.py   ONNX function bodies, which run where nothing is registered
     cpu/        Numba kernels that ONNX Runtime calls, swapped in at load
-    kernels/    Triton kernels for GPUs, each beside a naive twin
+    kernels/    Triton kernels for GPUs, each beside a plain PyTorch version
     csrc/       TensorRT plugins in C++ that launch these kernels
-    build.py    compiles both into one library; aot.py codegen.py forms.py headers.py host_compiler.py
+    library/    compiles both into one library
+    launch_plans/  launches, grids and workspaces of the kernels, as plain arithmetic
+    plugin_formats.py  formats of a plugin's tensors
     registry.py imports TensorRT and gives it the library
     device.py   the GPU at hand
 

@@ -1,4 +1,4 @@
-"""What the `longllava` operators compute, as ONNX function bodies any ONNX runtime can run.
+"""Arithmetic of the `longllava` operators, as ONNX function bodies that any ONNX runtime can run.
 
 The bodies are ONNX text, arithmetic and shapes only; nothing here knows of a kernel or a plugin.
 Mathematics: the selective scan of Mamba (Gu and Dao 2023, algorithm 2) and Jamba's mixture of

@@ -33,7 +33,7 @@ __all__ = [
 FLAVOURS = ("auto", "tensorrt", "tensorrt-rtx")
 LIBRARY_FILE = "liblongllava_plugins.so"
 CREATOR_VERSION = "1"
-"""What TensorRT's ONNX parser asks for where a node names no version of a plugin, as ours do not."""
+"""Version that TensorRT's ONNX parser asks for where a node names none, as ours do not."""
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _EXTRAS = {"tensorrt": "trt", "tensorrt-rtx": "trt-rtx"}
@@ -157,7 +157,7 @@ class _Registered:
 
 
 _registered: dict[int, _Registered] = {}
-"""What this process has given each TensorRT, by the identity of its module; each has one registry for a process."""
+"""Libraries that this process has given each TensorRT, by the identity of its module; each has one registry for a process."""
 
 
 def _load(registry: Any, library: Path) -> tuple[Any, Mapping[str, str]]:

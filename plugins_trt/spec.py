@@ -42,7 +42,7 @@ class OperatorAttribute:
     value: int | float | str | None = None
     """The only value this project uses, or None where the model decides."""
     default: str | None = None
-    """What a node without the attribute means, or None where every node has it."""
+    """Value for a node without the attribute, or None where every node has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,12 +6,12 @@ G key/value heads, E experts. `T` is the model's dtype.
 
     model.py           the whole model, with the original checkpoint's parameter names
     clip.py            vision tower: hidden_states[-2] without the class token
-    projector.py       2x2 pooling
+    connector.py       2x2 pooling and projector
     decoder.py         the layer pattern; mamba.py, attention.py, moe.py its mixers and feed-forwards
     operators.py       the operators that export swaps for ONNX nodes, in plain PyTorch
     cache.py           carried state
     checkpoint.py      strict loading
     generate.py        embedding assembly and greedy decoding
-    synthetic.py       synthetic checkpoints: seeded random weights, or holes of the published sizes
+    synthetic/         synthetic checkpoints: seeded random weights, or sparse files of the published sizes
     transformers_jamba.py  the same weights in code nobody here wrote
 """

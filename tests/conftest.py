@@ -52,7 +52,7 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where this run of the tests keeps what it traced."""
+    """Folder in which this run of the tests keeps its traces."""
     from tests.export.stored_traces import traces_folder
 
     return traces_folder(tmp_path_factory)

@@ -1,4 +1,4 @@
-"""What the documents say, held against the code: links, commands, paths, tables, messages, examples."""
+"""Documents, held against the code: links, commands, paths, tables, messages, examples."""
 
 import ast
 import functools

@@ -1,4 +1,4 @@
-"""What must import where something is not installed: a deployment image has no torch."""
+"""Imports where something is not installed: a deployment image has no torch."""
 
 import subprocess
 import sys
@@ -57,7 +57,7 @@ KERNELS = tuple(
     for file in (ROOT / "plugins_trt" / "kernels").glob("*.py")
     if file.stem not in PURE
 )
-"""Triton kernels and what lists them, all but the twins."""
+"""Triton kernels and the lists of them; the plain versions need no Triton."""
 
 CASES = {
     "runtime-without-torch": (TORCH, RUNS_BUNDLES),

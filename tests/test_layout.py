@@ -1,8 +1,10 @@
-"""What the tree promises: where things are, how large they are, what they are called."""
+"""Promises of the tree: places, sizes and names of things."""
 
+import ast
 import importlib
 import pkgutil
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,6 +52,19 @@ def module_names() -> list[str]:
     return ["longllava_trt", *(m.name for m in names if not m.name.endswith("__main__"))]
 
 
+def map_of(package: Path) -> list[str]:
+    """Return the files and folders that a package's docstring names; `*` stands for any characters."""
+    text = ast.get_docstring(ast.parse(package.read_text(encoding="utf-8"))) or ""
+    return re.findall(r"(?<![\w/.*`])[\w/*]+(?:\.py\b|/(?=\s))", text)
+
+
+def missing_from(package: Path) -> list[str]:
+    """Return what a package's docstring names and neither its folder nor the root holds."""
+    return [
+        name for name in map_of(package) if not any([*package.parent.glob(name), *ROOT.glob(name)])
+    ]
+
+
 def foreign_words(text: str) -> list[str]:
     return [what for what, pattern in FOREIGN.items() if pattern.search(text)]
 
@@ -75,6 +90,40 @@ def test_public_names_exist(module: str) -> None:
     public = getattr(loaded, "__all__", ())
     assert len(set(public)) == len(public), "a name is listed twice"
     assert [name for name in public if not hasattr(loaded, name)] == []
+
+
+def test_the_face_holds_nothing_but_the_roof_and_links_to_the_rooms() -> None:
+    links = {f.name for f in (ROOT / "longllava_trt").iterdir() if f.is_symlink()}
+    assert links == set(ROOMS)
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    folders = {f.parent for r in ("longllava_trt", *ROOMS) for f in (ROOT / r).rglob("*.py")}
+    assert [str(f.relative_to(ROOT)) for f in folders if not (f / "__init__.py").is_file()] == []
+
+
+def test_layers_of_the_import_contract_are_all_packages() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
+    layers = next(c["layers"] for c in contracts["contracts"] if c["type"] == "layers")
+    named = {name for layer in layers for name in re.findall(r"longllava_trt\.(\w+)", layer)}
+    below = (m.name for m in pkgutil.iter_modules([str(ROOT / "longllava_trt")]))
+    assert named == {name for name in below if name != "__main__"}
+
+
+@pytest.mark.parametrize(
+    "package",
+    sorted(f for t in CODE if t != "tests" for f in (ROOT / t).rglob("__init__.py") if map_of(f)),
+    ids=lambda f: str(f.parent.relative_to(ROOT)),
+)
+def test_map_of_a_package_names_what_exists(package: Path) -> None:
+    assert missing_from(package) == []
+
+
+def test_a_map_that_names_something_else_is_noticed(tmp_path: Path) -> None:
+    package = tmp_path / "__init__.py"
+    package.write_text('"""A room.\n\nhere.py  is\ngone.py  was\nno*.py  neither\nold/  nor\n"""\n')
+    (tmp_path / "here.py").touch()
+    assert missing_from(package) == ["gone.py", "no*.py", "old/"]
 
 
 def test_modules_stay_readable_in_one_sitting() -> None:

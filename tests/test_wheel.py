@@ -49,7 +49,7 @@ reveal_type(model.chat("What is this?", ["a.jpg"]))
 
 
 class Archives(NamedTuple):
-    """What a build makes."""
+    """Results of a build."""
 
     sdist: Path
     wheel: Path

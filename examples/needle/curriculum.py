@@ -87,7 +87,7 @@ def train_decoder(
 
 
 def _batch(phase: Phase, num_images: int) -> int:
-    """Return how many sequences of so many pictures fill a batch."""
+    """Return the number of sequences of N pictures that fill a batch."""
     return max(1, min(_LARGEST_BATCH, phase.positions // (11 * num_images + 60)))
 
 

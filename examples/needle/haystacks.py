@@ -34,7 +34,7 @@ _SEPARATOR = "\n"
 _NOTHING_SHARE = 0.1
 
 Turn = tuple[str, str]
-"""What the user says, pictures included, and the answer."""
+"""A user's words, pictures included, and the answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class Batch:
     input_ids: Tensor
     """With `IMAGE_TOKEN_INDEX` at every position of a picture; short rows end in padding. [batch, seq_len]."""
     targets: Tensor
-    """What comes next, at the positions from which an answer is given; elsewhere -100. [batch, seq_len]."""
+    """Next token, at the positions from which an answer is given; elsewhere -100. [batch, seq_len]."""
     pictures: Tensor
     """Rows of the pool, in order. [batch, num_images]."""
 

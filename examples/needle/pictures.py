@@ -42,7 +42,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What is to be found."""
+    """Mark to be found."""
 
     colour: str
     shape: str

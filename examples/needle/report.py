@@ -1,4 +1,4 @@
-"""What came of a needle test: one row a trial, and what they say together."""
+"""Results of a needle test: one row a trial, and their summary."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class Trial:
     """Of the needle, counted from 0."""
     expected: str
     answer: str
-    """What the bundle said."""
+    """Answer of the bundle."""
     is_right: bool
     prompt_tokens: int
     seconds: float
     """From pictures to answer."""
     reference_answer: str | None = None
-    """What the reference said, if it was asked."""
+    """Answer of the reference, if it was asked."""
     is_same: bool | None = None
     """Whether the reference gave the very same tokens."""
 
@@ -53,7 +53,7 @@ class NeedleReport:
         return sum(cell), len(cell)
 
     def column(self, seed: int, num_images: int) -> tuple[int, int]:
-        """Return the same of a seed's trials with so many images."""
+        """Return the same of a seed's trials with this number of images."""
         trials = [t for t in self.trials if (t.seed, t.num_images) == (seed, num_images)]
         return sum(t.is_right for t in trials), len(trials)
 

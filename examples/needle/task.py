@@ -34,14 +34,14 @@ QUESTIONS = {
     "colour": "What colour is the mark?",
     "shape": "What shape is the mark?",
 }
-"""What the model was trained to be asked; the test asks the first."""
+"""Questions that the model was trained on; the test asks the first."""
 
 NOTHING = "none"
 """The answer where no picture is marked."""
 
 
 class Stream(IntEnum):
-    """What random numbers are for."""
+    """Purposes of random numbers."""
 
     TRAINING = 1
     EVALUATION = 2

@@ -1,12 +1,12 @@
 """How fast a bundle is on this machine: every stage alone, and whole answers about more and more images.
 
-settings.py     what is measured, how often
+settings.py     numbers of images, repeats, the question
 end_to_end.py   answers: first token, rates, time an image, memory
 stages.py       each stage alone
 watch.py        ONNX Runtime's own time, so that the decode loop's can be told from it
 memory.py       the most memory that the process held
-pictures.py     the images that are shown where none are given
-surroundings.py machine, versions and bundle, for whoever reads the figures elsewhere
+pictures.py     images for a benchmark that is given none
+environment.py  machine, versions and bundle, for readers of the figures elsewhere
 figure.py       a median, its spread and every sample
 report.py       all of it, as a table and as plain data; chart.py draws it
 """

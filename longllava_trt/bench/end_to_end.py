@@ -50,14 +50,14 @@ class AnswerRun:
 
     @property
     def overhead_us(self) -> float | None:
-        """What a decoded token costs beside ONNX Runtime: the choice, the text, the binding of states."""
+        """Time of a decoded token beside ONNX Runtime: the choice, the text, the binding of states."""
         if self.runtime_s is None:
             return None
         return 1e6 * (self.timings["decode"] - self.runtime_s) / self.steps
 
 
 class _Quantity(NamedTuple):
-    """What every run yields, or none of one kind."""
+    """A quantity that every run yields, or none of one kind."""
 
     label: str
     unit: str
@@ -120,7 +120,7 @@ class AnswerFigures:
 
     @property
     def token_ms(self) -> Figure:
-        """What each token after the first took."""
+        """Time of each token after the first."""
         samples = (1e3 * run.timings["decode"] / run.steps for run in self.runs)
         return Figure("each later token", "ms", tuple(samples))
 

@@ -1,4 +1,4 @@
-"""What the figures were measured on, and with: without it they say nothing elsewhere."""
+"""Machine, versions and bundle of a measurement: without them its figures say nothing elsewhere."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is shown: files that were given, or drawn ones."""
+"""Images to show: files that were given, or drawn ones."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from longllava_trt.runtime.inputs.image_files import load_image
 __all__ = ["DRAWN_FILES", "PICTURE_SIZE", "draw_pictures", "in_turns", "shown_pictures"]
 
 DRAWN_FILES = 16
-"""At most so many different ones; after them they are shown again, each time read and decoded anew."""
+"""Most different ones; after them they are shown again, each time read and decoded anew."""
 PICTURE_SIZE = (640, 480)
 _COARSE = (12, 16, 3)
 _SEED = 0
@@ -46,5 +46,5 @@ def draw_pictures(folder: Path, count: int) -> tuple[Path, ...]:
 
 
 def in_turns(pictures: tuple[Path, ...], count: int) -> list[Path]:
-    """Return so many files, in turns."""
+    """Return N files, in turns."""
     return list(islice(cycle(pictures), count))

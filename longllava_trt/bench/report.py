@@ -1,4 +1,4 @@
-"""What a benchmark found: a table for people, plain data with every sample for machines."""
+"""Results of a benchmark: a table for people, plain data with every sample for machines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a benchmark measures, and how often."""
+"""Settings of a benchmark: measurements and repeats."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["BenchSettings"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchSettings:
-    """What is measured, and how often."""
+    """Measurements and repeats."""
 
     image_counts: tuple[int, ...] = (0, 1, 10)
     """Numbers of images shown; each is measured once, from the fewest on."""

@@ -46,7 +46,7 @@ class StageFigure:
 
 
 class _Case(NamedTuple):
-    """What is timed, and what comes before each time."""
+    """A call to time, and a call to make before each time."""
 
     stage: str
     amount: int
@@ -57,7 +57,7 @@ class _Case(NamedTuple):
 
     @property
     def label(self) -> str:
-        """What the table calls it."""
+        """Label in the table."""
         after = f" after {self.context}" if self.context else ""
         return f"{self.stage}, {counted(self.amount, self.unit)}{after}"
 

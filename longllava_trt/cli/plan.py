@@ -147,8 +147,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         ("attention", flops.decoder_attention),
     ):
         yield f"{name:14} {_petaflop(value):>9} PFLOP"
-    paper = f"{_petaflop(plan.paper_flops)} by the paper's count"
-    yield f"{'prefill':14} {_petaflop(flops.total):>9} PFLOP; {paper}"
+    yield f"{'prefill':14} {_petaflop(flops.total):>9} PFLOP"
     yield ""
     yield "at the card's published peaks, which nothing reaches:"
     yield f"  first token after {plan.prefill_s:.1f} s, then {plan.decode_tokens_per_s:.1f} tokens/s"

@@ -1,11 +1,11 @@
-"""What a model will need of a GPU, before any work is done: memory, arithmetic, time, images that fit.
+"""Forecast of a model on a GPU, before any work is done: memory, arithmetic, time, images that fit.
 
 gpus.py      the GPUs by name, or by their three numbers
-flops.py     arithmetic of every stage; and the paper's own count, for comparison with its table
+flops.py     arithmetic of every stage
 memory.py    bytes on the device
 estimate.py  the plan: all of it together, whether it fits, and the nearest that does
 
-Everything is arithmetic on config.json. Times are what the card's published peaks allow, not what was measured.
+Everything is arithmetic on config.json. Times are bounds from the GPU's published peaks, not measurements.
 """
 
 from longllava_trt.planning.estimate import Plan, PlanRequest, make_plan

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.manifest import MOE_QUANTS
 from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
-from longllava_trt.planning.flops import StageFlops, count_flops, decoder_flops, paper_flops
+from longllava_trt.planning.flops import StageFlops, count_flops, decoder_flops
 from longllava_trt.planning.gpus import Gpu
 from longllava_trt.planning.memory import (
     WeightBytes,
@@ -32,7 +32,7 @@ _IMAGE_BYTES = 3 * 12_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
-    """What is to be run."""
+    """A model and its use."""
 
     images: int = 1000
     text_tokens: int = 64
@@ -74,7 +74,7 @@ class DeviceMemory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a request will need."""
+    """Memory, arithmetic and time of a request."""
 
     gpu: Gpu
     request: PlanRequest
@@ -88,14 +88,12 @@ class Plan:
     """Of the bundle, weights included; without quantisation they are links to the checkpoint."""
     kv_bytes_per_image: int
     flops: StageFlops
-    paper_flops: float
-    """The same prompt by the paper's count."""
     prefill_s: float
-    """At the card's published peaks: a bound, not a forecast."""
+    """At the GPU's published peaks: a bound, not a forecast."""
     decode_tokens_per_s: float
     """As above, at the end of the prompt."""
     max_images: int
-    """Most images that fit on the card and into the trained context; negative if weights alone do not fit."""
+    """Most images that fit on the GPU and into the trained context; negative if weights alone do not fit."""
     problems: tuple[str, ...]
     """Why it cannot be run; empty if it can."""
     suggestion: str | None
@@ -156,7 +154,6 @@ def _estimate(config: LongLLaVAConfig, gpu: Gpu, request: PlanRequest) -> Plan:
         disk_bytes=weights.total,
         kv_bytes_per_image=per_image * kv_per_token,
         flops=flops,
-        paper_flops=paper_flops(decoder, images=request.images),
         # every chunk reads all weights once
         prefill_s=max(flops.total / gpu.flops, passes * weights.total / gpu.bandwidth),
         decode_tokens_per_s=1 / max((step + attention) / gpu.flops, read / gpu.bandwidth),

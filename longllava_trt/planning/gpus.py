@@ -36,7 +36,7 @@ GPUS = {
         Gpu("rtx-4090", 24 * _GIB, 165e12, 1008e9, 89),
     )
 }
-"""From the makers' data sheets: SXM cards where there is a choice."""
+"""From the makers' data sheets: SXM modules where there is a choice."""
 
 _FREE_FORM = re.compile(
     r"(?P<gib>[\d.]+)\s*GiB\s*\+\s*(?P<tflops>[\d.]+)\s*TFLOPs?\s*\+\s*(?P<gbs>[\d.]+)\s*GB/s",

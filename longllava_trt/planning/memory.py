@@ -59,7 +59,7 @@ class WeightBytes:
 
     @property
     def read_per_token(self) -> int:
-        """What one decode step reads: the decoder and the experts that the token visits."""
+        """Bytes that one decode step reads: the decoder and the experts that the token visits."""
         return self.decoder + self.experts_active
 
 

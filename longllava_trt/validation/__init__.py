@@ -6,7 +6,7 @@
     generation  a prompt with images, from pixels to tokens
     experts     quantised experts against the checkpoint's: codes and scales; how far the results move
 
-    subject.py                                      a bundle and the reference that it must equal
+    parity_case.py                                  a bundle and the reference that it must equal
     operators.py layers.py stages.py generation.py  one depth each
     experts.py quantisation.py                      the reference with dequantised experts; level experts
     run.py                                          all of them, one decoder in memory at a time

@@ -78,9 +78,9 @@ def with_dequantised_experts(model: LongLLaVA, bundle: Path, manifest: Manifest)
     state = model.state_dict()
     for matrix in stored_matrices(model, bundle, manifest):
         state[matrix.name] = torch.from_numpy(matrix.values.copy())
-    twin = LongLLaVA.on_meta(model.config)
-    twin.load_state_dict(state, strict=True, assign=True)
-    return twin.eval().requires_grad_(False)
+    dequantised = LongLLaVA.on_meta(model.config)
+    dequantised.load_state_dict(state, strict=True, assign=True)
+    return dequantised.eval().requires_grad_(False)
 
 
 def quantised_inputs(bundle: Path, manifest: Manifest, names: Sequence[str]) -> Arrays:

@@ -39,7 +39,7 @@ _LENGTHS = (1, 3, 65)
 _PAST_LEN = 7
 _SPARE_ROOM = 5
 _GARBAGE = 1e3
-"""What the cache holds beyond the valid positions: large, so that it would show, and finite, as the runtime promises."""
+"""Value of the cache beyond the valid positions: large, so that it would show, and finite, as the runtime promises."""
 _ATTENTION = "Attention"
 _OWN_KERNELS = frozenset({SELECTIVE_SCAN.op_type, SPARSE_MOE.op_type})
 """Operators that `fast` runs in another way than `bodies`; the rest are standard ONNX and have one."""

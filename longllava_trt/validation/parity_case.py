@@ -1,4 +1,4 @@
-"""What is validated: a bundle, and the reference model of the checkpoint it was exported from."""
+"""Subject of a validation: a bundle, and the reference model of the checkpoint it was exported from."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ class ParityCase:
             )
         if manifest.moe_quant == "none":
             return cls(bundle=bundle, manifest=manifest, reference=reference)
-        twin = with_dequantised_experts(reference, bundle, manifest)
-        return cls(bundle=bundle, manifest=manifest, reference=twin, original=reference)
+        dequantised = with_dequantised_experts(reference, bundle, manifest)
+        return cls(bundle=bundle, manifest=manifest, reference=dequantised, original=reference)
 
 
 def array_of(tensor: Tensor) -> NDArray[Any]:

@@ -49,7 +49,7 @@ class _Routing(TorchOperators):
 
 
 class _Run(NamedTuple):
-    """What one reference makes of random tokens."""
+    """Outputs of one reference for random tokens."""
 
     hidden_states: dict[str, NDArray[np.float32]]
     """After each layer of the decoder."""

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 __all__ = ["run_levels"]
 
 Part = tuple[str, list[ParityRow]]
-"""What was done, and what came of it."""
+"""Name of a step, and its rows."""
 
 
 class _Cases(NamedTuple):
-    """What the reference says, for each level that needs a loaded bundle and is wanted."""
+    """Outputs of the reference, for each level that needs a loaded bundle and is wanted."""
 
     layer: LayerCase | None
     stage: StageCase | None

@@ -95,7 +95,7 @@ class StageCase:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecoderRun:
-    """What a decoder made of a prompt fed in pieces."""
+    """Outputs of a decoder for a prompt fed in pieces."""
 
     positions: NDArray[np.int64]
     """The last of each piece."""

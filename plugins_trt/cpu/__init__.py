@@ -2,10 +2,10 @@
 
     lower.py          puts the CPU operators into a loaded graph
     register.py       makes them known to session options
-    operators.py      what each of them is called, takes and gives
-    names.py          their names
-    native_op.py      an operator as ONNX Runtime's C interface wants it: what is asked once a session
-    call_frame.py     what is called at every node, and what a kernel sees of a call
+    operators.py      name, inputs and outputs of each
+    op_names.py       their names
+    ort_custom_op.py  an operator for ONNX Runtime's C interface: the calls of a session's start
+    call_frame.py     the function called at every node, and a kernel's view of a call
     *_kernel.py       the kernels, as Numba compiles them
     stored_matrix.py  the product with a matrix of any stored format
 

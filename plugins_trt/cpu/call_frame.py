@@ -1,4 +1,4 @@
-"""What a compiled kernel is called with, and the compiled function that ONNX Runtime calls for any of our operators.
+"""Arguments of a compiled kernel, and the compiled function that ONNX Runtime calls for any of our operators.
 
 No Python runs in a call. `compute` asks ONNX Runtime for the inputs, holds them against the operator's table, lets it
 allocate the outputs and runs the kernel's phases on ONNX Runtime's own threads: a second thread pool would fight
@@ -81,7 +81,7 @@ class _Table(NamedTuple):
     """Places in an operator's table.
 
     A value's row begins with its element types as bits, then rank, then axes. An axis is a dim's number times two, plus
-    one where its size is twice the dim's. A rank of `leading` and more stands for any dims before so many named ones.
+    one where its size is twice the dim's. A rank of `leading` and more stands for any dims before that number of named ones.
     """
 
     fixed: int = 0

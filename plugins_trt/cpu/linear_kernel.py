@@ -1,4 +1,4 @@
-"""A dense layer over weights where they lie: [out, in] in the checkpoint's dtype; no copy of them outlives a task."""
+"""A dense layer over stored weights: [out, in] in the checkpoint's dtype; no copy of them outlives a task."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ def lower_for_cpu(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 class _Graph:
-    """Who makes which value, and which values are weights."""
+    """Producers of the values of a graph, and the values that are weights."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._makers = {name: node for node in graph.node for name in node.output}

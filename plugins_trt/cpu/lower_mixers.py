@@ -68,7 +68,7 @@ class _Append(NamedTuple):
 
 
 class _Values:
-    """Who makes and who reads each value of a graph."""
+    """Producer and readers of each value of a graph."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._makers = {name: node for node in graph.node for name in node.output}

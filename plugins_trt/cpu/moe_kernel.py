@@ -1,4 +1,4 @@
-"""The mixture of experts over experts where they lie: routing, then gate and up, then down.
+"""The mixture of experts over stored experts: routing, then gate and up, then down.
 
 Tokens are sorted by expert; a slot is one token of one expert. Each expert's slots pass its weights together, a block of
 weight rows a task. A token's slots are summed last, in ascending order of experts, so that a result does not depend on
@@ -142,7 +142,7 @@ def _choose(logits: Any, chosen: Any, weights: Any) -> None:
 
 @_compile
 def _insert(ascending: Any, count: Any, slot: Any) -> None:
-    """Put a slot in its place among so many; slots ascend as experts do."""
+    """Put a slot in its place among N; slots ascend as experts do."""
     while count and ascending[count - 1] > slot:
         ascending[count] = ascending[count - 1]
         count -= 1
@@ -223,7 +223,7 @@ def _add_weighted(row: Any, weight: Any, total: Any) -> None:
 
 @_compile
 def _share(frame: Any, task: Any, width: Any) -> Any:
-    """Return the expert, its slots and the columns, of so many, that a task of a product is for."""
+    """Return the expert, its slots and the columns, of N, that a task of a product is for."""
     _tokens, _weights, _slots_of, active, first, _x, _hidden = _scratch(frame)
     columns = columns_for(dim(frame, 0, 0))
     across = blocks(width, columns)

@@ -1,4 +1,4 @@
-"""Where onnxruntime-extensions looks for our operators, and what they are called there."""
+"""Names and domain of our operators in onnxruntime-extensions."""
 
 from __future__ import annotations
 

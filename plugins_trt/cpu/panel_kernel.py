@@ -56,7 +56,7 @@ _VECTOR = ir.VectorType(FLOAT, LANES)
 
 
 def _tile(rows: int, *, is_whole: bool) -> Any:
-    """Return the product of so many rows with a panel, of which all columns exist or only some."""
+    """Return the product of N rows with a panel, of which all columns exist or only some."""
 
     def write(builder: Any, *words: Any) -> None:
         a, a_step, b, b_step, columns, depth, out, out_step, adds, ahead, rate = words
@@ -124,7 +124,7 @@ def _transpose(
 
 @intrinsic
 def _highest(_context: Any, _row: Any, _count: Any) -> tuple[Any, Callable[..., Any]]:
-    """Return the largest of so many numbers, a multiple of the lanes; LLVM keeps such a loop scalar."""
+    """Return the largest of N numbers, a multiple of the vector width; LLVM keeps such a loop scalar."""
 
     def codegen(_context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         row, count = args

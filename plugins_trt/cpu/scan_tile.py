@@ -52,7 +52,7 @@ def _number(builder: Any, row: Any, index: int) -> Any:
 
 
 def _advance_some(builder: Any, count: int, n: Any, args: list[Any]) -> None:
-    """Move so many states, from the n-th on, over all steps."""
+    """Move N states, from the n-th on, over all steps."""
     tile, step, array, steps, A, h, B, C, step_bc = args
     places = [builder.mul(builder.add(n, I64(state)), I64(4 * LANES)) for state in range(count)]
     rates = [load(builder, builder.add(A, place), FLOAT, None) for place in places]

@@ -34,7 +34,7 @@ __all__ = [
 FLOAT, UINT8, INT8, INT64, FLOAT16, BFLOAT16 = 1, 2, 3, 7, 10, 16
 """Element types as ONNX numbers them; uint8 holds two codes of four bits."""
 ENOUGH_ROWS = 24
-"""From so many rows on, transposing the matrix costs less than it saves."""
+"""Number of rows from which on transposing the matrix costs less than it saves."""
 _WIDENED_ROWS = 16
 _DEPTH = 2048
 
@@ -140,7 +140,7 @@ def _pack(stored: Any, depth: Any, first: Any, wide: Any, panels: Any) -> None:
 
 @_compile
 def _row(stored: Any, size: Any) -> Any:
-    """Return the address of the first row, for rows of so many bytes."""
+    """Return the address of the first row, for rows of N bytes."""
     return stored[0] + stored[2] * size
 
 

@@ -53,11 +53,11 @@ LANES = 16 if HAS_AVX512 else 8 if "+avx" in _FEATURES else 4
 I32, I64 = ir.IntType(32), ir.IntType(64)
 FLOAT = ir.FloatType()
 ELEMENTS = {types.float32: FLOAT, types.uint16: ir.IntType(16), types.int16: ir.HalfType()}
-"""What arrays of these dtypes hold: float32, bfloat16, half."""
+"""Element types of arrays of these dtypes: float32, bfloat16, half."""
 
 
 def of_words(name: str, count: int, write: Callable[..., None]) -> Any:
-    """Return a function of so many int64 words for compiled code, from what writes it, given a builder and the words."""
+    """Return a function of N int64 words for compiled code; ``write`` takes a builder and the words."""
 
     def codegen(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         write(builder, *args)
@@ -94,7 +94,7 @@ def slot(builder: Any, initial: Any) -> Any:
 
 
 def at(builder: Any, address: Any, step: Any, number: Any) -> Any:
-    """Return an address so many steps further."""
+    """Return an address N steps further."""
     return builder.add(address, builder.mul(number, step))
 
 

@@ -6,7 +6,7 @@ are float32; the output is cast to T at the end.
 
 Rows of the input and the output may lie anywhere: channel by channel, as the ONNX node has them, or
 token by token as the projections around it do, where a row may be one half of a wider one. So a
-plugin can absorb the transposes and the split around the node. The naive twin is in `naive.py`.
+plugin can absorb the transposes and the split around the node. The plain version is in `naive.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the kernels compute element by element, in float32 and without overflow."""
+"""Functions that the kernels compute element by element, in float32 and without overflow."""
 
 from __future__ import annotations
 

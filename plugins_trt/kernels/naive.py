@@ -1,4 +1,4 @@
-"""Scan, convolution, norms and activations in plain PyTorch: the kernels' twins, slow and obvious.
+"""Scan, convolution, norms and activations in plain PyTorch: the kernels' plain versions, slow and obvious.
 
 Same signatures, same dtypes, float32 inside. The mathematics is at `longllava_trt.plugins_trt.spec`.
 """

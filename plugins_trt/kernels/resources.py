@@ -1,4 +1,4 @@
-"""What each kernel takes of a GPU that need not be there: registers, shared memory, spilled bytes.
+"""Resources of each kernel on a GPU that need not be there: registers, shared memory, spilled bytes.
 
     python -m longllava_trt.plugins_trt.kernels.resources [--arch 80] [--dtype bf16]
 

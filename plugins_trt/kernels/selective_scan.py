@@ -9,7 +9,7 @@ A program is one warp that walks through its chunk with the states of 32 channel
 channel a thread, so nothing is exchanged between threads; the next token's loads are in flight
 meanwhile. Arithmetic is float32 and every exponential but exp(A_log) has an argument <= 0, so none
 overflows. The mathematics is at `longllava_trt.plugins_trt.spec.SELECTIVE_SCAN`, the arithmetic of grids and
-workspaces in `launch.py`, the naive twin in `naive.py`.
+workspaces in `launch_plans/mixers.py`, the plain version in `naive.py`.
 """
 
 from __future__ import annotations

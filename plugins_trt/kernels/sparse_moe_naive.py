@@ -1,4 +1,4 @@
-"""SparseMoE in plain PyTorch: the kernels' twin, one expert after another.
+"""SparseMoE in plain PyTorch: the kernels' plain version, one expert after another.
 
 The same signature as `sparse_moe.sparse_moe`; the mathematics is at `longllava_trt.plugins_trt.spec.SPARSE_MOE`.
 Slow and obvious, on any device; quantised weights are widened first.

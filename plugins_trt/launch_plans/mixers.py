@@ -64,7 +64,7 @@ def scan_chunks(
         batch: Sequences.
         seq_len: Tokens of each, at least 1.
         d_inner: Channels.
-        chunks: At most so many, instead of as many as fill the GPU.
+        chunks: Upper limit; by default as many as fill the GPU.
     """
     if chunks is None:
         programs = batch * _ceil_div(d_inner, SCAN_CHANNELS)

@@ -1,4 +1,4 @@
-"""What one call of an operator consists of on a GPU: launches, workspaces, and kernels compiled for them.
+"""One call of an operator on a GPU: launches, workspaces, and kernels compiled for them.
 
 Numbers and names only, so that the C++ host can mirror them and tests can compare the two.
 """

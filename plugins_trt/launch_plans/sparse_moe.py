@@ -58,7 +58,7 @@ class MoeShape:
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """What one program of a matrix kernel computes, and with how many threads."""
+    """Rows, columns and threads of one program of a matrix kernel."""
 
     rows: int
     """Tokens; at least 16, the tensor cores' height."""
@@ -221,7 +221,7 @@ def plan_launches(
 
 
 def max_row_tiles(shape: MoeShape, rows: int) -> int:
-    """Return the most tiles of so many rows that any routing of this shape can need."""
+    """Return the most tiles of this number of rows that any routing of this shape can need."""
     slots, experts = shape.num_slots, shape.num_experts
     # an expert of n rows takes at most (n + rows - 1) / rows tiles
     return min(slots, (slots + experts * (rows - 1)) // rows)

@@ -91,7 +91,7 @@ def compile_images(
 
 
 class _Tally:
-    """What the workers have compiled so far."""
+    """Kernels that the workers have compiled up to now."""
 
     def __init__(self, progress: Progress | None) -> None:
         self.images: list[KernelImage] = []

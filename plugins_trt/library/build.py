@@ -55,7 +55,7 @@ class PluginLibrary:
     digest: str
     """SHA-256 of everything that it was built from: sources, tools, options."""
     version: str
-    """What TensorRT knows the plugins by."""
+    """Version of the plugins in TensorRT."""
     archs: tuple[int, ...]
     dtypes: tuple[str, ...]
 

@@ -24,7 +24,7 @@ class Outcome:
 
     @property
     def message(self) -> str:
-        """What a user reads after bad input: one line, no traceback, nothing on stdout."""
+        """Text that a user reads after bad input: one line, no traceback, nothing on stdout."""
         assert "Traceback" not in self.err
         assert self.err.startswith("error: "), self.err
         assert self.err.count("\n") == 1, self.err

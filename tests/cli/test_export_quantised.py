@@ -1,4 +1,4 @@
-"""What `export --moe-quant` prints."""
+"""Output of `export --moe-quant`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each verb prints and returns when all is well."""
+"""Output and exit status of each verb when all is well."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ LAYER_BYTES = 4 * 3 * 224 * 64 * 4
 
 
 def fill_disk(monkeypatch: pytest.MonkeyPatch, *, after: int) -> None:
-    """Let the disk be full when the layer after so many is written."""
+    """Let the disk be full when the layer after N is written."""
     fsync, calls = os.fsync, []
 
     def full(descriptor: int) -> None:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from longllava_trt.inspection import count_parameters
 from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
 from longllava_trt.models.llava_jamba.weights import expected_tensors
-from longllava_trt.planning.flops import count_flops, decoder_flops, paper_flops, vision_flops
+from longllava_trt.planning.flops import count_flops, decoder_flops, vision_flops
 from longllava_trt.reference.synthetic.presets import PRESETS
+from tests.planning.paper_count import paper_flops
 
+ROOT = Path(__file__).resolve().parents[2]
 NINE, FIFTY_THREE = PRESETS["9b"], PRESETS["53b"]
 
 
@@ -29,6 +33,17 @@ def test_paper_count_gives_the_published_petaflops(
     counted = paper_flops(config.decoder, images=images, moe_layers=moe_layers) / 1e15
 
     assert round(counted, 4) == published
+
+
+@pytest.mark.parametrize(("name", "config"), [("53B", FIFTY_THREE), ("9B", NINE)])
+@pytest.mark.parametrize("images", [54, 128])
+def test_the_footnote_gives_both_counts(name: str, config: LongLLaVAConfig, images: int) -> None:
+    page = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+    row = next(line for line in page.splitlines() if line.startswith(f"| {name} | {images} |"))
+    _, _, paper, ours, *_ = (cell.strip() for cell in row.strip("|").split("|"))
+    assert paper == f"{paper_flops(config.decoder, images=images) / 1e15:.4f}"
+    flops = count_flops(config, images=images, tokens=144 * images)
+    assert ours == f"{(flops.decoder_linear + flops.decoder_attention) / 1e15:.3f}"
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def test_decoder_equals_transformers_jamba(model: LongLLaVA, batch: int, length:
 
 
 class RenormalisedRouter(TorchOperators):
-    """What mlx-lm and mobius do: routing weights that sum to one."""
+    """Behaviour of mlx-lm and mobius: routing weights that sum to one."""
 
     def sparse_moe(self, x, router_logits, experts, *, top_k):  # type: ignore[no-untyped-def]
         kept = router_logits.softmax(-1).topk(top_k, -1).values.sum(-1, keepdim=True)

@@ -1,4 +1,4 @@
-"""What a session promises: the same answers as one prompt, without feeding anything twice, from any point of it."""
+"""Promises of a session: the same answers as one prompt, without feeding anything twice, from any point of it."""
 
 from __future__ import annotations
 
@@ -349,7 +349,7 @@ def test_rewind_closes_what_is_open(model: LongLLaVA, pictures: list[Path]) -> N
 
 
 def interrupt_after(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the decoder's call after so many be broken off as Ctrl-C breaks it off: half done."""
+    """Let the decoder's call after N be broken off as Ctrl-C breaks it off: half done."""
     step, left = Decoder.step, [count]
 
     def interrupted(
@@ -417,7 +417,7 @@ def test_a_thousand_images_are_shown_once(
     def count(
         _: Decoder, inputs_embeds: NDArray[np.float32], state: DecoderState
     ) -> NDArray[np.float32]:
-        # attention over so many positions takes minutes; the decoder is not what is tested here
+        # attention over this number of positions takes minutes; the decoder is not tested here
         state.make_room(inputs_embeds.shape[1])
         state.advance(inputs_embeds.shape[1])
         fed.append(inputs_embeds.shape[1])

@@ -74,10 +74,10 @@ def test_a_loaded_session_is_the_saved_one_to_the_bit(
     assert loaded.turns == session.turns
     np.testing.assert_array_equal(loaded.score("And?", ANSWER), session.score("And?", ANSWER))
     for to_image in (8, 6, 0):
-        twin = session.fork()
-        twin.rewind(to_image)
+        fork = session.fork()
+        fork.rewind(to_image)
         loaded.rewind(to_image)
-        np.testing.assert_array_equal(loaded.score("And?", ANSWER), twin.score("And?", ANSWER))
+        np.testing.assert_array_equal(loaded.score("And?", ANSWER), fork.score("And?", ANSWER))
     loaded.save(tmp_path / "again")
     np.testing.assert_array_equal(
         model.load_session(saved).score("And?", ANSWER), session.score("And?", ANSWER)
@@ -98,9 +98,9 @@ def test_another_process_gives_the_same_answers(
     assert done.returncode == 0, done.stderr
     first, again, num_images = json.loads(done.stdout)
     assert tuple(first) == session.ask("What is this?", max_new_tokens=8).token_ids
-    twin = session.fork()
-    twin.rewind(6)
-    assert tuple(again) == twin.ask("What is this?", max_new_tokens=8).token_ids
+    fork = session.fork()
+    fork.rewind(6)
+    assert tuple(again) == fork.ask("What is this?", max_new_tokens=8).token_ids
     assert num_images == 6
 
 

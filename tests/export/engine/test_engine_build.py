@@ -225,7 +225,7 @@ def test_every_preset_is_built_with_plugins_compiled_for_it(
 def test_plugins_of_another_dtype_are_named(
     tensorrt: TensorRT, tiny_bundle: Path, tmp_path: Path, plugin_library: Path
 ) -> None:
-    """What a plugin reports reaches the user: this library holds no kernels for float32."""
+    """A plugin's report reaches the user: this library holds no kernels for float32."""
     copy = Path(shutil.copytree(tiny_bundle, tmp_path / "bundle"))
     with pytest.raises(ExportError, match=r"cannot build for sm80: .*is not in this library"):
         build_engines(copy, replace(OPTIONS, stages=("decoder",)), plugins=plugin_library)

@@ -241,7 +241,7 @@ def test_who_waits_for_the_compiler_is_told(
 
 
 def interrupt_and_drop(err: Exception | None) -> None:
-    """What ctypes does with an interrupt in a callback, and the compiler after it."""
+    """Behaviour of ctypes with an interrupt in a callback, and the compiler after it."""
     try:
         signal.raise_signal(signal.SIGINT)
         time.sleep(0)

@@ -126,7 +126,7 @@ def plugin_library() -> PluginLibrary:
 def kernel_images(
     plugin_library: PluginLibrary, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[KernelImage, int]]:
-    """What Triton itself says of every kernel, and the checksum of its code, by variant."""
+    """Triton's own record of every kernel, and the checksum of its code, by variant."""
     folder = tmp_path_factory.mktemp("images")
     images = compile_images(
         folder,

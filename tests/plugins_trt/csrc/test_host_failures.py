@@ -1,4 +1,4 @@
-"""What the host refuses, and what it says: bad tensors, bad attributes, a driver that fails, a GPU it has no code for."""
+"""Refusals of the host, and their texts: bad tensors, bad attributes, a driver that fails, a GPU it has no code for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The convolution's kernels against their twin and a float64 loop."""
+"""The convolution's kernels against their plain version and a float64 loop."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_conv_equals_its_twin_and_a_float64_loop(
     assert output.dtype == present.dtype == tensors["input"].dtype
     np.testing.assert_array_equal(number(present), expected_present)
     np.testing.assert_array_equal(number(present), number(twin_present))
-    # the twin computes in float32, so this is its last rounding alone
+    # the plain version computes in float32, so this is its last rounding alone
     limit = LIMIT if dtype == "float32" else 2 * relative_rms(number(twin_output), expected)
     assert relative_rms(number(output), expected) <= limit
     assert relative_rms(number(output), number(twin_output)) <= limit
@@ -127,8 +127,8 @@ def test_conv_is_right_at_extremes(
     arrays["input"] *= 100
     tensors = on_device(arrays, dtype)
     expected, _ = oracle(as_arrays(tensors))
-    twin = relative_rms(number(naive(tensors)[0]), expected)
-    assert relative_rms(number(conv(tensors)[0]), expected) <= max(2 * twin, LIMIT)
+    plain = relative_rms(number(naive(tensors)[0]), expected)
+    assert relative_rms(number(conv(tensors)[0]), expected) <= max(2 * plain, LIMIT)
 
 
 @pytest.mark.parametrize("seq_len", [2, 40], ids=lambda n: f"len{n}")

@@ -1,4 +1,4 @@
-"""What is compiled ahead of time: it covers every launch, and it fits an A100 without spilling."""
+"""Kernels compiled ahead of time: they cover every launch, and fit an A100 without spilling."""
 
 from __future__ import annotations
 

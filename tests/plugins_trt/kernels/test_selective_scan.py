@@ -1,4 +1,4 @@
-"""The scan's kernels against their twin and a float64 loop."""
+"""The scan's kernels against their plain version and a float64 loop."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_scan_equals_its_twin_and_a_float64_loop(
     assert y.dtype == twin_y.dtype == tensors["u"].dtype
     assert relative_rms(number(state), expected_state) <= LIMIT
     assert relative_rms(number(state), number(twin_state)) <= LIMIT
-    # the twin computes in float32, so this is its last rounding alone
+    # the plain version computes in float32, so this is its last rounding alone
     limit = LIMIT if dtype == "float32" else 2 * relative_rms(number(twin_y), expected_y)
     assert relative_rms(number(y), expected_y) <= limit
     assert relative_rms(number(y), number(twin_y)) <= limit
@@ -138,8 +138,8 @@ def test_scan_is_right_at_extremes(
     y, state = scan(tensors, chunks=chunks)
     expected_y, expected_state = scan_oracle(as_arrays(tensors))
     assert relative_rms(number(state), expected_state) <= LIMIT
-    twin = relative_rms(number(naive(tensors)[0]), expected_y)
-    assert relative_rms(number(y), expected_y) <= max(2 * twin, LIMIT)
+    plain = relative_rms(number(naive(tensors)[0]), expected_y)
+    assert relative_rms(number(y), expected_y) <= max(2 * plain, LIMIT)
 
 
 def test_small_steps_keep_their_relative_accuracy(

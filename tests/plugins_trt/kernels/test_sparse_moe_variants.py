@@ -1,4 +1,4 @@
-"""What is compiled ahead of time: it covers every launch, and it fits a GPU without spilling."""
+"""Kernels compiled ahead of time: they cover every launch, and fit a GPU without spilling."""
 
 from __future__ import annotations
 

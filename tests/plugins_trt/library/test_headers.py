@@ -1,4 +1,4 @@
-"""Where TensorRT's headers are looked for, in which order, and what is said where there are none."""
+"""Places and order of the search for TensorRT's headers, and the error where there are none."""
 
 from __future__ import annotations
 

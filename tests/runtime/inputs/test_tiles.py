@@ -1,4 +1,4 @@
-"""Tiles against a twin that pads the whole image with NumPy and slices it."""
+"""Tiles against a plain version that pads the whole image with NumPy and slices it."""
 
 from __future__ import annotations
 

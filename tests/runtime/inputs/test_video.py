@@ -1,4 +1,4 @@
-"""Which frames are shown, on files made here whose frames are known by their colour."""
+"""Choice of a video's frames, on files made here whose frames are known by their colour."""
 
 from __future__ import annotations
 

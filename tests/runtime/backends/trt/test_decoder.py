@@ -135,13 +135,13 @@ def test_a_state_goes_back_to_a_mark(engines: Engines, embeds: np.ndarray) -> No
 
 def test_a_state_is_copied_out_and_taken_over(engines: Engines, embeds: np.ndarray) -> None:
     decoder = TrtDecoder(engines)
-    state, twin = decoder.new_state(), decoder.new_state()
+    state, restored = decoder.new_state(), decoder.new_state()
     feed(decoder, embeds, [8, 1], state)
     arrays = state.state_dict(copy=True)
     assert arrays["past_key_values.1.key"].shape == (1, 2, 9, 3)
-    twin.load_state_dict(state.past_len, arrays.items())
+    restored.load_state_dict(state.past_len, arrays.items())
     np.testing.assert_array_equal(
-        decoder.step(embeds[:, 9:12], twin), decoder.step(embeds[:, 9:12], state)
+        decoder.step(embeds[:, 9:12], restored), decoder.step(embeds[:, 9:12], state)
     )
 
 
