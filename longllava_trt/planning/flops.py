@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longllava_trt.models.llava_jamba.config import DecoderConfig, LongLLaVAConfig, VisionConfig
+from longllava_trt.models.spec import (
+    AttentionSpec,
+    DecoderSpec,
+    ExpertsSpec,
+    FeedForwardSpec,
+    MixerSpec,
+    ModelSpec,
+    VisionSpec,
+)
 
 __all__ = ["StageFlops", "count_flops", "decoder_flops", "paper_flops", "vision_flops"]
 
@@ -30,7 +38,7 @@ class StageFlops:
         return self.vision + self.projector + self.decoder_linear + self.decoder_attention
 
 
-def count_flops(config: LongLLaVAConfig, *, images: int, tokens: int) -> StageFlops:
+def count_flops(config: ModelSpec, *, images: int, tokens: int) -> StageFlops:
     """Count the prefill of a prompt.
 
     Args:
@@ -38,18 +46,24 @@ def count_flops(config: LongLLaVAConfig, *, images: int, tokens: int) -> StageFl
         images: Images in it.
         tokens: Positions of the whole prompt, those of images included.
     """
-    vision, hidden = config.vision, config.decoder.hidden_size
-    mlp = vision.num_image_tokens * (vision.hidden_size + hidden) * hidden
     linear, attention = decoder_flops(config.decoder, tokens=tokens, past=0)
     return StageFlops(
-        vision=images * vision_flops(vision),
-        projector=images * 2.0 * mlp,
+        vision=images * vision_flops(config.vision) if config.vision else 0.0,
+        projector=images * _projector_flops(config),
         decoder_linear=linear,
         decoder_attention=attention,
     )
 
 
-def vision_flops(config: VisionConfig) -> float:
+def _projector_flops(config: ModelSpec) -> float:
+    if config.vision is None or config.connector is None:
+        return 0.0
+    hidden = config.decoder.hidden_size
+    widths = config.vision.feature_size + (config.connector.num_layers - 1) * hidden
+    return 2.0 * config.num_image_tokens * widths * hidden
+
+
+def vision_flops(config: VisionSpec) -> float:
     """Count the encoding of one image."""
     width, length = config.hidden_size, config.num_patches + 1
     patches = config.num_patches * 3 * config.patch_size**2 * width
@@ -57,33 +71,34 @@ def vision_flops(config: VisionConfig) -> float:
     return 2.0 * (patches + config.num_run_layers * layer)
 
 
-def decoder_flops(config: DecoderConfig, *, tokens: int, past: int) -> tuple[float, float]:
-    """Count so many tokens after so many others; returns what is linear in them, and attention."""
-    layers = range(config.num_hidden_layers)
-    kinds = config.layer_kinds
-    per_token = sum(_mixer(config, kinds[i]) + _feed_forward(config, i) for i in layers)
-    head = config.hidden_size * config.vocab_size
+def decoder_flops(config: DecoderSpec, *, tokens: int, past: int) -> tuple[float, float]:
+    """Count N tokens after N others; returns what is linear in them, and attention."""
+    hidden = config.hidden_size
+    per_token = sum(
+        _mixer(layer.mixer, hidden) + _feed_forward(layer.feed_forward, hidden)
+        for layer in config.layers
+    )
+    head = hidden * config.vocab_size
     # token k attends to past + k positions: scores and weighted values
     pairs = tokens * past + tokens * (tokens + 1) / 2
-    attention = kinds.count("attention") * 2 * pairs * config.hidden_size
+    attention = sum(2 * pairs * mixer.q_size for mixer in config.attention_layers.values())
     return 2.0 * (tokens * per_token + head), 2.0 * attention
 
 
-def _mixer(config: DecoderConfig, kind: str) -> int:
-    hidden = config.hidden_size
-    if kind == "attention":
-        return hidden * (2 * hidden + 2 * config.num_key_value_heads * config.head_dim)
-    inner, rank, state = config.d_inner, config.mamba_dt_rank, config.mamba_d_state
+def _mixer(mixer: MixerSpec, hidden: int) -> int:
+    if isinstance(mixer, AttentionSpec):
+        return hidden * (2 * mixer.q_size + 2 * mixer.kv_size)
+    inner, rank, state = mixer.d_inner, mixer.dt_rank, mixer.d_state
     # in_proj, out_proj; x_proj, dt_proj; convolution; decay, input and read-out of every state
     products = 3 * hidden * inner + inner * (rank + 2 * state) + rank * inner
-    return products + inner * config.mamba_d_conv + 3 * inner * state
+    return products + inner * mixer.d_conv + 3 * inner * state
 
 
-def _feed_forward(config: DecoderConfig, layer: int) -> int:
-    mlp = 3 * config.hidden_size * config.intermediate_size
-    if not config.is_moe_layer(layer):
+def _feed_forward(forward: FeedForwardSpec, hidden: int) -> int:
+    mlp = 3 * hidden * forward.intermediate_size
+    if not isinstance(forward, ExpertsSpec):
         return mlp
-    return config.num_experts_per_tok * mlp + config.hidden_size * config.num_experts
+    return forward.top_k * mlp + hidden * forward.num_experts
 
 
 _SOFTMAX, _ACTIVATION, _DROPOUT, _LAYER_NORM = 5, 8, 4, 5
@@ -91,43 +106,50 @@ _PAPER_LENGTH = 4096
 _PAPER_SCAN = 9 * 256 * 16
 
 
-def paper_flops(config: DecoderConfig, *, images: int, moe_layers: int | None = None) -> float:
+def paper_flops(config: ModelSpec, *, images: int, moe_layers: int | None = None) -> float:
     """Count as the paper's table does, which is not what the model computes.
 
     It is the counter that was written for ELECTRA (Clark et al. 2020), with a block for Mamba: an MLP of two
-    matrices instead of three, no Mamba projection, a scan of 256 channels, no vision tower, 144 positions an image
+    matrices instead of three, no Mamba projection, a scan of 256 channels, no vision tower, an image's own positions
     and no text; attention blocks are counted for 4096 tokens whatever the prompt's length; embeddings are counted
     as products.
 
     Args:
-        config: The decoder.
+        config: The model.
         images: Images in the prompt.
         moe_layers: How many layers are counted as routed; by default as many as the model has. The published
             script leaves four out.
     """
-    h, length = config.hidden_size, 144 * images
-    routed = sum(map(config.is_moe_layer, range(config.num_hidden_layers)))
-    dense = config.layer_kinds.count("mamba") - routed
-    routed = routed if moe_layers is None else moe_layers
-    mlp = _paper_mlp(config, experts=1)
-    moe = _paper_mlp(config, experts=config.num_experts_per_tok)
-    mamba = dense * (mlp + _PAPER_SCAN) + routed * (moe + _PAPER_SCAN)
-    attention = config.layer_kinds.count("attention") * (_paper_attention(config, length) + mlp)
+    decoder = config.decoder
+    h, length = decoder.hidden_size, config.num_image_tokens * images
+    experts = decoder.moe_layers
+    dense = [
+        layer.feed_forward.intermediate_size
+        for i, layer in enumerate(decoder.layers)
+        if layer.kind == "mamba" and i not in experts
+    ]
+    routed = [_paper_mlp(h, e.intermediate_size, experts=e.top_k) for e in experts.values()]
+    routed = routed if moe_layers is None else routed[:moe_layers]
+    mamba = sum(_paper_mlp(h, inner) for inner in dense) + sum(routed)
+    mamba += _PAPER_SCAN * (len(dense) + len(routed))
+    attention = sum(
+        _paper_attention(h, mixer.num_heads, length)
+        + _paper_mlp(h, decoder.layers[i].feed_forward.intermediate_size)
+        for i, mixer in decoder.attention_layers.items()
+    )
     positions = 2 * h * (length + 2) + 2 * h + (_LAYER_NORM + _DROPOUT) * h
-    head = 2 * h * config.vocab_size + (_SOFTMAX + 2) * config.vocab_size
+    head = 2 * h * decoder.vocab_size + (_SOFTMAX + 2) * decoder.vocab_size
     projection = 2 * h * h + (2 + _ACTIVATION + _LAYER_NORM) * h
     per_token = mamba + positions + head + projection
     return float(length * per_token + _PAPER_LENGTH * attention)
 
 
-def _paper_mlp(config: DecoderConfig, *, experts: int) -> int:
-    h, inner = config.hidden_size, config.intermediate_size
+def _paper_mlp(h: int, inner: int, *, experts: int = 1) -> int:
     elementwise = (_ACTIVATION + 1) * inner + (2 + _DROPOUT + _LAYER_NORM) * h
     return experts * 4 * h * inner + elementwise
 
 
-def _paper_attention(config: DecoderConfig, length: int) -> int:
-    h, heads = config.hidden_size, config.num_attention_heads
+def _paper_attention(h: int, heads: int, length: int) -> int:
     projections = 8 * h * h + (5 + _DROPOUT + _LAYER_NORM) * h
     scores = 4 * h * length + (_SOFTMAX + _DROPOUT + 1) * heads * length
     return projections + scores
