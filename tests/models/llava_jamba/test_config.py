@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from longllava_trt.core.errors import ConfigError
-from longllava_trt.models.registry import load_model_spec
+from longllava_trt.models.registry import load_decoder_spec, load_model_spec
 
 
 @pytest.fixture
@@ -197,3 +197,57 @@ def test_an_unreadable_file_is_explained(tmp_path: Path, text: str | None) -> No
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json"):
         load_model_spec(tmp_path)
+
+
+def test_what_transformers_writes_by_itself_is_harmless(checkpoint: Path) -> None:
+    own = {
+        "_attn_implementation_autoset": True,
+        "attn_implementation": "eager",
+        "delay_load": True,
+    }
+    plain = load_model_spec(checkpoint)
+    write(checkpoint, published(**own))
+    assert load_model_spec(checkpoint) == plain
+
+
+def test_an_unknown_key_can_be_ignored_and_a_known_one_cannot(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(checkpoint, published(my_note="hello"))
+    with pytest.raises(ConfigError, match="unknown key 'my_note'"):
+        load_model_spec(checkpoint)
+    assert load_model_spec(checkpoint, ignored_keys=["my_note"]).decoder.num_layers == 32
+    assert "ignoring 'my_note'" in caplog.text
+    write(checkpoint, published(hidden_act="gelu"))
+    with pytest.raises(ConfigError, match="'hidden_act' must be 'silu'"):
+        load_model_spec(checkpoint, ignored_keys=["hidden_act"])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "message"),
+    [
+        ("llava_next", "this is LLaVA-1.6"),
+        ("qwen", "model_type 'qwen' is not known"),
+        (None, "'model_type' is missing"),
+        (["llava"], "is not known"),
+    ],
+)
+def test_the_family_is_looked_at_first(checkpoint: Path, model_type: object, message: str) -> None:
+    write(checkpoint, {"model_type": model_type, "what": "ever"})
+    with pytest.raises(ConfigError) as caught:
+        load_model_spec(checkpoint)
+    assert message in str(caught.value)
+    assert "supported: LongLLaVA ('llava_jamba')" in str(caught.value)
+    assert "key" not in str(caught.value)
+
+
+def test_the_decoder_is_read_wherever_the_tower_is(checkpoint: Path) -> None:
+    whole = load_model_spec(checkpoint)
+    write(checkpoint, published(mm_vision_tower="somewhere/else"))
+    assert load_decoder_spec(checkpoint) == whole.decoder
+
+
+def test_numbers_are_whole_where_they_count(checkpoint: Path) -> None:
+    write(checkpoint, published(num_hidden_layers=2.5))
+    with pytest.raises(ConfigError, match="'num_hidden_layers' must be a whole number, got 2"):
+        load_model_spec(checkpoint)
