@@ -40,15 +40,16 @@ import numpy as np
 import torch
 
 from benchmarks.machine_limits import MachineLimits, product_shapes
+from benchmarks.transformers_jamba import jamba_from_reference
 from benchmarks.turns import take_turns
 from longllava_trt.core.manifest import Manifest
 from longllava_trt.export.bundle import export_bundle
-from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
+from longllava_trt.models.llava_jamba.presets import PRESETS
+from longllava_trt.models.spec import ModelSpec
 from longllava_trt.planning.flops import decoder_flops
 from longllava_trt.planning.memory import count_weights
 from longllava_trt.reference.checkpoint import load_model
-from longllava_trt.reference.synthetic.checkpoint import PRESETS, write_checkpoint
-from longllava_trt.reference.transformers_jamba import jamba_from_reference
+from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
 from longllava_trt.runtime.backends.ort.decoder import Decoder
 from longllava_trt.runtime.backends.ort.session import Kernels, OnnxSession
 
@@ -193,7 +194,7 @@ def warm_up(ways: dict[str, Contestant], steps: int) -> dict[str, str]:
 
 
 def limit_rates(
-    config: LongLLaVAConfig, limits: MachineLimits, *, prompt: int, dtype: str
+    config: ModelSpec, limits: MachineLimits, *, prompt: int, dtype: str
 ) -> dict[str, float]:
     """Return the most tokens a second that the machine allows."""
     weights = count_weights(config, dtype=dtype)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.models.spec import DecoderSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,12 +53,13 @@ class MachineLimits:
             self.flops_per_s = max(self.flops_per_s, rate)
 
 
-def product_shapes(config: DecoderConfig, tokens: int) -> list[Shape]:
+def product_shapes(decoder: DecoderSpec, tokens: int) -> list[Shape]:
     """Return the products that most of a prefill is: Mamba's projections and the MLP's matrices."""
-    hidden, wide = config.hidden_size, config.intermediate_size
+    hidden, inner = decoder.hidden_size, decoder.mamba_layers[0].d_inner
+    wide = decoder.layers[0].feed_forward.intermediate_size
     return [
-        (tokens, hidden, 2 * config.d_inner),
-        (tokens, config.d_inner, hidden),
+        (tokens, hidden, 2 * inner),
+        (tokens, inner, hidden),
         (tokens, hidden, wide),
         (tokens, wide, hidden),
     ]

@@ -38,8 +38,9 @@ from examples.needle.evaluate import MAX_NEW_TOKENS, Said
 from examples.needle.oracle import ask_reference
 from examples.needle.task import QUESTIONS, Haystack, draw_hay_pictures
 from longllava_trt.export.bundle import export_bundle
+from longllava_trt.models.llava_jamba.presets import PRESETS
 from longllava_trt.reference.model import LongLLaVA as ReferenceLongLLaVA
-from longllava_trt.reference.synthetic.checkpoint import PRESETS, write_checkpoint
+from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
 from longllava_trt.runtime.inputs.image_files import load_image
 from longllava_trt.runtime.model import LongLLaVA, RunOptions
 from longllava_trt.runtime.timings import StageTimer

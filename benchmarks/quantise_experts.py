@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,10 @@ from longllava_trt.core.manifest import MOE_QUANTS, MoeQuant
 from longllava_trt.core.safetensors_header import TensorSource, read_header, read_tensor
 from longllava_trt.export.quantisation.expert_files import expert_records
 from longllava_trt.export.quantisation.expert_writer import quantise_layer
-from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.models.llava_jamba.config import model_from_keys
+from longllava_trt.models.parameters import expert_path
+from longllava_trt.models.registry import family_of
+from longllava_trt.models.spec import ModelSpec
 from longllava_trt.plugins_trt.kernels.sparse_moe_formats import (
     GROUP,
     dequantise_int4,
@@ -70,7 +73,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
-    config = replace(preset_config("53b", None).decoder, num_experts=args.experts)
+    config = model_of(args.experts)
     if args.worker:
         quant, folder = args.worker
         return work(Path(folder), config, quant)
@@ -94,36 +97,42 @@ def main() -> int:
     return 1 if misses else 0
 
 
-def write_experts(path: Path, config: DecoderConfig) -> None:
+def write_experts(path: Path, config: ModelSpec) -> None:
     """Write random experts, a block of rows in memory at a time."""
-    hidden, inner = config.hidden_size, config.intermediate_size
     header: dict[str, Any] = {}
     end = 0
-    for name, shape in names_and_shapes(config, hidden, inner):
+    for name, shape in names_and_shapes(config):
         begin, end = end, end + 2 * math.prod(shape)
         header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     rng = np.random.default_rng(0)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for _, (rows, columns) in names_and_shapes(config, hidden, inner):
+        for _, (rows, columns) in names_and_shapes(config):
             for begin in range(0, rows, 512):
                 block = rng.standard_normal((min(512, rows - begin), columns), dtype=np.float32)
                 # as large as a trained matrix's
                 file.write((block * np.float32(0.02)).astype(ml_dtypes.bfloat16).tobytes())
 
 
-def names_and_shapes(
-    config: DecoderConfig, hidden: int, inner: int
-) -> Iterator[tuple[str, tuple[int, int]]]:
+def model_of(num_experts: int) -> ModelSpec:
+    """Return the published 53B with another number of experts."""
+    whole = preset_config("53b", None)
+    keys = {**whole.source, "num_experts": num_experts}
+    return model_from_keys(keys, whole.require_vision())
+
+
+def names_and_shapes(config: ModelSpec) -> Iterator[tuple[str, tuple[int, int]]]:
     """Yield the checkpoint's tensors of the layer."""
-    for expert in range(config.num_experts):
+    experts, hidden = config.decoder.moe_layers[LAYER], config.decoder.hidden_size
+    inner = experts.intermediate_size
+    for expert in range(experts.num_experts):
         for matrix in MATRICES:
             shape = (hidden, inner) if matrix == "down" else (inner, hidden)
-            yield f"model.layers.{LAYER}.moe.experts.{expert}.{matrix}_proj.weight", shape
+            yield family_of(config).tensor_name(expert_path(LAYER, expert, matrix)), shape
 
 
-def work(folder: Path, config: DecoderConfig, quant: MoeQuant) -> int:
+def work(folder: Path, config: ModelSpec, quant: MoeQuant) -> int:
     """Quantise in this process, whose memory is watched; prints what it found."""
     sources = read_header(folder / "layer.safetensors")
     begin = time.monotonic()
@@ -141,23 +150,28 @@ def work(folder: Path, config: DecoderConfig, quant: MoeQuant) -> int:
     return 0
 
 
-def measure(folder: Path, config: DecoderConfig, quant: MoeQuant) -> Figures:
+def measure(folder: Path, config: ModelSpec, quant: MoeQuant) -> Figures:
     """Quantise in a process of its own, and look at what it wrote."""
-    experts = str(config.num_experts)
-    command = [sys.executable, __file__, "--experts", experts, "--worker", quant, str(folder)]
+    experts = config.decoder.moe_layers[LAYER]
+    count, inner, hidden = (
+        experts.num_experts,
+        experts.intermediate_size,
+        config.decoder.hidden_size,
+    )
+    command = [sys.executable, __file__, "--experts", str(count), "--worker", quant, str(folder)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None, "Bug: stdout is a pipe"
         found = json.loads(process.stdout.read())
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     per_row = {
-        "gate": config.hidden_size,
-        "up": config.hidden_size,
-        "down": config.intermediate_size,
+        "gate": hidden,
+        "up": hidden,
+        "down": inner,
     }
     columns, top = (per_row, 127) if quant == "w8a16" else (dict.fromkeys(MATRICES, GROUP), 7)
     path = folder / f"{quant}.safetensors"
-    worst = max(worst_step(folder, config, quant, expert) for expert in (0, config.num_experts - 1))
+    worst = max(worst_step(folder, config, quant, expert) for expert in (0, count - 1))
     nbytes = path.stat().st_size
     path.unlink()
     return Figures(
@@ -180,7 +194,7 @@ def expected_error(columns: int, top: int) -> float:
     return math.sqrt(mean_square / 12) / top
 
 
-def worst_step(folder: Path, config: DecoderConfig, quant: MoeQuant, expert: int) -> float:
+def worst_step(folder: Path, config: ModelSpec, quant: MoeQuant, expert: int) -> float:
     """Read one expert back; return the largest distance to the checkpoint's, over the scale that applies."""
     names = expert_records(config, LAYER, quant)
     codes_gu, codes_down, scales_gu, scales_down = (
@@ -190,7 +204,7 @@ def worst_step(folder: Path, config: DecoderConfig, quant: MoeQuant, expert: int
         for r in names.values()
     )
     sources = read_header(folder / "layer.safetensors")
-    half = config.intermediate_size
+    half = config.decoder.moe_layers[LAYER].intermediate_size
     parts = {
         "gate": (codes_gu[:half], scales_gu[:half]),
         "up": (codes_gu[half:], scales_gu[half:]),
@@ -198,7 +212,7 @@ def worst_step(folder: Path, config: DecoderConfig, quant: MoeQuant, expert: int
     }
     worst = 0.0
     for matrix, (codes, scales) in parts.items():
-        source = sources[f"model.layers.{LAYER}.moe.experts.{expert}.{matrix}_proj.weight"]
+        source = sources[family_of(config).tensor_name(expert_path(LAYER, expert, matrix))]
         worst = max(worst, _distance(source, folder, codes, scales))
     return worst
 

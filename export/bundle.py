@@ -7,9 +7,10 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import onnx
 import onnx_ir as ir
@@ -39,8 +40,11 @@ from longllava_trt.export.resume import Journal, resume_key
 from longllava_trt.export.trace import trace_stage
 from longllava_trt.export.weights import WeightsMode, bind_weights, place_weight_files
 from longllava_trt.models.checkpoint import index_checkpoint
+from longllava_trt.models.clip import clip_config, preprocessor_config
 from longllava_trt.models.contracts import stage_specs
-from longllava_trt.models.llava_jamba.config import LongLLaVAConfig, load_config
+from longllava_trt.models.parameters import EMBEDDING, HEAD
+from longllava_trt.models.registry import family_of, load_model_spec
+from longllava_trt.models.spec import ModelSpec
 from longllava_trt.plugins_trt.bodies import function_bodies
 
 __all__ = ["ExportReport", "export_bundle"]
@@ -48,18 +52,6 @@ __all__ = ["ExportReport", "export_bundle"]
 logger = logging.getLogger(__name__)
 
 _DTYPES = ("auto", "float32", "float16", "bfloat16")
-_CLIP_PREPROCESSOR = {
-    "crop_size": 336,
-    "do_center_crop": True,
-    "do_convert_rgb": True,
-    "do_normalize": True,
-    "do_resize": True,
-    "image_mean": [0.48145466, 0.4578275, 0.40821073],
-    "image_std": [0.26862954, 0.26130258, 0.27577711],
-    "resample": 3,
-    "size": 336,
-}
-"""What openai/clip-vit-large-patch14-336 ships; LongLLaVA's own checkpoints leave it to the vision tower."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +96,7 @@ def export_bundle(  # noqa: PLR0913 - the options of a command
         checkpoint: Folder with config.json, safetensors and tokenizer.json.
         bundle: Folder to make.
         dtype: Arithmetic dtype of the graphs; `auto` is that of the checkpoint's decoder.
-        stages: Which stages to export.
+        stages: Which stages to export; all of them are those that the model has.
         weights: How the checkpoint's files get into the bundle; see `place_weight_files`.
         vision_tower: Folder of a CLIP checkpoint to use in place of the copy in the checkpoint.
         moe_quant: How the experts of routed layers are stored; all else stays as it is. Without the decoder among
@@ -121,12 +113,14 @@ def export_bundle(  # noqa: PLR0913 - the options of a command
     """
     begin = time.monotonic()
     _check_options(dtype, stages)
-    config = load_config(checkpoint, vision_tower=vision_tower)
+    config = load_model_spec(checkpoint, vision_tower=vision_tower)
     sources = index_checkpoint(checkpoint, config, vision_tower=vision_tower)
+    stages = _stages_of(config, stages)
     if dtype == "auto":
-        dtype = sources["lm_head.weight"].dtype
+        head = EMBEDDING if config.decoder.tie_embeddings else HEAD
+        dtype = sources[family_of(config).tensor_name(head)].dtype
     specs = stage_specs(config, dtype)
-    experts = QuantisedExperts.of(config.decoder, moe_quant if "decoder" in stages else "none")
+    experts = QuantisedExperts.of(config, moe_quant if "decoder" in stages else "none")
     shards = sorted({checkpoint / source.file for source in sources.values()})
     key = resume_key(
         shards,
@@ -201,8 +195,20 @@ def _check_options(dtype: str, stages: Sequence[str]) -> None:
         )
 
 
+def _stages_of(config: ModelSpec, stages: Sequence[str]) -> Sequence[str]:
+    """Return which stages are meant: all may be fewer for a model of text alone."""
+    if set(stages) == set(STAGES):
+        return [name for name in stages if name in config.stages]
+    lacking = [name for name in stages if name not in config.stages]
+    if lacking:
+        raise InputError(
+            f"export: stages of this model are {', '.join(config.stages)}, got {', '.join(lacking)}"
+        )
+    return stages
+
+
 def _export_stage(
-    config: LongLLaVAConfig,
+    config: ModelSpec,
     name: str,
     dtype: str,
     sources: dict[str, TensorSource],
@@ -231,30 +237,33 @@ def _with_bodies(model: onnx.ModelProto, weight_format: str) -> onnx.ModelProto:
     return model
 
 
-def _copy_side_files(checkpoint: Path, config: LongLLaVAConfig, staging: Path) -> None:
+def _copy_side_files(checkpoint: Path, config: ModelSpec, staging: Path) -> None:
     """Copy tokenizer and configs; fill in the two that a published checkpoint may lack."""
     if not (checkpoint / "tokenizer.json").is_file():
         raise CheckpointError(
             f"{checkpoint / 'tokenizer.json'}: not found; it must lie beside config.json "
             "(a checkpoint with tokenizer.model alone has to be converted first)"
         )
-    defaults = {
+    eos = config.eos_token_ids
+    defaults: dict[str, dict[str, Any]] = {
         "generation_config.json": {
             "bos_token_id": config.bos_token_id,
-            "eos_token_id": config.eos_token_id,
+            "eos_token_id": eos[0] if len(eos) == 1 else list(eos),
             "pad_token_id": config.pad_token_id,
         },
-        "preprocessor_config.json": _CLIP_PREPROCESSOR,
     }
+    if config.vision is not None:
+        defaults["preprocessor_config.json"] = preprocessor_config(config.vision)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json", *defaults):
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, staging / name)
         elif name in defaults:
             (staging / name).write_text(json.dumps(defaults[name], indent=2) + "\n")
     # its heads show in no tensor's shape; the graphs need it no more, who runs the model without them does
-    vision = staging / VISION_CONFIG_FOLDER / "config.json"
-    vision.parent.mkdir(exist_ok=True)
-    vision.write_text(json.dumps(asdict(config.vision), indent=2) + "\n")
+    if config.vision is not None:
+        tower = staging / VISION_CONFIG_FOLDER / "config.json"
+        tower.parent.mkdir(exist_ok=True)
+        tower.write_text(json.dumps(clip_config(config.vision), indent=2) + "\n")
 
 
 def _graph_file(stage: str) -> str:

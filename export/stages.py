@@ -20,7 +20,7 @@ Outputs = tuple[Tensor, ...]
 class _Stage(nn.Module):
     def __init__(self, model: LongLLaVA) -> None:
         super().__init__()
-        # the only child, so that parameter names are the checkpoint's behind one fixed prefix
+        # the only child, so that parameter names are the model's paths behind one fixed prefix
         self.model = model
 
 
@@ -29,8 +29,8 @@ class VisionStage(_Stage):
 
     def forward(self, pixel_values: Tensor) -> Outputs:
         """Trace the vision tower in its own dtype."""
-        pixels = pixel_values.to(self.model.lm_head.weight.dtype)
-        features, hidden_states = self.model.vision_model(pixels, OnnxOperators())
+        pixels = pixel_values.to(self.model.dtype)
+        features, hidden_states = self.model.vision(pixels, OnnxOperators())
         return (features, *hidden_states)
 
 

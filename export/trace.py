@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import onnx
@@ -24,7 +24,8 @@ from longllava_trt.core.stage_spec import StageSpec, TensorSpec
 from longllava_trt.export.quantisation.graph import read_quantised_experts
 from longllava_trt.export.stages import STAGE_MODULES
 from longllava_trt.models.contracts import layer_output_names
-from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
+from longllava_trt.models.spec import ModelSpec
+from longllava_trt.models.tensors import tensor_names
 from longllava_trt.reference.model import LongLLaVA
 
 __all__ = ["OPSET", "trace_stage"]
@@ -52,7 +53,7 @@ traced stops the export, so that a change of meaning cannot slip in.
 
 
 def trace_stage(
-    config: LongLLaVAConfig, spec: StageSpec, *, dtype: str, moe_quant: MoeQuant = "none"
+    config: ModelSpec, spec: StageSpec, *, dtype: str, moe_quant: MoeQuant = "none"
 ) -> ir.Model:
     """Trace a stage.
 
@@ -90,9 +91,9 @@ def trace_stage(
         raise ExportError(f"{spec.name}: torch could not trace the stage: {err}") from err
     assert traced is not None, "Bug: torch.onnx.export with dynamo returns a program"
     model = traced.model
-    _lift_weights(model.graph)
+    _lift_weights(model.graph, tensor_names(config))
     if moe_quant != "none":
-        read_quantised_experts(model.graph, config.decoder, quant=moe_quant)
+        read_quantised_experts(model.graph, config, quant=moe_quant)
     optimizer.optimize_ir(model, input_size_limit=4096, output_size_limit=4096)
     _drop_unused_weights(model.graph, keep=len(spec.inputs))
     del model.graph.outputs[len(spec.outputs) :]
@@ -103,7 +104,7 @@ def trace_stage(
     return model
 
 
-def _build(config: LongLLaVAConfig, stage: str, dtype: str) -> torch.nn.Module:
+def _build(config: ModelSpec, stage: str, dtype: str) -> torch.nn.Module:
     """Build the stage around a model of fake tensors."""
     default = torch.get_default_dtype()
     # a fake module cannot change its dtype afterwards
@@ -128,12 +129,12 @@ def _dynamic_shapes(spec: StageSpec) -> tuple[object, ...]:
     return (*marks[:2], tuple(marks[2:])) if spec.name == "decoder" else tuple(marks)
 
 
-def _lift_weights(graph: ir.Graph) -> None:
-    """Make inputs of the initializers that are parameters; they hold fake tensors, not data."""
+def _lift_weights(graph: ir.Graph, names: Mapping[str, str]) -> None:
+    """Make inputs of the initializers that are parameters, under their checkpoint names; they hold no data."""
     for name in [n for n in graph.initializers if n.startswith(_PREFIX)]:
         value = graph.initializers.pop(name)
         value.const_value = None
-        value.name = name.removeprefix(_PREFIX)
+        value.name = names[name.removeprefix(_PREFIX)]
         graph.inputs.append(value)
 
 

@@ -5,20 +5,28 @@ Every class here becomes JSON through `dataclasses.asdict`; the command line mak
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 
 from longllava_trt.core.errors import ManifestError
 from longllava_trt.core.manifest import MANIFEST_FILE, MOE_QUANTS, Manifest
 from longllava_trt.core.stage_spec import TensorSpec
 from longllava_trt.models.checkpoint import INDEX_FILE, index_checkpoint
-from longllava_trt.models.llava_jamba.config import LongLLaVAConfig, load_config
-from longllava_trt.models.llava_jamba.weights import VISION_PREFIX, expected_tensors
+from longllava_trt.models.family import ModelFamily
+from longllava_trt.models.parameters import (
+    PROJECTOR,
+    VISION,
+    decoder_parameters,
+    experts_path,
+    packed_experts_path,
+    parameter_shapes,
+)
+from longllava_trt.models.registry import load_family, load_model_spec
+from longllava_trt.models.spec import DecoderSpec, ModelSpec
 
 __all__ = [
     "BundleSummary",
@@ -32,8 +40,8 @@ __all__ = [
     "layer_pattern",
 ]
 
-_PROJECTOR_PREFIX = "model.mm_projector."
-_EXPERT = re.compile(r"model\.layers\.(\d+)\.moe\.experts\.(\d+)\.")
+_PACKED_PARTS = ("gate_up", "down")
+"""Parts into which quantised experts are stacked, besides their scales."""
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth"})
 
 
@@ -57,7 +65,7 @@ class ParameterCounts:
 class CheckpointSummary:
     """A checkpoint, or the config.json of one."""
 
-    config: LongLLaVAConfig
+    config: ModelSpec
     parameters: ParameterCounts
     num_tensors: int
     has_weights: bool
@@ -118,31 +126,28 @@ def layer_pattern(kinds: Iterable[str], moe_layers: Iterable[int]) -> str:
 
 
 def count_parameters(
-    shapes: Mapping[str, tuple[int, ...]], *, experts_per_token: int
+    shapes: Mapping[str, tuple[int, ...]], decoder: DecoderSpec
 ) -> ParameterCounts:
     """Count by part of the model.
 
     Args:
-        shapes: Of every tensor, by canonical name.
-        experts_per_token: How many experts of a routed layer a token visits.
+        shapes: Of every parameter, by path.
+        decoder: Says which experts a token does not visit.
     """
     parts = dict.fromkeys(("vision", "projector", "decoder"), 0)
-    experts: dict[str, list[int]] = {}
-    for name, shape in shapes.items():
+    routed = {experts_path(i): experts for i, experts in decoder.moe_layers.items()}
+    idle = Fraction(0)
+    for path, shape in shapes.items():
         size = math.prod(shape)
-        if name.startswith(VISION_PREFIX):
-            parts["vision"] += size
-        elif name.startswith(_PROJECTOR_PREFIX):
-            parts["projector"] += size
-        else:
-            parts["decoder"] += size
-            if match := _EXPERT.match(name):
-                layer = experts.setdefault(match[1], [])
-                layer += [0] * (int(match[2]) + 1 - len(layer))
-                layer[int(match[2])] += size
-    # the experts of a layer are all of one size
-    idle = sum(sum(sizes[experts_per_token:]) for sizes in experts.values())
-    return ParameterCounts(**parts, decoder_active=parts["decoder"] - idle)
+        part = {VISION: "vision", PROJECTOR: "projector"}.get(
+            path.partition(".")[0] + ".", "decoder"
+        )
+        parts[part] += size
+        for prefix, experts in routed.items():
+            if path.startswith(prefix):
+                # the experts of a layer are all of one size
+                idle += Fraction(size * (experts.num_experts - experts.top_k), experts.num_experts)
+    return ParameterCounts(**parts, decoder_active=parts["decoder"] - int(idle))
 
 
 def inspect_checkpoint(folder: Path, *, vision_tower: Path | None = None) -> CheckpointSummary:
@@ -152,9 +157,9 @@ def inspect_checkpoint(folder: Path, *, vision_tower: Path | None = None) -> Che
         ConfigError: If config.json is not one we can honour.
         CheckpointError: If there are weights and they are damaged, or not what config.json describes.
     """
-    config = load_config(folder, vision_tower=vision_tower)
-    shapes = expected_tensors(config)
-    parameters = count_parameters(shapes, experts_per_token=config.decoder.num_experts_per_tok)
+    config = load_model_spec(folder, vision_tower=vision_tower)
+    shapes = parameter_shapes(config)
+    parameters = count_parameters(shapes, config.decoder)
     has_weights = any(
         p.suffix in _WEIGHT_SUFFIXES or p.name == INDEX_FILE for p in folder.iterdir()
     )
@@ -176,18 +181,20 @@ def inspect_bundle(bundle: Path) -> BundleSummary:
     """Summarise a bundle.
 
     Raises:
-        ManifestError: If it is none, or a graph or config.json in it cannot be read.
+        ManifestError: If it is none, or a graph in it cannot be read.
+        ConfigError: If config.json in it cannot be honoured.
     """
     manifest = Manifest.load(bundle)
+    family = load_family(bundle)
+    decoder = family.read_decoder(bundle)
     weights = manifest.weights.values()
     return BundleSummary(
         format_version=manifest.format_version,
         dtype=manifest.dtype,
-        layer_pattern=_bundle_pattern(manifest),
-        parameters=count_parameters(
-            dict(_parameter_shapes(manifest)),
-            experts_per_token=_experts_per_token(bundle),
-        ),
+        layer_pattern=layer_pattern(decoder.layer_kinds, decoder.moe_layers)
+        if "decoder" in manifest.stages
+        else "",
+        parameters=count_parameters(dict(_parameter_shapes(manifest, family, decoder)), decoder),
         stages={name: _inspect_stage(bundle, manifest, name) for name in manifest.stages},
         num_weights=len(weights),
         weight_bytes=sum(w.nbytes for w in weights),
@@ -201,17 +208,23 @@ def inspect_bundle(bundle: Path) -> BundleSummary:
     )
 
 
-def _parameter_shapes(manifest: Manifest) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield what the weights stand for: of quantised experts each matrix by itself, and no scales."""
+def _parameter_shapes(
+    manifest: Manifest, family: ModelFamily, decoder: DecoderSpec
+) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yield path and shape of what the weights stand for: of quantised experts all in one, and no scales."""
+    packed = [packed_experts_path(i, part) for i in decoder.moe_layers for part in _PACKED_PARTS]
+    paths = {family.tensor_name(path): path for path in (*decoder_parameters(decoder), *packed)}
+    prefixes = {family.tensor_name(prefix): prefix for prefix in (VISION, PROJECTOR)}
     for name, record in manifest.weights.items():
         if record.transform not in MOE_QUANTS[1:]:
-            yield name, record.shape
-        elif not name.endswith("_scales"):
-            prefix, _, matrix = name.rpartition(".")
-            experts, rows, columns = record.shape
-            per_column = 2 if record.dtype == "uint8" else 1
-            for expert in range(experts):
-                yield f"{prefix}.{expert}.{matrix}", (rows, columns * per_column)
+            # of the tower and the projector, no more than that matters here
+            own = next(
+                (p + name for stored, p in prefixes.items() if name.startswith(stored)), name
+            )
+            yield paths.get(name, own), record.shape
+        elif name in paths:
+            *rows, columns = record.shape
+            yield paths[name], (*rows, columns * (2 if record.dtype == "uint8" else 1))
 
 
 def _inspect_stage(bundle: Path, manifest: Manifest, name: str) -> StageSummary:
@@ -236,31 +249,6 @@ def _inspect_stage(bundle: Path, manifest: Manifest, name: str) -> StageSummary:
         ),
         function_bodies=tuple(f"{f.domain}::{f.name}" for f in model.functions),
     )
-
-
-def _bundle_pattern(manifest: Manifest) -> str:
-    """Read the layers off the decoder's carried state and weights; empty without that stage."""
-    decoder = manifest.stages.get("decoder")
-    if decoder is None:
-        return ""
-    slots = [t.name.split(".")[1:] for t in decoder.spec.inputs if "." in t.name]
-    kinds = {
-        int(layer): "attention" if slot in {"key", "value"} else "mamba" for layer, slot in slots
-    }
-    routed = (re.match(r"model\.layers\.(\d+)\.moe\.router\.", name) for name in manifest.weights)
-    return layer_pattern(
-        [kinds[i] for i in sorted(kinds)], (int(match[1]) for match in routed if match)
-    )
-
-
-def _experts_per_token(bundle: Path) -> int:
-    path = bundle / "config.json"
-    try:
-        return int(json.loads(path.read_text(encoding="utf-8"))["num_experts_per_tok"])
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise ManifestError(
-            f"{path}: must be JSON with 'num_experts_per_tok' ({err}); export the bundle again"
-        ) from err
 
 
 def _link_kind(path: Path) -> str:

@@ -1,5 +1,13 @@
-"""What a model is, as data: configuration, tensor names, contracts of its stages. No torch.
+"""What a model is, as data: its layers, the names of its tensors, the contracts of its stages. No torch.
 
+spec.py         layers and sizes, whatever the family
+family.py       what a family says: how config.json is read, what tensors are called, presets
+registry.py     model_type -> family, loaded when it is needed
+parameters.py   path and shape of every parameter; tensors.py: the same by a family's names
+clip.py         vision towers: their config.json, found or written
 contracts.py    names, shapes and dtypes of every stage
+checkpoint.py   where every tensor of a checkpoint lies
 llava_jamba/    LongLLaVA: CLIP, 2x2 pooling, MLP projector, Jamba
+
+A new family is a folder with `FAMILY` in its family.py, and one line in registry.py.
 """

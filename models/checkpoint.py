@@ -1,6 +1,6 @@
 """Where every tensor of a checkpoint lies, from the headers of its safetensors files alone.
 
-Accepts one file or shards with an index, both namings, and packed experts. Reads no weights and never unpickles.
+Accepts one file or shards with an index, under every naming that the family knows, and packed tensors. Reads no weights and never unpickles.
 """
 
 from __future__ import annotations
@@ -9,19 +9,14 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from longllava_trt.core.errors import CheckpointError
 from longllava_trt.core.safetensors_header import DTYPES, TensorSource, read_header
-from longllava_trt.models.llava_jamba.weights import (
-    VISION_PREFIX,
-    expected_tensors,
-    is_tolerated,
-    stored_parts,
-)
-
-if TYPE_CHECKING:
-    from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
+from longllava_trt.models.family import ModelFamily
+from longllava_trt.models.parameters import VISION
+from longllava_trt.models.registry import family_of
+from longllava_trt.models.spec import ModelSpec
+from longllava_trt.models.tensors import expected_tensors
 
 __all__ = [
     "INDEX_FILE",
@@ -44,8 +39,12 @@ class CheckpointIndex:
     """By canonical name; packed experts one by one."""
 
     @classmethod
-    def open(cls, folder: Path) -> CheckpointIndex:
+    def open(cls, folder: Path, family: ModelFamily) -> CheckpointIndex:
         """Read the headers of a folder's `model.safetensors`, or of its index and shards.
+
+        Args:
+            folder: Checkpoint.
+            family: Knows what its tensors are called.
 
         Raises:
             CheckpointError: Lists every file that is missing, damaged, or at odds with the index.
@@ -64,17 +63,17 @@ class CheckpointIndex:
                 problems += _shard_problems(name, header, weight_map, earlier=stored)
             stored |= header
         _raise_if(problems, f"{folder}: cannot be used; fetch or convert the checkpoint again")
-        return cls(folder, _by_canonical_name(folder, stored))
+        return cls(folder, _by_canonical_name(folder, stored, family))
 
 
 def index_checkpoint(
-    folder: Path, config: LongLLaVAConfig, *, vision_tower: Path | None = None
+    folder: Path, spec: ModelSpec, *, vision_tower: Path | None = None
 ) -> dict[str, TensorSource]:
     """Find exactly the tensors that a model needs.
 
     Args:
         folder: Checkpoint.
-        config: What the checkpoint must hold.
+        spec: What the checkpoint must hold.
         vision_tower: Folder of a CLIP checkpoint to take the vision tower from, in place of the checkpoint's own
             copy; what else it holds is ignored.
 
@@ -84,18 +83,20 @@ def index_checkpoint(
     Raises:
         CheckpointError: Lists the tensors that are missing, left over, misshapen or of a dtype we do not read.
     """
-    tensors = dict(CheckpointIndex.open(folder).tensors)
+    family = family_of(spec)
+    tensors = dict(CheckpointIndex.open(folder, family).tensors)
     place = str(folder)
     if vision_tower is not None:
         place += f" with the vision tower of {vision_tower}"
-        tensors = {k: v for k, v in tensors.items() if not k.startswith(VISION_PREFIX)}
+        prefix = family.tensor_name(VISION)
+        tensors = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
         home = vision_tower.resolve()
         tensors |= {
             name: replace(source, file=home / source.file)
-            for name, source in CheckpointIndex.open(home).tensors.items()
-            if name.startswith(VISION_PREFIX)
+            for name, source in CheckpointIndex.open(home, family).tensors.items()
+            if name.startswith(prefix)
         }
-    expected = expected_tensors(config)
+    expected = expected_tensors(spec)
     _raise_if(
         list(_differences(tensors, expected)),
         f"{place}: tensors are not those that config.json describes; check that both are of the same model",
@@ -169,14 +170,16 @@ def _shard_problems(
     )
 
 
-def _by_canonical_name(folder: Path, stored: Mapping[str, TensorSource]) -> dict[str, TensorSource]:
+def _by_canonical_name(
+    folder: Path, stored: Mapping[str, TensorSource], family: ModelFamily
+) -> dict[str, TensorSource]:
     """Rename stored tensors, and cut packed ones into their parts."""
     tensors: dict[str, TensorSource] = {}
     problems = []
     for key, source in stored.items():
-        if is_tolerated(key):
+        if family.is_tolerated(key):
             continue
-        names = stored_parts(key, source.shape[0] if source.shape else 0)
+        names = family.stored_parts(key, source.shape[0] if source.shape else 0)
         parts = _cut(source, len(names))
         if not parts:
             problems.append(

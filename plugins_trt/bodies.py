@@ -1,7 +1,7 @@
 """Arithmetic of the `longllava` operators, as ONNX function bodies that any ONNX runtime can run.
 
 The bodies are ONNX text, arithmetic and shapes only; nothing here knows of a kernel or a plugin.
-Mathematics: the selective scan of Mamba (Gu and Dao 2023, algorithm 2) and Jamba's mixture of
+Mathematics: the selective scan of Mamba (Gu and Dao 2023, algorithm 2) and the mixture of
 experts, as `spec.py` states them. Plain ONNX Runtime inlines them, so what they cost is what an
 export costs where nothing else is registered.
 """

@@ -121,7 +121,7 @@ SPARSE_MOE = OperatorSpec(
         OperatorValue("down_scales", ("num_experts", "hidden"), "float32"),
     ),
 )
-"""Jamba's mixture of SwiGLU experts.
+"""Mixture of SwiGLU experts.
 
 routing_weights = the `top_k` largest of softmax(router_logits), the softmax in float32 over all
 experts and not renormalised, then cast to T; y = the weighted experts' outputs, product and running

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.core.errors import ConfigError
+from longllava_trt.models.spec import AttentionSpec
 from longllava_trt.reference.cache import AttentionState
 from longllava_trt.reference.operators import Operators
 
@@ -12,16 +13,27 @@ __all__ = ["CausalSelfAttention"]
 
 
 class CausalSelfAttention(nn.Module):
-    """Causal self-attention; order comes from the Mamba layers alone."""
+    """Causal self-attention; order comes from the Mamba layers, if from anything.
 
-    def __init__(self, config: DecoderConfig) -> None:
+    Args:
+        spec: The mixer.
+        hidden_size: Width of the residual stream.
+
+    Raises:
+        ConfigError: If the model has rotary positions, which are not computed yet.
+    """
+
+    def __init__(self, spec: AttentionSpec, hidden_size: int) -> None:
         super().__init__()
-        self.head_dim = config.head_dim
-        kv_size = config.num_key_value_heads * config.head_dim
-        self.q_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-        self.k_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+        if spec.rotary is not None:
+            raise ConfigError(
+                "attention: must be without rotary positions, which this version does not compute"
+            )
+        self.head_dim = spec.head_dim
+        self.q_proj = nn.Linear(hidden_size, spec.q_size, bias=False)
+        self.k_proj = nn.Linear(hidden_size, spec.kv_size, bias=False)
+        self.v_proj = nn.Linear(hidden_size, spec.kv_size, bias=False)
+        self.o_proj = nn.Linear(spec.q_size, hidden_size, bias=False)
 
     def forward(
         self, x: Tensor, state: AttentionState, ops: Operators

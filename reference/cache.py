@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.models.spec import AttentionSpec, DecoderSpec
 
 __all__ = ["AttentionState", "HybridCache", "LayerState", "MambaState", "empty_cache"]
 
@@ -21,9 +21,9 @@ class AttentionState(NamedTuple):
     """Keys and values seen so far, not repeated over query groups."""
 
     key: Tensor
-    """[batch, num_key_value_heads, past_len, head_dim], T."""
+    """[batch, num_kv_heads, past_len, head_dim], T."""
     value: Tensor
-    """[batch, num_key_value_heads, past_len, head_dim], T."""
+    """[batch, num_kv_heads, past_len, head_dim], T."""
 
 
 class MambaState(NamedTuple):
@@ -40,7 +40,7 @@ HybridCache = tuple[LayerState, ...]
 
 
 def empty_cache(
-    config: DecoderConfig,
+    decoder: DecoderSpec,
     *,
     batch: int = 1,
     dtype: torch.dtype = torch.float32,
@@ -49,21 +49,19 @@ def empty_cache(
     """Return the cache of a sequence that has not begun.
 
     Args:
-        config: The decoder.
+        decoder: Its layers.
         batch: Number of sequences.
         dtype: The model's dtype, of keys, values and conv states.
         ssm_state_dtype: Dtype in which recurrent states are kept between calls. float32 is exact; the
             original keeps them in the model's dtype (spec 2.6).
     """
     states: list[LayerState] = []
-    for kind in config.layer_kinds:
-        if kind == "attention":
-            empty = torch.zeros(batch, config.num_key_value_heads, 0, config.head_dim, dtype=dtype)
+    for mixer in decoder.mixers:
+        if isinstance(mixer, AttentionSpec):
+            empty = torch.zeros(batch, mixer.num_kv_heads, 0, mixer.head_dim, dtype=dtype)
             states.append(AttentionState(empty, empty))
         else:
-            conv = torch.zeros(batch, config.d_inner, config.conv_state_width, dtype=dtype)
-            recurrent = torch.zeros(
-                batch, config.d_inner, config.mamba_d_state, dtype=ssm_state_dtype
-            )
+            conv = torch.zeros(batch, mixer.d_inner, mixer.conv_state_width, dtype=dtype)
+            recurrent = torch.zeros(batch, mixer.d_inner, mixer.d_state, dtype=ssm_state_dtype)
             states.append(MambaState(conv, recurrent))
     return tuple(states)

@@ -8,7 +8,7 @@ import torch
 
 from longllava_trt.core.safetensors_header import read_tensor
 from longllava_trt.models.checkpoint import index_checkpoint
-from longllava_trt.models.llava_jamba.config import load_config
+from longllava_trt.models.registry import load_model_spec
 from longllava_trt.reference.model import LongLLaVA
 
 __all__ = ["load_model"]
@@ -20,7 +20,7 @@ def load_model(
     """Load the whole model on the CPU, ready for inference.
 
     Args:
-        checkpoint: Folder with config.json and safetensors, under the original's names or transformers'.
+        checkpoint: Folder with config.json and safetensors, under any names that its family knows.
         dtype: Dtype to compute in; tensors are cast one at a time.
         vision_tower: Folder of a CLIP checkpoint to take the vision tower from, in place of the copy in the
             checkpoint (spec 3.3).
@@ -29,15 +29,13 @@ def load_model(
         ConfigError: If config.json is not one we can honour.
         CheckpointError: Lists every tensor that is missing, extra or misshapen.
     """
-    config = load_config(checkpoint, vision_tower=vision_tower)
+    config = load_model_spec(checkpoint, vision_tower=vision_tower)
     sources = index_checkpoint(checkpoint, config, vision_tower=vision_tower)
-    model = LongLLaVA.on_meta(config)
-    state = {}
+    tensors = {}
     for name, source in sources.items():
         # torch takes no bfloat16 from NumPy, so bytes travel as integers of the same width
         array = read_tensor(source, checkpoint)
         carrier = array.view(f"i{array.dtype.itemsize}").copy()
         stored = getattr(torch, source.dtype)
-        state[name] = torch.from_numpy(carrier).view(stored).to(dtype)
-    model.load_state_dict(state, strict=True, assign=True)
-    return model.eval().requires_grad_(False)
+        tensors[name] = torch.from_numpy(carrier).view(stored).to(dtype)
+    return LongLLaVA.from_tensors(config, tensors)

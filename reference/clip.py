@@ -1,27 +1,28 @@
-"""CLIP's vision transformer up to its penultimate layer (spec 4.2, 4.3).
+"""CLIP's vision transformer up to the last layer that its feature needs (spec 4.2, 4.3).
 
 Written out rather than imported, so that transformers' CLIP stays an independent oracle for it. All
-parameters of the checkpoint are here, also those that do not run: the last layer and post_layernorm.
+parameters of the checkpoint are here, also those that do not run: layers behind the feature, and post_layernorm.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
-from longllava_trt.models.llava_jamba.config import VisionConfig
+from longllava_trt.models.spec import VisionSpec
 from longllava_trt.reference.operators import Operators
 
 __all__ = ["VisionTransformer"]
 
 
 class _Embeddings(nn.Module):
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
-        hidden, patch = config.hidden_size, config.patch_size
+        hidden, patch = spec.hidden_size, spec.patch_size
         self.class_embedding = nn.Parameter(torch.zeros(hidden))
         self.patch_embedding = nn.Conv2d(3, hidden, patch, stride=patch, bias=False)
-        self.position_embedding = nn.Embedding(config.num_patches + 1, hidden)
+        self.position_embedding = nn.Embedding(spec.num_patches + 1, hidden)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         patches = self.patch_embedding(pixel_values).flatten(2).transpose(1, 2)
@@ -30,11 +31,11 @@ class _Embeddings(nn.Module):
 
 
 class _Attention(nn.Module):
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
-        self.head_dim = config.hidden_size // config.num_attention_heads
+        self.head_dim = spec.hidden_size // spec.num_heads
         self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            nn.Linear(config.hidden_size, config.hidden_size) for _ in range(4)
+            nn.Linear(spec.hidden_size, spec.hidden_size) for _ in range(4)
         )
 
     def forward(self, x: Tensor, ops: Operators) -> Tensor:
@@ -47,25 +48,26 @@ class _Attention(nn.Module):
 
 
 class _MLP(nn.Module):
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
-        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
-        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+        self.activation = spec.activation
+        self.fc1 = nn.Linear(spec.hidden_size, spec.intermediate_size)
+        self.fc2 = nn.Linear(spec.intermediate_size, spec.hidden_size)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.fc1(x)
-        # quick_gelu, the published tower's activation
-        y: Tensor = self.fc2(x * torch.sigmoid(1.702 * x))
+        x = x * torch.sigmoid(1.702 * x) if self.activation == "quick_gelu" else F.gelu(x)
+        y: Tensor = self.fc2(x)
         return y
 
 
 class _Layer(nn.Module):
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
-        self.layer_norm1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.self_attn = _Attention(config)
-        self.layer_norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.mlp = _MLP(config)
+        self.layer_norm1 = nn.LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
+        self.self_attn = _Attention(spec)
+        self.layer_norm2 = nn.LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
+        self.mlp = _MLP(spec)
 
     def forward(self, x: Tensor, ops: Operators) -> Tensor:
         x = x + self.self_attn(self.layer_norm1(x), ops)
@@ -74,21 +76,22 @@ class _Layer(nn.Module):
 
 
 class _Encoder(nn.Module):
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(_Layer(spec) for _ in range(spec.num_layers))
 
 
 class VisionTransformer(nn.Module):
     """The vision tower. Parameter names are those below `vision_model.`, misspelling included."""
 
-    def __init__(self, config: VisionConfig) -> None:
+    def __init__(self, spec: VisionSpec) -> None:
         super().__init__()
-        self.num_run_layers = config.num_run_layers
-        self.embeddings = _Embeddings(config)
-        self.pre_layrnorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
-        self.encoder = _Encoder(config)
-        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.feature_states = spec.feature_states
+        self.keep_class_token = spec.keep_class_token
+        self.embeddings = _Embeddings(spec)
+        self.pre_layrnorm = nn.LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
+        self.encoder = _Encoder(spec)
+        self.post_layernorm = nn.LayerNorm(spec.hidden_size, eps=spec.layer_norm_eps)
 
     def forward(self, pixel_values: Tensor, ops: Operators) -> tuple[Tensor, list[Tensor]]:
         """Encode images.
@@ -98,12 +101,14 @@ class VisionTransformer(nn.Module):
             ops: How operators are carried out.
 
         Returns:
-            image_features: Penultimate patch features. [num_images, num_patches, hidden_size].
+            image_features: Hidden states that are the feature, joined. [num_images, num_features, feature_size].
             hidden_states: Residual stream after each layer that ran, class token included.
         """
         x = self.pre_layrnorm(self.embeddings(pixel_values))
-        hidden_states = []
-        for layer in list(self.encoder.layers)[: self.num_run_layers]:
+        states = [x]
+        for layer in list(self.encoder.layers)[: max(self.feature_states)]:
             x = layer(x, ops)
-            hidden_states.append(x)
-        return x[:, 1:], hidden_states
+            states.append(x)
+        chosen = [states[i] for i in self.feature_states]
+        features = chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=-1)
+        return features if self.keep_class_token else features[:, 1:], states[1:]

@@ -1,10 +1,10 @@
-"""From patch features to image tokens: 2x2 pooling; the MLP behind it is a plain Sequential (spec 4.4, 4.5)."""
+"""From patch features to image tokens: pooling; the layers behind it are a plain Sequential (spec 4.4, 4.5)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
-from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
+from longllava_trt.models.spec import ConnectorSpec
 
 __all__ = ["build_projector", "pool_patches"]
 
@@ -27,9 +27,15 @@ def pool_patches(features: Tensor, *, patches_per_side: int) -> Tensor:
     return blocks.mean(dim=(2, 4)).flatten(1, 2)
 
 
-def build_projector(config: LongLLaVAConfig) -> nn.Sequential:
-    """Build the two-layer MLP; its parameters are numbered 0 and 2 as in the checkpoint."""
-    hidden = config.decoder.hidden_size
-    return nn.Sequential(
-        nn.Linear(config.vision.hidden_size, hidden), nn.GELU(), nn.Linear(hidden, hidden)
-    )
+def build_projector(spec: ConnectorSpec, width: int, hidden_size: int) -> nn.Sequential:
+    """Build linear layers with GELU between them; parameters have even numbers, activations odd ones.
+
+    Args:
+        spec: The connector.
+        width: Of the features.
+        hidden_size: Of the decoder.
+    """
+    modules: list[nn.Module] = [nn.Linear(width, hidden_size, bias=spec.bias)]
+    for _ in range(spec.num_layers - 1):
+        modules += [nn.GELU(), nn.Linear(hidden_size, hidden_size, bias=spec.bias)]
+    return nn.Sequential(*modules)

@@ -1,4 +1,4 @@
-"""The Jamba decoder's layers: pre-norm residual blocks in a fixed pattern of mixers (spec 2.2)."""
+"""The decoder's layers: pre-norm residual blocks, each with its own mixer and feed-forward (spec 2.2)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
-from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.models.spec import AttentionSpec, DecoderSpec, FeedForwardSpec, MambaSpec
 from longllava_trt.reference.attention import CausalSelfAttention
 from longllava_trt.reference.cache import AttentionState, LayerState, MambaState
 from longllava_trt.reference.mamba import MambaMixer
-from longllava_trt.reference.moe import FeedForward
+from longllava_trt.reference.moe import build_feed_forward
 from longllava_trt.reference.norms import RMSNorm
 from longllava_trt.reference.operators import Operators
 
@@ -20,11 +20,11 @@ __all__ = ["AttentionLayer", "DecoderLayer", "MambaLayer", "build_layer"]
 class DecoderLayer(nn.Module, ABC):
     """h = x + mixer(norm(x)); out = h + feed_forward(norm(h))."""
 
-    def __init__(self, config: DecoderConfig, *, is_moe: bool) -> None:
+    def __init__(self, feed_forward: FeedForwardSpec, hidden_size: int, *, eps: float) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.pre_moe_layernorm = RMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.moe = FeedForward(config, is_moe=is_moe)
+        self.mixer_norm = RMSNorm(hidden_size, eps=eps)
+        self.feed_forward_norm = RMSNorm(hidden_size, eps=eps)
+        self.feed_forward = build_feed_forward(feed_forward, hidden_size)
 
     @abstractmethod
     def mix(self, x: Tensor, state: LayerState, ops: Operators) -> tuple[Tensor, LayerState]:
@@ -32,31 +32,35 @@ class DecoderLayer(nn.Module, ABC):
 
     def forward(self, x: Tensor, state: LayerState, ops: Operators) -> tuple[Tensor, LayerState]:
         """Transform x [batch, seq_len, hidden_size], continuing from ``state``."""
-        mixed, state = self.mix(self.input_layernorm(x, ops), state, ops)
+        mixed, state = self.mix(self.mixer_norm(x, ops), state, ops)
         x = x + mixed
-        return x + self.moe(self.pre_moe_layernorm(x, ops), ops), state
+        return x + self.feed_forward(self.feed_forward_norm(x, ops), ops), state
 
 
 class AttentionLayer(DecoderLayer):
     """A layer that mixes by attention."""
 
-    def __init__(self, config: DecoderConfig, *, is_moe: bool) -> None:
-        super().__init__(config, is_moe=is_moe)
-        self.self_attn = CausalSelfAttention(config)
+    def __init__(
+        self, mixer: AttentionSpec, feed_forward: FeedForwardSpec, hidden_size: int, *, eps: float
+    ) -> None:
+        super().__init__(feed_forward, hidden_size, eps=eps)
+        self.attention = CausalSelfAttention(mixer, hidden_size)
 
     def mix(self, x: Tensor, state: LayerState, ops: Operators) -> tuple[Tensor, LayerState]:
         """Attend."""
         assert isinstance(state, AttentionState), "Bug: attention layers carry keys and values"
-        mixed: tuple[Tensor, LayerState] = self.self_attn(x, state, ops)
+        mixed: tuple[Tensor, LayerState] = self.attention(x, state, ops)
         return mixed
 
 
 class MambaLayer(DecoderLayer):
     """A layer that mixes by a selective scan."""
 
-    def __init__(self, config: DecoderConfig, *, is_moe: bool) -> None:
-        super().__init__(config, is_moe=is_moe)
-        self.mamba = MambaMixer(config)
+    def __init__(
+        self, mixer: MambaSpec, feed_forward: FeedForwardSpec, hidden_size: int, *, eps: float
+    ) -> None:
+        super().__init__(feed_forward, hidden_size, eps=eps)
+        self.mamba = MambaMixer(mixer, hidden_size, eps=eps)
 
     def mix(self, x: Tensor, state: LayerState, ops: Operators) -> tuple[Tensor, LayerState]:
         """Scan."""
@@ -65,7 +69,9 @@ class MambaLayer(DecoderLayer):
         return mixed
 
 
-def build_layer(config: DecoderConfig, layer: int) -> DecoderLayer:
-    """Build one layer of the pattern."""
-    kind = AttentionLayer if config.layer_kinds[layer] == "attention" else MambaLayer
-    return kind(config, is_moe=config.is_moe_layer(layer))
+def build_layer(decoder: DecoderSpec, layer: int) -> DecoderLayer:
+    """Build one layer as its specification says."""
+    spec, hidden, eps = decoder.layers[layer], decoder.hidden_size, decoder.rms_norm_eps
+    if isinstance(spec.mixer, AttentionSpec):
+        return AttentionLayer(spec.mixer, spec.feed_forward, hidden, eps=eps)
+    return MambaLayer(spec.mixer, spec.feed_forward, hidden, eps=eps)

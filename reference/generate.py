@@ -58,16 +58,16 @@ def greedy_tokens(
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield each next token of the first row with the logits [vocab_size] it was chosen from.
 
-    The end-of-sequence token is forbidden as the first token and otherwise ends the stream unyielded.
+    A token that ends an answer is forbidden as the first token and otherwise ends the stream unyielded.
     """
-    eos = model.config.eos_token_id
+    eos = list(model.config.eos_token_ids)
     logits, cache = prefill(model, inputs_embeds)
     for step in range(max_new_tokens):
         scores = logits[0, -1].clone()
         if step == 0:
             scores[eos] = float("-inf")
         token = int(scores.argmax())
-        if token == eos:
+        if token in eos:
             return
         yield token, logits[0, -1]
         output = model.decode(model.embed(torch.tensor([[token]])), cache)

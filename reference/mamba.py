@@ -1,4 +1,4 @@
-"""The Mamba-1 mixer as Jamba has it, with RMSNorm on dt, B and C (spec 2.4)."""
+"""The Mamba-1 mixer with RMSNorm on dt, B and C (spec 2.4)."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.models.spec import MambaSpec
 from longllava_trt.reference.cache import MambaState
 from longllava_trt.reference.norms import RMSNorm
 from longllava_trt.reference.operators import Operators, ScanInputs
@@ -15,22 +15,28 @@ __all__ = ["MambaMixer"]
 
 
 class MambaMixer(nn.Module):
-    """Gated selective state-space mixer. Parameter names are the original's."""
+    """Gated selective state-space mixer.
 
-    def __init__(self, config: DecoderConfig) -> None:
+    Args:
+        spec: The mixer.
+        hidden_size: Width of the residual stream.
+        eps: Of its norms.
+    """
+
+    def __init__(self, spec: MambaSpec, hidden_size: int, *, eps: float) -> None:
         super().__init__()
-        hidden, inner = config.hidden_size, config.d_inner
-        self.sizes = (config.mamba_dt_rank, config.mamba_d_state, config.mamba_d_state)
-        self.in_proj = nn.Linear(hidden, 2 * inner, bias=False)
-        self.conv1d = nn.Conv1d(inner, inner, config.mamba_d_conv, groups=inner)
+        inner = spec.d_inner
+        self.sizes = (spec.dt_rank, spec.d_state, spec.d_state)
+        self.in_proj = nn.Linear(hidden_size, 2 * inner, bias=False)
+        self.conv1d = nn.Conv1d(inner, inner, spec.d_conv, groups=inner)
         self.x_proj = nn.Linear(inner, sum(self.sizes), bias=False)
-        self.dt_proj = nn.Linear(config.mamba_dt_rank, inner)
-        self.A_log = nn.Parameter(torch.zeros(inner, config.mamba_d_state))
+        self.dt_proj = nn.Linear(spec.dt_rank, inner)
+        self.A_log = nn.Parameter(torch.zeros(inner, spec.d_state))
         self.D = nn.Parameter(torch.ones(inner))
-        self.out_proj = nn.Linear(inner, hidden, bias=False)
-        self.dt_layernorm = RMSNorm(self.sizes[0], eps=config.rms_norm_eps)
-        self.B_layernorm = RMSNorm(self.sizes[1], eps=config.rms_norm_eps)
-        self.C_layernorm = RMSNorm(self.sizes[2], eps=config.rms_norm_eps)
+        self.out_proj = nn.Linear(inner, hidden_size, bias=False)
+        self.dt_norm = RMSNorm(self.sizes[0], eps=eps)
+        self.B_norm = RMSNorm(self.sizes[1], eps=eps)
+        self.C_norm = RMSNorm(self.sizes[2], eps=eps)
 
     def forward(self, x: Tensor, state: MambaState, ops: Operators) -> tuple[Tensor, MambaState]:
         """Mix x [batch, seq_len, hidden_size] over time, continuing from ``state``."""
@@ -43,14 +49,14 @@ class MambaMixer(nn.Module):
         u = u.transpose(1, 2)
         dt, B, C = self.x_proj(u).split(self.sizes, dim=-1)
         # the bias of dt_proj belongs to the scan, which adds it in float32
-        dt = F.linear(self.dt_layernorm(dt, ops), self.dt_proj.weight)
+        dt = F.linear(self.dt_norm(dt, ops), self.dt_proj.weight)
         y, recurrent_state = ops.selective_scan(
             ScanInputs(
                 u=u,
                 dt=dt,
                 A_log=self.A_log,
-                B=self.B_layernorm(B, ops),
-                C=self.C_layernorm(C, ops),
+                B=self.B_norm(B, ops),
+                C=self.C_norm(C, ops),
                 D=self.D,
                 z=z,
                 dt_bias=self.dt_proj.bias,

@@ -1,13 +1,16 @@
-"""The whole model. Its state_dict has exactly the original checkpoint's names (spec 3.1)."""
+"""The whole model, built from its specification. Its state_dict has the paths of `models/parameters.py`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812
 
-from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
+from longllava_trt.models.spec import ModelSpec
+from longllava_trt.models.tensors import tensor_names
 from longllava_trt.reference.cache import HybridCache
 from longllava_trt.reference.clip import VisionTransformer
 from longllava_trt.reference.connector import build_projector, pool_patches
@@ -30,65 +33,53 @@ class DecoderOutput:
     """Residual stream after each layer. [batch, seq_len, hidden_size] each."""
 
 
-class _Backbone(nn.Module):
-    """Everything under the checkpoint's prefix `model.`."""
-
-    def __init__(self, config: LongLLaVAConfig) -> None:
-        super().__init__()
-        decoder = config.decoder
-        self.embed_tokens = nn.Embedding(decoder.vocab_size, decoder.hidden_size)
-        self.layers = nn.ModuleList(
-            build_layer(decoder, i) for i in range(decoder.num_hidden_layers)
-        )
-        self.final_layernorm = RMSNorm(decoder.hidden_size, eps=decoder.rms_norm_eps)
-        self.mm_projector = build_projector(config)
-        self.vision_tower = nn.Module()
-        self.vision_tower.vision_tower = nn.Module()
-        self.vision_tower.vision_tower.vision_model = VisionTransformer(config.vision)
-
-
 class LongLLaVA(nn.Module):
-    """LongLLaVA: vision tower, projector and hybrid decoder.
+    """Vision tower, projector and decoder; the decoder alone for a model of text.
 
     Args:
         config: The model.
         ops: How operators are carried out; plain PyTorch unless export or a test says otherwise.
     """
 
-    def __init__(self, config: LongLLaVAConfig, *, ops: Operators | None = None) -> None:
+    def __init__(self, config: ModelSpec, *, ops: Operators | None = None) -> None:
         super().__init__()
         self.config = config
         self.ops: Operators = ops or TorchOperators()
-        self.model = _Backbone(config)
-        self.lm_head = nn.Linear(config.decoder.hidden_size, config.decoder.vocab_size, bias=False)
+        decoder = config.decoder
+        self.embed_tokens = nn.Embedding(decoder.vocab_size, decoder.hidden_size)
+        self.layers = nn.ModuleList(build_layer(decoder, i) for i in range(decoder.num_layers))
+        self.final_norm = RMSNorm(decoder.hidden_size, eps=decoder.rms_norm_eps)
+        if config.vision is not None and config.connector is not None:
+            width = config.vision.feature_size
+            self.projector = build_projector(config.connector, width, decoder.hidden_size)
+            self.vision = VisionTransformer(config.vision)
+        if not decoder.tie_embeddings:
+            self.lm_head = nn.Linear(decoder.hidden_size, decoder.vocab_size, bias=False)
 
     @property
-    def vision_model(self) -> VisionTransformer:
-        """The vision tower, without the checkpoint's two wrappers."""
-        tower = self.get_submodule("model.vision_tower.vision_tower.vision_model")
-        assert isinstance(tower, VisionTransformer), "Bug: the backbone builds it"
-        return tower
+    def dtype(self) -> torch.dtype:
+        """The model's dtype."""
+        return self.embed_tokens.weight.dtype
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Run the vision tower: [num_images, 3, image_size, image_size] to [num_images, num_patches, width].
+        """Run the vision tower: [num_images, 3, image_size, image_size] to [num_images, num_features, feature_size].
 
         Pixels are float32 and enter the tower in its own dtype.
         """
-        dtype = self.lm_head.weight.dtype
-        features, _ = self.vision_model(pixel_values.to(dtype), self.ops)
+        features, _ = self.vision(pixel_values.to(self.dtype), self.ops)
         return features
 
     def project(self, image_features: Tensor) -> Tensor:
-        """Pool and project: to [num_images, num_image_tokens, hidden_size]."""
-        side = self.config.vision.patches_per_side
-        embeds: Tensor = self.model.mm_projector(
-            pool_patches(image_features, patches_per_side=side)
-        )
+        """Pool, where the model does, and project: to [num_images, num_image_tokens, hidden_size]."""
+        if self.config.require_connector().pooling == 2:
+            side = self.config.require_vision().patches_per_side
+            image_features = pool_patches(image_features, patches_per_side=side)
+        embeds: Tensor = self.projector(image_features)
         return embeds
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Look up token embeddings: [batch, seq_len] to [batch, seq_len, hidden_size]."""
-        embeds: Tensor = self.model.embed_tokens(input_ids)
+        embeds: Tensor = self.embed_tokens(input_ids)
         return embeds
 
     def decode(
@@ -102,17 +93,38 @@ class LongLLaVA(nn.Module):
             all_logits: Score every position instead of the last alone.
         """
         x, states, hidden_states = inputs_embeds, [], []
-        for layer, state in zip(self.model.layers, cache, strict=True):
+        for layer, state in zip(self.layers, cache, strict=True):
             x, new_state = layer(x, state, self.ops)
             states.append(new_state)
             hidden_states.append(x)
         if not all_logits:
             x = x[:, -1:]
-        logits = self.lm_head(self.model.final_layernorm(x, self.ops))
-        return DecoderOutput(logits.float(), tuple(states), hidden_states)
+        return DecoderOutput(self.score(x).float(), tuple(states), hidden_states)
+
+    def score(self, hidden: Tensor) -> Tensor:
+        """Normalise the residual stream and score tokens: [..., hidden_size] to [..., vocab_size]."""
+        hidden = self.final_norm(hidden, self.ops)
+        tied = self.config.decoder.tie_embeddings
+        logits: Tensor = (
+            F.linear(hidden, self.embed_tokens.weight) if tied else self.lm_head(hidden)
+        )
+        return logits
+
+    def named_tensors(self) -> dict[str, Tensor]:
+        """Return the weights by the names that a checkpoint has for them."""
+        names = tensor_names(self.config)
+        return {names[path]: value for path, value in self.state_dict().items()}
 
     @classmethod
-    def on_meta(cls, config: LongLLaVAConfig) -> LongLLaVA:
+    def on_meta(cls, config: ModelSpec) -> LongLLaVA:
         """Build the model without storage, to count or to load into."""
         with torch.device("meta"):
             return cls(config)
+
+    @classmethod
+    def from_tensors(cls, config: ModelSpec, tensors: Mapping[str, Tensor]) -> LongLLaVA:
+        """Build the model around weights, by the names that a checkpoint has for them, ready for inference."""
+        model = cls.on_meta(config)
+        state = {path: tensors[name] for path, name in tensor_names(config).items()}
+        model.load_state_dict(state, strict=True, assign=True)
+        return model.eval().requires_grad_(False)

@@ -1,62 +1,61 @@
-"""Feed-forwards: one SwiGLU expert, or many of them behind a router (spec 2.5).
-
-A dense layer keeps the original's container with a single expert, so that parameter names agree.
-"""
+"""Feed-forwards: one SwiGLU for every token, or many experts behind a router (spec 2.5)."""
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
-from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.models.spec import ExpertsSpec, FeedForwardSpec
 from longllava_trt.reference.operators import ExpertWeights, Operators
 
-__all__ = ["Expert", "FeedForward"]
+__all__ = ["Experts", "SwiGLU", "build_feed_forward"]
 
 
-class Expert(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
 
-    def __init__(self, config: DecoderConfig) -> None:
+    def __init__(self, hidden_size: int, intermediate_size: int) -> None:
         super().__init__()
-        hidden, intermediate = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(hidden, intermediate, bias=False)
-        self.up_proj = nn.Linear(hidden, intermediate, bias=False)
-        self.down_proj = nn.Linear(intermediate, hidden, bias=False)
+        self.gate = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.up = nn.Linear(hidden_size, intermediate_size, bias=False)
+        self.down = nn.Linear(intermediate_size, hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, ops: Operators) -> Tensor:  # noqa: ARG002 - as a routed one is called
         """Transform x [..., hidden_size]."""
-        down: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        down: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
         return down
 
     @property
     def weights(self) -> ExpertWeights:
         """The three matrices."""
-        return ExpertWeights(self.gate_proj.weight, self.up_proj.weight, self.down_proj.weight)
+        return ExpertWeights(self.gate.weight, self.up.weight, self.down.weight)
 
 
-class FeedForward(nn.Module):
-    """A dense expert, or a mixture with a router.
+class Experts(nn.Module):
+    """SwiGLU experts behind a router.
 
     Args:
-        config: The decoder.
-        is_moe: Whether this layer routes among ``config.num_experts`` experts.
+        spec: The feed-forward.
+        hidden_size: Width of the residual stream.
     """
 
-    def __init__(self, config: DecoderConfig, *, is_moe: bool) -> None:
+    def __init__(self, spec: ExpertsSpec, hidden_size: int) -> None:
         super().__init__()
-        self.top_k = config.num_experts_per_tok
-        count = config.num_experts if is_moe else 1
-        self.experts = nn.ModuleList(Expert(config) for _ in range(count))
-        if is_moe:
-            self.router = nn.Linear(config.hidden_size, config.num_experts, bias=False)
-        self.is_moe = is_moe
+        self.top_k = spec.top_k
+        self.experts = nn.ModuleList(
+            SwiGLU(hidden_size, spec.intermediate_size) for _ in range(spec.num_experts)
+        )
+        self.router = nn.Linear(hidden_size, spec.num_experts, bias=False)
 
     def forward(self, x: Tensor, ops: Operators) -> Tensor:
         """Transform x [batch, seq_len, hidden_size]; tokens are routed one by one."""
-        if not self.is_moe:
-            dense: Tensor = self.experts[0](x)
-            return dense
         rows = x.flatten(0, 1)
-        weights = [expert.weights for expert in self.experts if isinstance(expert, Expert)]
+        weights = [expert.weights for expert in self.experts if isinstance(expert, SwiGLU)]
         return ops.sparse_moe(rows, self.router(rows), weights, top_k=self.top_k).view_as(x)
+
+
+def build_feed_forward(spec: FeedForwardSpec, hidden_size: int) -> Experts | SwiGLU:
+    """Build what a layer's specification says."""
+    if isinstance(spec, ExpertsSpec):
+        return Experts(spec, hidden_size)
+    return SwiGLU(hidden_size, spec.intermediate_size)

@@ -16,7 +16,7 @@ from longllava_trt.cli import VERBS, build_parser
 from longllava_trt.core.manifest import FileRecord, Manifest, StageRecord, WeightRecord
 from longllava_trt.core.stage_spec import TensorSpec
 from longllava_trt.models.contracts import stage_specs
-from longllava_trt.reference.synthetic.presets import PRESETS
+from longllava_trt.models.llava_jamba.presets import PRESETS
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save
 
 from longllava_trt.models.checkpoint import SINGLE_FILE
+from longllava_trt.models.registry import family_of
 from longllava_trt.reference.model import LongLLaVA
-from longllava_trt.reference.synthetic.config import config_files
 from longllava_trt.reference.synthetic.tokenizer import tokenizer_files
 
 __all__ = ["write_tokenizer", "write_trained"]
@@ -25,10 +25,10 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
 def write_trained(folder: Path, model: LongLLaVA) -> None:
     """Write configuration, tokenizer and weights; the weights are rounded to float16."""
     write_tokenizer(folder, model.config.decoder.vocab_size)
-    for name, text in config_files(model.config, "float16").items():
+    for name, text in family_of(model.config).config_files(model.config, "float16").items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     halves = {
-        name: value.to(torch.float16).contiguous() for name, value in model.state_dict().items()
+        name: value.to(torch.float16).contiguous() for name, value in model.named_tensors().items()
     }
     (folder / SINGLE_FILE).write_bytes(save(halves, metadata={"format": "pt"}))

@@ -63,7 +63,7 @@ def train_decoder(
     ops = model.ops
     assert isinstance(ops, TrainingOperators), "Bug: training needs operators with gradients"
     model.requires_grad_(True)
-    model.vision_model.requires_grad_(False)
+    model.vision.requires_grad_(False)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(_parameter_groups(model), betas=(0.9, 0.98))
     seen: list[tuple[int, float, float]] = []

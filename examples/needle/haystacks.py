@@ -117,7 +117,7 @@ def _row(
             targets += [_IGNORED] * len(repeated)
         answer_ids = tokenizer.encode(answer)
         # the last position of the prompt gives the first token of the answer, and so on to the end
-        targets[-1:] = [*answer_ids, CONFIG.eos_token_id]
+        targets[-1:] = [*answer_ids, CONFIG.eos_token_ids[0]]
         ids += answer_ids
     return ids, targets
 
@@ -134,15 +134,15 @@ def answer_loss(model: LongLLaVA, features: Tensor, batch: Batch) -> tuple[Tenso
         loss: Mean over the answers' tokens.
         right: One flag a token. [tokens], bool.
     """
-    images = model.model.mm_projector(features[batch.pictures.flatten()])
+    images = model.projector(features[batch.pictures.flatten()])
     is_image = batch.input_ids == IMAGE_TOKEN_INDEX
     embeds = model.embed(batch.input_ids.clamp(min=0))
     embeds = embeds.masked_scatter(is_image[..., None], images)
     hidden = embeds
     cache = empty_cache(model.config.decoder, batch=len(embeds))
-    for layer, state in zip(model.model.layers, cache, strict=True):
+    for layer, state in zip(model.layers, cache, strict=True):
         hidden, _ = layer(hidden, state, model.ops)
     asked = batch.targets != _IGNORED
-    scores = model.lm_head(model.model.final_layernorm(hidden[asked], model.ops))
+    scores = model.score(hidden[asked])
     targets = batch.targets[asked]
     return F.cross_entropy(scores, targets), scores.argmax(-1) == targets

@@ -63,7 +63,7 @@ def _greedy_tokens(model: LongLLaVA, embeds: Tensor) -> list[int]:
 
     from longllava_trt.reference.generate import prefill
 
-    eos = model.config.eos_token_id
+    eos = list(model.config.eos_token_ids)
     logits, cache = prefill(model, embeds, chunk=_CHUNK_SIZE)
     tokens: list[int] = []
     while len(tokens) < MAX_NEW_TOKENS:
@@ -71,7 +71,7 @@ def _greedy_tokens(model: LongLLaVA, embeds: Tensor) -> list[int]:
         if not tokens:
             scores[eos] = float("-inf")
         token = int(scores.argmax())
-        if token == eos:
+        if token in eos:
             break
         tokens.append(token)
         output = model.decode(model.embed(torch.tensor([[token]])), cache)

@@ -8,14 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from examples.needle.geometry import CONFIG
+from examples.needle.geometry import VISION
 from examples.needle.pictures import MARKS, draw_hay, draw_marked
 from longllava_trt.runtime.inputs.pixels import ImageProcessorConfig, preprocess
 
 __all__ = ["PROCESSOR", "Pool", "draw_pool"]
 
 PROCESSOR = ImageProcessorConfig(
-    image_size=CONFIG.vision.image_size,
+    image_size=VISION.image_size,
     image_mean=(0.48145466, 0.4578275, 0.40821073),
     image_std=(0.26862954, 0.26130258, 0.27577711),
 )

@@ -23,6 +23,8 @@ from examples.needle.operators import TrainingOperators
 from examples.needle.pools import Pool, draw_pool
 from examples.needle.task import Stream, generator
 from examples.needle.vision import TowerPhase, pooled_features, train_tower
+from longllava_trt.models.parameters import parameter_shapes
+from longllava_trt.models.tensors import tensor_names
 from longllava_trt.reference.model import LongLLaVA
 from longllava_trt.reference.synthetic.weights import draw_tensor
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
@@ -52,10 +54,13 @@ Log = Callable[[str], None]
 def new_model(seed: int) -> LongLLaVA:
     """Build the model with the random weights of a synthetic checkpoint."""
     model = LongLLaVA(CONFIG, ops=TrainingOperators())
+    names = tensor_names(CONFIG)
     model.load_state_dict(
         {
-            name: torch.from_numpy(np.asarray(draw_tensor(name, tuple(value.shape), seed=seed)))
-            for name, value in model.state_dict().items()
+            path: torch.from_numpy(
+                np.asarray(draw_tensor(path, shape, name=names[path], seed=seed))
+            )
+            for path, shape in parameter_shapes(CONFIG).items()
         }
     )
     return model

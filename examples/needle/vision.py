@@ -36,7 +36,7 @@ def pooled_features(model: LongLLaVA, pixels: Tensor) -> Tensor:
     Returns:
         [num_images, num_image_tokens, width]
     """
-    side = model.config.vision.patches_per_side
+    side = model.config.require_vision().patches_per_side
     parts = [model.encode_images(part.float()) for part in pixels.split(256)]
     return pool_patches(torch.cat(parts), patches_per_side=side)
 
@@ -65,10 +65,10 @@ def train_tower(model: LongLLaVA, rng: np.random.Generator, *, phase: TowerPhase
         log: Told of the progress, and of the accuracy on pictures that are not trained on.
     """
     held_out = draw_pool(rng, num_hay=_HELD_OUT[0], num_per_mark=_HELD_OUT[1])
-    head = nn.Linear(model.config.vision.hidden_size, len(MARKS) + 1)
+    head = nn.Linear(model.config.require_vision().hidden_size, len(MARKS) + 1)
     nn.init.zeros_(head.weight)
     nn.init.zeros_(head.bias)
-    parameters = [*model.vision_model.parameters(), *head.parameters()]
+    parameters = [*model.vision.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, weight_decay=0.05, betas=(0.9, 0.98))
     hard_values, hard_labels = held_out.values[:0], held_out.labels[:0]
     for step in range(phase.steps):

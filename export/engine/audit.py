@@ -29,7 +29,7 @@ __all__ = ["AuditReport", "audit_network"]
 _TOLD_BY = {
     SELECTIVE_SCAN.op_type: ".mamba.A_log",
     CAUSAL_CONV.op_type: ".mamba.conv1d.weight",
-    SPARSE_MOE.op_type: ".moe.router.weight",
+    SPARSE_MOE.op_type: ".router.weight",
 }
 """The weight that each operator has exactly one of."""
 _ATTENTION_WEIGHT = ".self_attn.q_proj.weight"

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.manifest import WEIGHTS_FOLDER, MoeQuant, WeightRecord
-from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.models.parameters import packed_experts_path
+from longllava_trt.models.registry import family_of
+from longllava_trt.models.spec import ModelSpec
 from longllava_trt.plugins_trt.kernels.sparse_moe_formats import GROUP
 
 __all__ = [
@@ -53,17 +55,20 @@ _COLUMNS_OF_INT4 = 32
 """The kernels read rows of int4 in blocks of so many."""
 
 
-def check_format(config: DecoderConfig, quant: MoeQuant) -> None:
+def check_format(config: ModelSpec, quant: MoeQuant) -> None:
     """Raise `InputError` if a model's experts cannot be stored like that."""
-    if config.num_experts == 1:
+    routed = config.decoder.moe_layers.values()
+    if not routed:
         raise InputError(
             f"export: {quant} is for routed experts, and this model has none; export it without --moe-quant"
         )
-    sizes = (config.hidden_size, config.intermediate_size)
-    if quant == "w4a16" and any(size % _COLUMNS_OF_INT4 for size in sizes):
+    hidden = config.decoder.hidden_size
+    for inner in {experts.intermediate_size for experts in routed} if quant == "w4a16" else ():
+        if not (hidden % _COLUMNS_OF_INT4 or inner % _COLUMNS_OF_INT4):
+            continue
         raise InputError(
             f"export: w4a16 needs hidden_size and intermediate_size to be multiples of {_COLUMNS_OF_INT4}, got "
-            f"{sizes[0]} and {sizes[1]}; use w8a16"
+            f"{hidden} and {inner}; use w8a16"
         )
 
 
@@ -72,7 +77,7 @@ def expert_file(layer: int) -> str:
     return f"{WEIGHTS_FOLDER}/experts-layer-{layer:03}.safetensors"
 
 
-def expert_records(config: DecoderConfig, layer: int, quant: MoeQuant) -> dict[str, WeightRecord]:
+def expert_records(config: ModelSpec, layer: int, quant: MoeQuant) -> dict[str, WeightRecord]:
     """Return the weight map of a layer's experts: gate_up, down, and the scales of both, in the file's order."""
     tensors = _tensors(config, layer, quant)
     offset = len(expert_header(config, layer, quant))
@@ -91,7 +96,7 @@ def expert_records(config: DecoderConfig, layer: int, quant: MoeQuant) -> dict[s
     return records
 
 
-def expert_header(config: DecoderConfig, layer: int, quant: MoeQuant) -> bytes:
+def expert_header(config: ModelSpec, layer: int, quant: MoeQuant) -> bytes:
     """Return what a layer's file begins with."""
     header, end = {}, 0
     for name, (shape, dtype) in _tensors(config, layer, quant).items():
@@ -104,19 +109,24 @@ def expert_header(config: DecoderConfig, layer: int, quant: MoeQuant) -> bytes:
 
 
 def _tensors(
-    config: DecoderConfig, layer: int, quant: MoeQuant
+    config: ModelSpec, layer: int, quant: MoeQuant
 ) -> dict[str, tuple[tuple[int, ...], str]]:
     """Return shape and dtype by name, as the operator's inputs are called."""
-    layout, experts = EXPERT_FORMATS[quant], config.num_experts
-    hidden, inner = config.hidden_size, config.intermediate_size
+    layout, experts = EXPERT_FORMATS[quant], config.decoder.moe_layers[layer]
+    count, inner, hidden = (
+        experts.num_experts,
+        experts.intermediate_size,
+        config.decoder.hidden_size,
+    )
     (gate_up, gate_up_scales), (down, down_scales) = (
         layout.shapes(2 * inner, hidden),
         layout.shapes(hidden, inner),
     )
-    prefix = f"model.layers.{layer}.moe.experts."
-    return {
-        f"{prefix}gate_up": ((experts, *gate_up), layout.dtype),
-        f"{prefix}down": ((experts, *down), layout.dtype),
-        f"{prefix}gate_up_scales": ((experts, *gate_up_scales), "float32"),
-        f"{prefix}down_scales": ((experts, *down_scales), "float32"),
+    tensors = {
+        "gate_up": ((count, *gate_up), layout.dtype),
+        "down": ((count, *down), layout.dtype),
+        "gate_up_scales": ((count, *gate_up_scales), "float32"),
+        "down_scales": ((count, *down_scales), "float32"),
     }
+    name = family_of(config).tensor_name
+    return {name(packed_experts_path(layer, part)): tensor for part, tensor in tensors.items()}

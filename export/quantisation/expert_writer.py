@@ -21,7 +21,9 @@ from longllava_trt.core.errors import CheckpointError
 from longllava_trt.core.manifest import MoeQuant, QuantisationError
 from longllava_trt.core.safetensors_header import TensorSource, read_tensor
 from longllava_trt.export.quantisation.expert_files import expert_header
-from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.models.parameters import expert_path
+from longllava_trt.models.registry import family_of
+from longllava_trt.models.spec import ModelSpec
 from longllava_trt.plugins_trt.kernels.sparse_moe_formats import (
     dequantise_int4,
     dequantise_int8,
@@ -107,7 +109,7 @@ def quantise_layer(
     path: Path,
     layer: int,
     *,
-    config: DecoderConfig,
+    config: ModelSpec,
     sources: Mapping[str, TensorSource],
     checkpoint: Path,
     quant: MoeQuant,
@@ -117,7 +119,7 @@ def quantise_layer(
     Args:
         path: File to make.
         layer: Number of a routed layer.
-        config: The decoder.
+        config: The model.
         sources: Where each weight lies, by checkpoint name.
         checkpoint: Folder that relative sources are in.
         quant: `w8a16` or `w4a16`.
@@ -133,7 +135,7 @@ def quantise_layer(
     with unfinished.open("wb") as file:
         output = _HashedFile(file)
         output.write(expert_header(config, layer, quant))
-        for matrix, block in _blocks(layer, config.num_experts, sources, checkpoint, quant):
+        for matrix, block in _blocks(layer, config, sources, checkpoint, quant):
             output.write(block.codes.data)
             scales.append(block.scales)
             losses[matrix].add(block)
@@ -150,15 +152,17 @@ def quantise_layer(
 
 def _blocks(
     layer: int,
-    num_experts: int,
+    config: ModelSpec,
     sources: Mapping[str, TensorSource],
     checkpoint: Path,
     quant: MoeQuant,
 ) -> Iterator[tuple[str, _Block]]:
     """Yield every block of rows with the kind of its matrix, in the file's order."""
+    tensor_name = family_of(config).tensor_name
+    num_experts = config.decoder.moe_layers[layer].num_experts
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _MAX_THREADS)) as pool:
         for expert, matrix in _stored_order(num_experts):
-            name = f"model.layers.{layer}.moe.experts.{expert}.{matrix}_proj.weight"
+            name = tensor_name(expert_path(layer, expert, matrix))
             weights = read_tensor(sources[name], checkpoint)
             for block in pool.map(partial(_quantise, quant=quant), _row_blocks(weights)):
                 if not np.isfinite(block.lost_squares):

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 
 import onnx_ir as ir
 
 from longllava_trt.core.manifest import MoeQuant
 from longllava_trt.export.quantisation.expert_files import EXPERT_FORMATS, expert_records
 from longllava_trt.export.weights import ir_dtype
-from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.models.parameters import experts_path
+from longllava_trt.models.registry import family_of
+from longllava_trt.models.spec import ModelSpec
 from longllava_trt.plugins_trt.spec import SPARSE_MOE
 
 __all__ = ["read_quantised_experts"]
 
-_EXPERT = re.compile(r"model\.layers\.(\d+)\.moe\.experts\.")
 
-
-def read_quantised_experts(graph: ir.Graph, config: DecoderConfig, *, quant: MoeQuant) -> None:
+def read_quantised_experts(graph: ir.Graph, config: ModelSpec, *, quant: MoeQuant) -> None:
     """Give every `SparseMoE` the codes and scales of its layer; what stacked the experts is left unused.
 
     Args:
         graph: Weights are inputs; changed in place.
-        config: The decoder.
+        config: The model.
         quant: `w8a16` or `w4a16`.
     """
+    name_of = family_of(config).tensor_name
+    prefixes = {name_of(experts_path(layer)): layer for layer in config.decoder.moe_layers}
     for node in list(graph):
         if (node.domain, node.op_type) != (SPARSE_MOE.domain, SPARSE_MOE.op_type):
             continue
-        records = expert_records(config, _layer_behind(node.inputs[2]), quant)
+        records = expert_records(config, _layer_behind(node.inputs[2], prefixes), quant)
         node.resize_inputs(2 + len(records))
         for place, (name, record) in enumerate(records.items(), start=2):
             kind, shape = ir.TensorType(ir_dtype(record.dtype)), ir.Shape(record.shape)
@@ -38,10 +40,11 @@ def read_quantised_experts(graph: ir.Graph, config: DecoderConfig, *, quant: Moe
         node.attributes.add(ir.AttrString("weight_format", EXPERT_FORMATS[quant].weight_format))
 
 
-def _layer_behind(value: ir.Value | None) -> int:
-    """Return the layer whose experts a value is made of."""
+def _layer_behind(value: ir.Value | None, prefixes: Mapping[str, int]) -> int:
+    """Return the layer whose experts a value is made of, by what their names begin with."""
     while value is not None and (node := value.producer()) is not None:
         value = node.inputs[0]
-    match = _EXPERT.match((value and value.name) or "")
-    assert match, "Bug: experts are stacked from weights"
-    return int(match[1])
+    name = (value and value.name) or ""
+    found = [layer for prefix, layer in prefixes.items() if name.startswith(prefix)]
+    assert len(found) == 1, "Bug: experts are stacked from one layer's weights"
+    return found[0]

@@ -23,7 +23,7 @@ from longllava_trt.export.quantisation.expert_files import (
 )
 from longllava_trt.export.quantisation.expert_writer import quantise_layer
 from longllava_trt.export.resume import Journal
-from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.models.spec import ModelSpec
 
 __all__ = ["QuantisedExperts"]
 
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 class QuantisedExperts:
     """The quantised layers of one export; none if it quantises nothing."""
 
-    config: DecoderConfig
+    config: ModelSpec
     quant: MoeQuant
     layers: tuple[int, ...]
     records: Mapping[str, WeightRecord]
@@ -46,7 +46,7 @@ class QuantisedExperts:
     """What quantising them took, without those that had been finished before."""
 
     @classmethod
-    def of(cls, config: DecoderConfig, quant: MoeQuant) -> QuantisedExperts:
+    def of(cls, config: ModelSpec, quant: MoeQuant) -> QuantisedExperts:
         """Plan the files.
 
         Raises:
@@ -55,7 +55,7 @@ class QuantisedExperts:
         if quant == "none":
             return cls(config=config, quant=quant, layers=(), records={})
         check_format(config, quant)
-        layers = config.moe_layers
+        layers = tuple(config.decoder.moe_layers)
         records: dict[str, WeightRecord] = {}
         for layer in layers:
             records |= expert_records(config, layer, quant)

@@ -64,7 +64,7 @@ def add_media_options(parser: argparse.ArgumentParser) -> None:
     media.add_argument(
         "--hires",
         action="store_true",
-        help="show each image as an overview and its tiles of 336 pixels, each tile costing as much as an image "
+        help="show each image as an overview and its tiles, each tile costing as much as an image "
         "(default: once)",
     )
     media.add_argument(
@@ -194,7 +194,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         type=count,
         default=176_000,
         metavar="N",
-        help="most positions of prompt and answer together, an image taking 144 and its markers 6 "
+        help="most positions of prompt and answer together, those of images included "
         "(default: %(default)s)",
     )
     engine.add_argument(

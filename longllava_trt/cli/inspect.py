@@ -14,6 +14,7 @@ from longllava_trt.cli.options import Subparsers, add_verb, format_bytes, print_
 if TYPE_CHECKING:
     from longllava_trt.core.stage_spec import TensorSpec
     from longllava_trt.inspection import BundleSummary, CheckpointSummary, ParameterCounts
+    from longllava_trt.models.spec import MixerSpec
 
 __all__ = ["add_parser", "run"]
 
@@ -68,18 +69,22 @@ def _checkpoint_lines(found: CheckpointSummary) -> Iterator[str]:
     from longllava_trt.inspection import layer_pattern
 
     vision, decoder = found.config.vision, found.config.decoder
+    if vision is not None:
+        yield (
+            f"vision      {vision.num_layers} layers of {vision.hidden_size}, {vision.image_size} pixels in patches "
+            f"of {vision.patch_size}: {found.config.num_image_tokens} tokens an image"
+        )
+    wide = {layer.feed_forward.intermediate_size for layer in decoder.layers}
     yield (
-        f"vision      {vision.num_hidden_layers} layers of {vision.hidden_size}, {vision.image_size} pixels in patches "
-        f"of {vision.patch_size}: {vision.num_image_tokens} tokens an image"
+        f"decoder     {decoder.num_layers} layers of {decoder.hidden_size}, feed-forward "
+        f"{', '.join(map(str, sorted(wide)))}, vocabulary {decoder.vocab_size}"
     )
-    yield (
-        f"decoder     {decoder.num_hidden_layers} layers of {decoder.hidden_size}, feed-forward "
-        f"{decoder.intermediate_size}, vocabulary {decoder.vocab_size}"
-    )
-    yield f"            {decoder.num_attention_heads} heads on {decoder.num_key_value_heads} of keys and values; Mamba {decoder.d_inner} x {decoder.mamba_d_state}"
+    mixers = dict.fromkeys(map(_describe_mixer, decoder.mixers))
+    yield f"            {'; '.join(sorted(mixers))}"
     routed = decoder.moe_layers
-    if routed:
-        yield f"            {decoder.num_experts} experts in {len(routed)} layers, {decoder.num_experts_per_tok} a token"
+    for experts in dict.fromkeys(routed.values()):
+        layers = sum(other == experts for other in routed.values())
+        yield f"            {experts.num_experts} experts in {layers} layers, {experts.top_k} a token"
     yield f"layers      {layer_pattern(decoder.layer_kinds, routed)}"
     yield _LEGEND
     yield from _parameter_lines(found.parameters)
@@ -90,6 +95,14 @@ def _checkpoint_lines(found: CheckpointSummary) -> Iterator[str]:
         )
     else:
         yield f"weights     none here; {found.num_tensors} tensors by config.json"
+
+
+def _describe_mixer(mixer: MixerSpec) -> str:
+    from longllava_trt.models.spec import AttentionSpec
+
+    if isinstance(mixer, AttentionSpec):
+        return f"{mixer.num_heads} heads on {mixer.num_kv_heads} of keys and values"
+    return f"Mamba {mixer.d_inner} x {mixer.d_state}"
 
 
 def _bundle_lines(found: BundleSummary) -> Iterator[str]:

@@ -97,10 +97,10 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Plan and print; exit status 1 if it does not fit."""
-    from longllava_trt.models.llava_jamba.config import load_config
+    from longllava_trt.models.registry import load_model_spec
     from longllava_trt.planning import PlanRequest, find_gpu, make_plan
 
-    config = load_config(args.checkpoint, vision_tower=args.vision_tower)
+    config = load_model_spec(args.checkpoint, vision_tower=args.vision_tower)
     request = PlanRequest(
         images=args.images,
         text_tokens=args.text_tokens,

@@ -74,7 +74,7 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the checkpoint and name its files."""
-    from longllava_trt.reference.synthetic.checkpoint import PRESETS as CONFIGS
+    from longllava_trt.models.registry import find_preset
     from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
 
     files = write_checkpoint(
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
             }
         )
         return 0
-    dtype = args.dtype or CONFIGS[args.preset].torch_dtype
+    dtype = args.dtype or find_preset(args.preset).torch_dtype
     weights = "sparse: every weight is zero" if args.sparse else f"seed {args.seed}"
     print(f"checkpoint  {args.out}  ({args.preset}, {dtype}, {weights})")
     for name, size in sizes.items():

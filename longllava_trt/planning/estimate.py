@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.manifest import MOE_QUANTS
-from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
+from longllava_trt.models.registry import family_of
+from longllava_trt.models.spec import ModelSpec
 from longllava_trt.planning.flops import StageFlops, count_flops, decoder_flops
 from longllava_trt.planning.gpus import Gpu
 from longllava_trt.planning.memory import (
@@ -19,8 +20,6 @@ from longllava_trt.planning.memory import (
 
 __all__ = ["DeviceMemory", "Plan", "PlanRequest", "make_plan"]
 
-_MARKUP_TOKENS = 6
-"""Positions of the tags around one image (spec 5.8): an image alone takes 150."""
 _DEVICE_RESERVE = 2**30
 """Driver context, TensorRT's own objects and fragmentation: kept free, not predicted."""
 _LOADER_BYTES = 2**30
@@ -105,7 +104,7 @@ class Plan:
         return not self.problems
 
 
-def make_plan(config: LongLLaVAConfig, gpu: Gpu, request: PlanRequest | None = None) -> Plan:
+def make_plan(config: ModelSpec, gpu: Gpu, request: PlanRequest | None = None) -> Plan:
     """Plan a request.
 
     Args:
@@ -123,10 +122,10 @@ def make_plan(config: LongLLaVAConfig, gpu: Gpu, request: PlanRequest | None = N
     return replace(plan, suggestion=_suggest(config, gpu, request))
 
 
-def _estimate(config: LongLLaVAConfig, gpu: Gpu, request: PlanRequest) -> Plan:
+def _estimate(config: ModelSpec, gpu: Gpu, request: PlanRequest) -> Plan:
     decoder = config.decoder
     weights = count_weights(config, dtype=request.dtype, moe_quant=request.moe_quant)
-    per_image = config.vision.num_image_tokens + _MARKUP_TOKENS
+    per_image = config.num_image_tokens + family_of(config).positions_around_image
     tokens = request.images * per_image + request.text_tokens
     kv_per_token = kv_bytes_per_token(decoder, dtype=request.dtype)
     states = 2 * recurrent_bytes(decoder, dtype=request.dtype)
@@ -177,7 +176,7 @@ def _problems(gpu: Gpu, request: PlanRequest, device: DeviceMemory, tokens: int)
     return problems
 
 
-def _suggest(config: LongLLaVAConfig, gpu: Gpu, request: PlanRequest) -> str | None:
+def _suggest(config: ModelSpec, gpu: Gpu, request: PlanRequest) -> str | None:
     """Name the nearest request that fits: the same images with smaller experts, then fewer images."""
     smaller = MOE_QUANTS[MOE_QUANTS.index(request.moe_quant) :]
     has_experts = count_weights(config, dtype=request.dtype).experts > 0

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from longllava_trt.models.llava_jamba.config import DecoderConfig, LongLLaVAConfig, VisionConfig
+from longllava_trt.models.spec import (
+    AttentionSpec,
+    DecoderSpec,
+    ExpertsSpec,
+    FeedForwardSpec,
+    MixerSpec,
+    ModelSpec,
+    VisionSpec,
+)
 
 __all__ = ["StageFlops", "count_flops", "decoder_flops", "vision_flops"]
 
@@ -30,7 +38,7 @@ class StageFlops:
         return self.vision + self.projector + self.decoder_linear + self.decoder_attention
 
 
-def count_flops(config: LongLLaVAConfig, *, images: int, tokens: int) -> StageFlops:
+def count_flops(config: ModelSpec, *, images: int, tokens: int) -> StageFlops:
     """Count the prefill of a prompt.
 
     Args:
@@ -38,18 +46,24 @@ def count_flops(config: LongLLaVAConfig, *, images: int, tokens: int) -> StageFl
         images: Images in it.
         tokens: Positions of the whole prompt, those of images included.
     """
-    vision, hidden = config.vision, config.decoder.hidden_size
-    mlp = vision.num_image_tokens * (vision.hidden_size + hidden) * hidden
     linear, attention = decoder_flops(config.decoder, tokens=tokens, past=0)
     return StageFlops(
-        vision=images * vision_flops(vision),
-        projector=images * 2.0 * mlp,
+        vision=images * vision_flops(config.vision) if config.vision else 0.0,
+        projector=images * _projector_flops(config),
         decoder_linear=linear,
         decoder_attention=attention,
     )
 
 
-def vision_flops(config: VisionConfig) -> float:
+def _projector_flops(config: ModelSpec) -> float:
+    if config.vision is None or config.connector is None:
+        return 0.0
+    hidden = config.decoder.hidden_size
+    widths = config.vision.feature_size + (config.connector.num_layers - 1) * hidden
+    return 2.0 * config.num_image_tokens * widths * hidden
+
+
+def vision_flops(config: VisionSpec) -> float:
     """Count the encoding of one image."""
     width, length = config.hidden_size, config.num_patches + 1
     patches = config.num_patches * 3 * config.patch_size**2 * width
@@ -57,30 +71,31 @@ def vision_flops(config: VisionConfig) -> float:
     return 2.0 * (patches + config.num_run_layers * layer)
 
 
-def decoder_flops(config: DecoderConfig, *, tokens: int, past: int) -> tuple[float, float]:
-    """Count ``tokens`` after ``past`` others; returns the part that is linear in them, and attention."""
-    layers = range(config.num_hidden_layers)
-    kinds = config.layer_kinds
-    per_token = sum(_mixer(config, kinds[i]) + _feed_forward(config, i) for i in layers)
-    head = config.hidden_size * config.vocab_size
+def decoder_flops(config: DecoderSpec, *, tokens: int, past: int) -> tuple[float, float]:
+    """Count N tokens after N others; returns what is linear in them, and attention."""
+    hidden = config.hidden_size
+    per_token = sum(
+        _mixer(layer.mixer, hidden) + _feed_forward(layer.feed_forward, hidden)
+        for layer in config.layers
+    )
+    head = hidden * config.vocab_size
     # token k attends to past + k positions: scores and weighted values
     pairs = tokens * past + tokens * (tokens + 1) / 2
-    attention = kinds.count("attention") * 2 * pairs * config.hidden_size
+    attention = sum(2 * pairs * mixer.q_size for mixer in config.attention_layers.values())
     return 2.0 * (tokens * per_token + head), 2.0 * attention
 
 
-def _mixer(config: DecoderConfig, kind: str) -> int:
-    hidden = config.hidden_size
-    if kind == "attention":
-        return hidden * (2 * hidden + 2 * config.num_key_value_heads * config.head_dim)
-    inner, rank, state = config.d_inner, config.mamba_dt_rank, config.mamba_d_state
+def _mixer(mixer: MixerSpec, hidden: int) -> int:
+    if isinstance(mixer, AttentionSpec):
+        return hidden * (2 * mixer.q_size + 2 * mixer.kv_size)
+    inner, rank, state = mixer.d_inner, mixer.dt_rank, mixer.d_state
     # in_proj, out_proj; x_proj, dt_proj; convolution; decay, input and read-out of every state
     products = 3 * hidden * inner + inner * (rank + 2 * state) + rank * inner
-    return products + inner * config.mamba_d_conv + 3 * inner * state
+    return products + inner * mixer.d_conv + 3 * inner * state
 
 
-def _feed_forward(config: DecoderConfig, layer: int) -> int:
-    mlp = 3 * config.hidden_size * config.intermediate_size
-    if not config.is_moe_layer(layer):
+def _feed_forward(forward: FeedForwardSpec, hidden: int) -> int:
+    mlp = 3 * hidden * forward.intermediate_size
+    if not isinstance(forward, ExpertsSpec):
         return mlp
-    return config.num_experts_per_tok * mlp + config.hidden_size * config.num_experts
+    return forward.top_k * mlp + hidden * forward.num_experts

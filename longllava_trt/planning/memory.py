@@ -8,15 +8,28 @@ and values do.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from fractions import Fraction
 
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.manifest import MOE_QUANTS
 from longllava_trt.models.contracts import carried_state
-from longllava_trt.models.llava_jamba.config import DecoderConfig, LongLLaVAConfig
-from longllava_trt.models.llava_jamba.weights import VISION_PREFIX, expected_tensors
+from longllava_trt.models.parameters import (
+    EMBEDDING,
+    PROJECTOR,
+    VISION,
+    experts_path,
+    parameter_shapes,
+)
+from longllava_trt.models.spec import (
+    AttentionSpec,
+    DecoderSpec,
+    ExpertsSpec,
+    FeedForwardSpec,
+    MixerSpec,
+    ModelSpec,
+)
 from longllava_trt.plugins_trt.launch_plans.mixers import plan_selective_scan
 from longllava_trt.plugins_trt.launch_plans.plan import Workspace
 from longllava_trt.plugins_trt.launch_plans.sparse_moe import MoeShape, plan_workspaces
@@ -35,7 +48,6 @@ ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 """Bytes of an element, by dtype."""
 
 _INT4_GROUP = 128
-_EXPERT = re.compile(r"model\.layers\.(\d+)\.moe\.experts\.(\d+)\.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,7 +75,7 @@ class WeightBytes:
         return self.decoder + self.experts_active
 
 
-def count_weights(config: LongLLaVAConfig, *, dtype: str, moe_quant: str = "none") -> WeightBytes:
+def count_weights(config: ModelSpec, *, dtype: str, moe_quant: str = "none") -> WeightBytes:
     """Count the weights that the engines take.
 
     Args:
@@ -78,26 +90,30 @@ def count_weights(config: LongLLaVAConfig, *, dtype: str, moe_quant: str = "none
     _require(moe_quant, MOE_QUANTS, "moe_quant")
     itemsize = ITEMSIZE[dtype]
     parts = dict.fromkeys(("vision", "projector", "embed", "decoder", "experts"), 0)
-    for name, shape in expected_tensors(config).items():
-        part = _part(name, config.decoder)
-        quant = moe_quant if part == "experts" else "none"
-        parts[part] += _stored_bytes(shape, itemsize, quant)
-    decoder = config.decoder
-    active = parts["experts"] * decoder.num_experts_per_tok // decoder.num_experts
-    return WeightBytes(**parts, experts_active=active)
+    routed = {experts_path(i): experts for i, experts in config.decoder.moe_layers.items()}
+    active = Fraction(0)
+    for path, shape in parameter_shapes(config).items():
+        experts = next((e for prefix, e in routed.items() if path.startswith(prefix)), None)
+        if experts is None:
+            parts[_part(path)] += _stored_bytes(shape, itemsize, "none")
+        else:
+            nbytes = _stored_bytes(shape, itemsize, moe_quant)
+            parts["experts"] += nbytes
+            active += Fraction(nbytes * experts.top_k, experts.num_experts)
+    return WeightBytes(**parts, experts_active=int(active))
 
 
-def kv_bytes_per_token(config: DecoderConfig, *, dtype: str) -> int:
+def kv_bytes_per_token(config: DecoderSpec, *, dtype: str) -> int:
     """Return the bytes of keys and values that one position keeps."""
     return _state_bytes(config, dtype, in_place=True)
 
 
-def recurrent_bytes(config: DecoderConfig, *, dtype: str) -> int:
+def recurrent_bytes(config: DecoderSpec, *, dtype: str) -> int:
     """Return the bytes of all conv and recurrent states of one sequence, once; engines keep two sets."""
     return _state_bytes(config, dtype, in_place=False)
 
 
-def activation_bytes(config: LongLLaVAConfig, *, dtype: str, chunk: int, vision_batch: int) -> int:
+def activation_bytes(config: ModelSpec, *, dtype: str, chunk: int, vision_batch: int) -> int:
     """Return what lives at once in the widest layer of any stage, the plugins' workspaces included.
 
     Args:
@@ -112,33 +128,48 @@ def activation_bytes(config: LongLLaVAConfig, *, dtype: str, chunk: int, vision_
     )
 
 
-def decoder_activation_bytes(config: DecoderConfig, *, dtype: str, chunk: int) -> int:
+def decoder_activation_bytes(config: DecoderSpec, *, dtype: str, chunk: int) -> int:
     """Return what lives at once in the decoder's widest layer."""
-    itemsize = ITEMSIZE[dtype]
-    hidden, inner, wide = config.hidden_size, config.d_inner, config.intermediate_size
+    itemsize, hidden = ITEMSIZE[dtype], config.hidden_size
+    widest = max(
+        max(
+            _mixer_bytes(layer.mixer, hidden, itemsize=itemsize, chunk=chunk),
+            _feed_forward_bytes(layer.feed_forward, hidden, itemsize=itemsize, chunk=chunk),
+        )
+        for layer in set(config.layers)
+    )
+    return widest + 4 * config.vocab_size
+
+
+def _mixer_bytes(mixer: MixerSpec, hidden: int, *, itemsize: int, chunk: int) -> int:
+    if isinstance(mixer, AttentionSpec):
+        return itemsize * chunk * (2 * hidden + 2 * mixer.q_size + 2 * mixer.kv_size)
     # the residual stream and its norm; both halves of in_proj, convolved half, delta and y
-    _, spaces = plan_selective_scan(1, chunk, inner, config.mamba_d_state)
-    mamba = itemsize * chunk * (2 * hidden + 5 * inner) + _space_bytes(spaces, itemsize)
-    widths = 2 * hidden + 2 * config.num_key_value_heads * config.head_dim
-    attention = itemsize * chunk * (2 * hidden + widths)
-    mlp = itemsize * chunk * (2 * hidden + 3 * wide)
-    moe = 0
-    if any(map(config.is_moe_layer, range(config.num_hidden_layers))):
-        shape = MoeShape(chunk, hidden, wide, config.num_experts, config.num_experts_per_tok)
-        inputs = chunk * (3 * hidden + config.num_experts)
-        moe = itemsize * inputs + _space_bytes(plan_workspaces(shape, itemsize=itemsize), itemsize)
-    return max(mamba, attention, mlp, moe) + 4 * config.vocab_size
+    _, spaces = plan_selective_scan(1, chunk, mixer.d_inner, mixer.d_state)
+    return itemsize * chunk * (2 * hidden + 5 * mixer.d_inner) + _space_bytes(spaces, itemsize)
 
 
-def _vision_activation_bytes(config: LongLLaVAConfig, *, dtype: str, images: int) -> int:
+def _feed_forward_bytes(forward: FeedForwardSpec, hidden: int, *, itemsize: int, chunk: int) -> int:
+    wide = forward.intermediate_size
+    if not isinstance(forward, ExpertsSpec):
+        return itemsize * chunk * (2 * hidden + 3 * wide)
+    shape = MoeShape(chunk, hidden, wide, forward.num_experts, forward.top_k)
+    inputs = chunk * (3 * hidden + forward.num_experts)
+    spaces = plan_workspaces(shape, itemsize=itemsize)
+    return itemsize * inputs + _space_bytes(spaces, itemsize)
+
+
+def _vision_activation_bytes(config: ModelSpec, *, dtype: str, images: int) -> int:
     vision, itemsize = config.vision, ITEMSIZE[dtype]
+    if vision is None:
+        return 0
     length = vision.num_patches + 1
     widest = 2 * vision.hidden_size + max(2 * vision.intermediate_size, 4 * vision.hidden_size)
     pixels = 4 * 3 * vision.image_size**2
     return images * (itemsize * length * widest + pixels)
 
 
-def _state_bytes(config: DecoderConfig, dtype: str, *, in_place: bool) -> int:
+def _state_bytes(config: DecoderSpec, dtype: str, *, in_place: bool) -> int:
     """Count one sequence's state that does or does not grow; what grows, for one position."""
     return sum(
         math.prod(d for d in spec.shape if isinstance(d, int)) * ITEMSIZE[spec.dtype]
@@ -147,15 +178,13 @@ def _state_bytes(config: DecoderConfig, dtype: str, *, in_place: bool) -> int:
     )
 
 
-def _part(name: str, config: DecoderConfig) -> str:
-    if name.startswith(VISION_PREFIX):
+def _part(path: str) -> str:
+    """Return the stage of a parameter that is no routed expert's."""
+    if path.startswith(VISION):
         return "vision"
-    if name.startswith("model.mm_projector."):
+    if path.startswith(PROJECTOR):
         return "projector"
-    if name == "model.embed_tokens.weight":
-        return "embed"
-    match = _EXPERT.match(name)
-    return "experts" if match and config.is_moe_layer(int(match[1])) else "decoder"
+    return "embed" if path == EMBEDDING else "decoder"
 
 
 def _stored_bytes(shape: tuple[int, ...], itemsize: int, quant: str) -> int:

@@ -12,6 +12,8 @@ import torch
 
 from longllava_trt.core.manifest import MOE_QUANTS, Manifest, WeightRecord
 from longllava_trt.export.quantisation.expert_files import EXPERT_FORMATS, expert_records
+from longllava_trt.models.parameters import expert_path
+from longllava_trt.models.registry import family_of
 from longllava_trt.plugins_trt.kernels.sparse_moe_formats import (
     GROUP,
     dequantise_int4,
@@ -49,14 +51,15 @@ class StoredMatrix:
 
 def stored_matrices(model: LongLLaVA, bundle: Path, manifest: Manifest) -> Iterator[StoredMatrix]:
     """Yield every quantised matrix."""
-    config, quant = model.config.decoder, manifest.moe_quant
+    quant, tensor_name = manifest.moe_quant, family_of(model.config).tensor_name
     is_int4 = EXPERT_FORMATS[quant].weight_format == "int4"
     dequantise = dequantise_int4 if is_int4 else dequantise_int8
-    for layer in config.moe_layers:
+    for layer, experts in model.config.decoder.moe_layers.items():
         gate_up, down, gate_up_scales, down_scales = (
-            _read(bundle, manifest.weights[name]) for name in expert_records(config, layer, quant)
+            _read(bundle, manifest.weights[name])
+            for name in expert_records(model.config, layer, quant)
         )
-        for expert in range(config.num_experts):
+        for expert in range(experts.num_experts):
             for kinds, codes, scales in (
                 (("gate", "up"), gate_up[expert], gate_up_scales[expert]),
                 (("down",), down[expert], down_scales[expert]),
@@ -66,7 +69,7 @@ def stored_matrices(model: LongLLaVA, bundle: Path, manifest: Manifest) -> Itera
                 for kind, part, part_scales in zip(kinds, *halves, strict=True):
                     yield StoredMatrix(
                         layer=layer,
-                        name=f"model.layers.{layer}.moe.experts.{expert}.{kind}_proj.weight",
+                        name=tensor_name(expert_path(layer, expert, kind)),
                         values=part,
                         scales=part_scales.reshape(len(part), -1),
                         group=GROUP if is_int4 else part.shape[1],
@@ -75,12 +78,10 @@ def stored_matrices(model: LongLLaVA, bundle: Path, manifest: Manifest) -> Itera
 
 def with_dequantised_experts(model: LongLLaVA, bundle: Path, manifest: Manifest) -> LongLLaVA:
     """Return a model with the bundle's experts; it shares all other weights with the one given."""
-    state = model.state_dict()
+    tensors = model.named_tensors()
     for matrix in stored_matrices(model, bundle, manifest):
-        state[matrix.name] = torch.from_numpy(matrix.values.copy())
-    dequantised = LongLLaVA.on_meta(model.config)
-    dequantised.load_state_dict(state, strict=True, assign=True)
-    return dequantised.eval().requires_grad_(False)
+        tensors[matrix.name] = torch.from_numpy(matrix.values.copy())
+    return LongLLaVA.from_tensors(model.config, tensors)
 
 
 def quantised_inputs(bundle: Path, manifest: Manifest, names: Sequence[str]) -> Arrays:

@@ -51,7 +51,7 @@ class LayerCase:
         """Run the reference on random pixels and random tokens."""
         generator = torch.Generator().manual_seed(seed)
         config = model.config
-        side = config.vision.image_size
+        side = config.require_vision().image_size
         pixels = torch.randn(_NUM_IMAGES, 3, side, side, generator=generator)
         ids = torch.randint(config.decoder.vocab_size, (1, sum(_CHUNKS)), generator=generator)
         embeds, cache = model.embed(ids), empty_cache(config.decoder)
@@ -61,7 +61,7 @@ class LayerCase:
             cache = output.cache
             chunks.append(output.hidden_states)
         residuals = {
-            "vision": model.vision_model(pixels, model.ops)[1],
+            "vision": model.vision(pixels, model.ops)[1],
             "decoder": [torch.cat(pieces, dim=1) for pieces in zip(*chunks, strict=True)],
         }
         return cls(

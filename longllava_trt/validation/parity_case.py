@@ -15,7 +15,8 @@ from longllava_trt.core.safetensors_header import TensorSource
 from longllava_trt.export.weights import bundled_name
 from longllava_trt.models.checkpoint import index_checkpoint
 from longllava_trt.models.contracts import carried_state
-from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.models.registry import CONFIG_FILE, load_decoder_spec
+from longllava_trt.models.spec import DecoderSpec
 from longllava_trt.reference.cache import HybridCache
 from longllava_trt.reference.checkpoint import load_model
 from longllava_trt.reference.model import LongLLaVA
@@ -82,20 +83,22 @@ def array_of(tensor: Tensor) -> NDArray[Any]:
     return array
 
 
-def state_arrays(cache: HybridCache, config: DecoderConfig) -> dict[str, NDArray[Any]]:
+def state_arrays(cache: HybridCache, decoder: DecoderSpec) -> dict[str, NDArray[Any]]:
     """Return a reference cache by the decoder's input names; keys and values as long as what was fed."""
     tensors = (tensor for state in cache for tensor in state)
-    specs = carried_state(config, "float32")
+    specs = carried_state(decoder, "float32")
     return {spec.name: array_of(t) for spec, t in zip(specs, tensors, strict=True)}
 
 
 def _config_differences(bundle: Path, checkpoint: Path) -> Iterator[str]:
-    """Yield the decoder's fields that differ; most would show in no shape."""
+    """Yield the keys that differ where the decoders do; most differences would show in no shape."""
+    if load_decoder_spec(bundle) == load_decoder_spec(checkpoint):
+        return
     ours, theirs = (
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         for folder in (bundle, checkpoint)
     )
-    for name in DecoderConfig.__dataclass_fields__:
+    for name in sorted(ours.keys() | theirs.keys()):
         if ours.get(name) != theirs.get(name):
             yield f"'{name}' of config.json is {theirs.get(name)!r}, in the bundle {ours.get(name)!r}"
 

@@ -118,7 +118,7 @@ def _run(model: LongLLaVA, *, seed: int) -> _Run:
 
 def _stored_rows(subject: ParityCase, original: LongLLaVA) -> Iterator[ParityRow]:
     """Hold every weight against the checkpoint's: codes are the nearest ones, and no scale is larger than it must be."""
-    weights = original.state_dict()
+    weights = original.named_tensors()
     quant = subject.manifest.moe_quant
     top = _TOP_CODES[EXPERT_FORMATS[quant].weight_format]
     stored = stored_matrices(original, subject.bundle, subject.manifest)

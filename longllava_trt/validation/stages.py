@@ -69,7 +69,7 @@ class StageCase:
         """Run the reference on random pixels and random tokens."""
         generator = torch.Generator().manual_seed(seed)
         config = model.config
-        side = config.vision.image_size
+        side = config.require_vision().image_size
         pixels = torch.randn(_NUM_IMAGES, 3, side, side, generator=generator)
         features = model.encode_images(pixels)
         ids = torch.randint(config.decoder.vocab_size, (1, _LENGTH), generator=generator)

@@ -1,1 +1,1 @@
-"""LongLLaVA (`model_type: llava_jamba`): its configuration and the names of its tensors."""
+"""LongLLaVA (`model_type: llava_jamba`): its configuration, the names of its tensors, its presets."""

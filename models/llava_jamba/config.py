@@ -1,154 +1,53 @@
-"""The model's configuration, read strictly from a checkpoint's own files.
+"""LongLLaVA's config.json (`model_type: llava_jamba`), read strictly.
 
-Knows the keys of LongLLaVA's config.json (`model_type: llava_jamba`) and of a CLIP vision config. A key that
-changes the mathematics is either honoured or refused; a key that cannot is on a written list. Nothing is guessed
-from a path, except the one name the original itself uses for its vision tower.
+A key that changes the mathematics is either honoured or refused; a key that cannot is on a written list. Nothing is
+guessed from a path, except the one name the original itself uses for its vision tower.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from longllava_trt.core.errors import ConfigError
 from longllava_trt.core.json_file import read_json_object
+from longllava_trt.models.clip import find_vision_tower
+from longllava_trt.models.registry import CONFIG_FILE, WHOSE_CONFIG
+from longllava_trt.models.spec import (
+    AttentionSpec,
+    ConnectorSpec,
+    DecoderSpec,
+    DenseSpec,
+    ExpertsSpec,
+    FeedForwardSpec,
+    LayerSpec,
+    MambaSpec,
+    MixerSpec,
+    ModelSpec,
+    VisionSpec,
+)
 
-__all__ = ["DecoderConfig", "LongLLaVAConfig", "VisionConfig", "load_config"]
+__all__ = ["DECODER_KEYS", "MODEL_TYPE", "model_from_keys", "read_config", "read_decoder"]
 
 logger = logging.getLogger(__name__)
 
-LayerKind = Literal["attention", "mamba"]
+MODEL_TYPE = "llava_jamba"
 
+DECODER_KEYS = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+    "num_attention_heads", "num_key_value_heads",
+    "attn_layer_period", "attn_layer_offset", "expert_layer_period", "expert_layer_offset",
+    "num_experts", "num_experts_per_tok",
+    "mamba_d_state", "mamba_d_conv", "mamba_expand", "mamba_dt_rank", "rms_norm_eps",
+)  # fmt: skip
+"""Keys of the decoder's numbers; each must be there."""
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class VisionConfig:
-    """CLIP vision tower. The defaults are ViT-L/14-336, the only tower the published models use."""
-
-    hidden_size: int = 1024
-    intermediate_size: int = 4096
-    num_hidden_layers: int = 24
-    num_attention_heads: int = 16
-    image_size: int = 336
-    patch_size: int = 14
-    layer_norm_eps: float = 1e-5
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "vision tower")
-        if self.image_size % self.patch_size or self.patches_per_side % 2:
-            raise ConfigError(
-                f"vision tower: image_size {self.image_size} must hold an even number of patches of "
-                f"{self.patch_size} pixels a side, so that 2x2 pooling is exact"
-            )
-        _require_divisible(self.hidden_size, self.num_attention_heads, "vision tower")
-
-    @property
-    def patches_per_side(self) -> int:
-        """Patches along one side of the image; 24 for ViT-L/14-336."""
-        return self.image_size // self.patch_size
-
-    @property
-    def num_patches(self) -> int:
-        """Patches in an image; 576 for ViT-L/14-336."""
-        return self.patches_per_side**2
-
-    @property
-    def num_image_tokens(self) -> int:
-        """Decoder positions one image takes after 2x2 pooling; 144 for ViT-L/14-336."""
-        return self.num_patches // 4
-
-    @property
-    def num_run_layers(self) -> int:
-        """Encoder layers that run: the feature is hidden_states[-2], so the last one does not."""
-        return self.num_hidden_layers - 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DecoderConfig:
-    """Jamba hybrid decoder. Field names are those of config.json."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int
-    attn_layer_period: int
-    attn_layer_offset: int
-    expert_layer_period: int
-    expert_layer_offset: int
-    num_experts: int
-    num_experts_per_tok: int
-    mamba_d_state: int
-    mamba_d_conv: int
-    mamba_expand: int
-    mamba_dt_rank: int
-    rms_norm_eps: float
-
-    def __post_init__(self) -> None:
-        zero_allowed = {"attn_layer_offset", "expert_layer_offset"}
-        _require_positive(self, "decoder", zero_allowed=zero_allowed)
-        _require_divisible(self.hidden_size, self.num_attention_heads, "decoder")
-        _require_divisible(self.num_attention_heads, self.num_key_value_heads, "decoder")
-        if self.num_experts_per_tok > self.num_experts:
-            raise ConfigError(
-                f"decoder: num_experts_per_tok {self.num_experts_per_tok} exceeds num_experts {self.num_experts}"
-            )
-
-    @property
-    def head_dim(self) -> int:
-        """Width of one attention head."""
-        return self.hidden_size // self.num_attention_heads
-
-    @property
-    def d_inner(self) -> int:
-        """Channels of the Mamba mixer."""
-        return self.mamba_expand * self.hidden_size
-
-    @property
-    def conv_state_width(self) -> int:
-        """Past columns the causal convolution needs: d_conv - 1 (transformers stores one more)."""
-        return self.mamba_d_conv - 1
-
-    @property
-    def layer_kinds(self) -> tuple[LayerKind, ...]:
-        """Mixer of each layer."""
-        return tuple(
-            "attention" if i % self.attn_layer_period == self.attn_layer_offset else "mamba"
-            for i in range(self.num_hidden_layers)
-        )
-
-    @property
-    def moe_layers(self) -> tuple[int, ...]:
-        """Layers whose feed-forward is routed."""
-        return tuple(i for i in range(self.num_hidden_layers) if self.is_moe_layer(i))
-
-    def is_moe_layer(self, layer: int) -> bool:
-        """Tell whether the layer's feed-forward is a routed mixture (never so with a single expert)."""
-        return self.num_experts > 1 and layer % self.expert_layer_period == self.expert_layer_offset
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LongLLaVAConfig:
-    """The whole model: vision tower, projector and decoder, with the ids the protocol needs."""
-
-    vision: VisionConfig
-    decoder: DecoderConfig
-    torch_dtype: str = "bfloat16"
-    """Dtype the checkpoint says it was saved in; the tensors' own dtypes are read from their headers."""
-    bos_token_id: int = 1
-    eos_token_id: int = 2
-    pad_token_id: int = 0
-    tokenizer_model_max_length: int | None = None
-    """The original cuts prompts at this length; we report it and do not cut (spec 6.5)."""
-    source: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """The config.json this came from, unchanged."""
-
+_ZERO_ALLOWED = frozenset({"attn_layer_offset", "expert_layer_offset"})
 
 _FIXED: dict[str, tuple[Any, ...]] = {
-    "model_type": ("llava_jamba",),
+    "model_type": (MODEL_TYPE,),
     "hidden_act": ("silu",),
     "tie_word_embeddings": (False,),
     "mamba_conv_bias": (True,),
@@ -172,87 +71,107 @@ _OPTIONAL_FIXED = frozenset(
     {"attention_dropout", "sliding_window", "use_mm_proj", "resamplePooling", "mm_patch_merge_type"}
 )
 
-_IGNORED = frozenset(
+_HARMLESS = frozenset(
     """
-    _name_or_path architectures auto_map calc_logits_for_entire_prompt freeze_mm_mlp_adapter initializer_range
-    max_position_embeddings mm_projector_lr n_ctx num_logits_to_keep output_router_logits router_aux_loss_coef
-    tokenizer_padding_side transformers_version tune_mm_mlp_adapter use_cache use_mamba_kernels
-    unfreeze_mm_vision_tower dtype
+    _attn_implementation_autoset _name_or_path architectures attn_implementation auto_map
+    calc_logits_for_entire_prompt delay_load dtype freeze_mm_mlp_adapter initializer_range max_position_embeddings
+    mm_projector_lr n_ctx num_logits_to_keep output_router_logits router_aux_loss_coef tokenizer_padding_side
+    transformers_version tune_mm_mlp_adapter unfreeze_mm_vision_tower use_cache use_mamba_kernels
     """.split()
 )
-"""Keys without influence on inference."""
+"""Keys without influence on inference; transformers writes some of them by itself."""
 
-_DECODER_FIELDS = tuple(DecoderConfig.__dataclass_fields__)
-_TOP_FIELDS = frozenset(
-    {
-        "torch_dtype",
-        "bos_token_id",
-        "eos_token_id",
-        "pad_token_id",
-        "tokenizer_model_max_length",
-        "mm_vision_tower",
-    }
-    | {"mm_hidden_size"}
+_OTHER_KEYS = frozenset(
+    """
+    bos_token_id eos_token_id mm_hidden_size mm_vision_tower pad_token_id tokenizer_model_max_length torch_dtype
+    """.split()
 )
-_WHOSE = "the folder of a checkpoint holds config.json beside its weights"
-_CLIP_L_336 = ("clip-vit-large-patch14-336", "clip_vit_large_patch14_336")
+
+_POOLING = 2
 
 
-def load_config(checkpoint: Path, *, vision_tower: Path | None = None) -> LongLLaVAConfig:
+def read_config(
+    folder: Path, *, vision_tower: Path | None = None, ignored_keys: Iterable[str] = ()
+) -> ModelSpec:
     """Read and check a checkpoint's config.json.
 
     Args:
-        checkpoint: Folder that holds config.json.
+        folder: Checkpoint.
         vision_tower: Folder whose config.json describes the vision tower, in place of what `mm_vision_tower` says.
+        ignored_keys: Unknown keys that do not matter.
 
     Raises:
         ConfigError: Lists every key that is missing, unknown, or has a value that is not supported.
     """
-    path = checkpoint / "config.json"
-    raw = read_json_object(path, whose=_WHOSE)
-    problems = _check_keys(raw)
-    if problems:
-        raise ConfigError(f"{path}: " + "; ".join(problems))
+    raw = _checked(folder, ignored_keys)
+    where = str(folder / CONFIG_FILE)
     if "resamplePooling" not in raw:
         logger.warning(
-            "%s has no 'resamplePooling'; using '2d' (144 tokens an image), as the released models do",
-            path,
+            "%s has no 'resamplePooling'; using '2d' (2x2 patches a token), as the released models do",
+            where,
         )
-    fields = {name: raw[name] for name in _DECODER_FIELDS}
-    if fields["mamba_dt_rank"] == "auto":
-        fields["mamba_dt_rank"] = -(-int(raw["hidden_size"]) // 16)
-    wrong = [
-        f"'{name}' must be a number, got {value!r}"
-        for name, value in fields.items()
-        if isinstance(value, bool) or not isinstance(value, int | float)
-    ]
-    if wrong:
-        raise ConfigError(f"{path}: " + "; ".join(wrong))
-    vision = _load_vision_config(checkpoint, str(raw["mm_vision_tower"]), override=vision_tower)
+    # before the tower is looked for: what is wrong here is wrong with any tower
+    _decoder(raw, where)
+    vision = find_vision_tower(folder, str(raw["mm_vision_tower"]), override=vision_tower)
     if vision.hidden_size != raw["mm_hidden_size"]:
         raise ConfigError(
-            f"{path}: 'mm_hidden_size' is {raw['mm_hidden_size']}, but the vision tower is {vision.hidden_size} wide"
+            f"{where}: 'mm_hidden_size' is {raw['mm_hidden_size']}, but the vision tower is {vision.hidden_size} wide"
         )
-    return LongLLaVAConfig(
+    return model_from_keys(raw, vision, where=where)
+
+
+def read_decoder(folder: Path, *, ignored_keys: Iterable[str] = ()) -> DecoderSpec:
+    """Read and check the decoder's part of config.json, wherever the vision tower may be."""
+    return _decoder(_checked(folder, ignored_keys), str(folder / CONFIG_FILE))
+
+
+def model_from_keys(
+    raw: Mapping[str, Any], vision: VisionSpec, *, where: str = CONFIG_FILE
+) -> ModelSpec:
+    """Make the model that checked keys describe.
+
+    Args:
+        raw: Content of config.json.
+        vision: The vision tower.
+        where: Begins the messages of errors.
+    """
+    eos = raw.get("eos_token_id", 2)
+    return ModelSpec(
+        model_type=MODEL_TYPE,
         vision=vision,
-        decoder=DecoderConfig(**fields),
+        connector=ConnectorSpec(num_layers=2, pooling=_POOLING),
+        decoder=_decoder(raw, where),
         torch_dtype=raw.get("torch_dtype") or "bfloat16",
         bos_token_id=raw.get("bos_token_id", 1),
-        eos_token_id=raw.get("eos_token_id", 2),
+        eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
         pad_token_id=raw.get("pad_token_id", 0),
-        tokenizer_model_max_length=raw.get("tokenizer_model_max_length"),
+        max_positions=raw.get("tokenizer_model_max_length"),
         source=raw,
     )
 
 
-def _check_keys(raw: Mapping[str, Any]) -> list[str]:
+def _checked(folder: Path, ignored_keys: Iterable[str]) -> dict[str, Any]:
+    """Return the content of config.json once all of its keys are known to be right."""
+    path = folder / CONFIG_FILE
+    raw = read_json_object(path, whose=WHOSE_CONFIG)
+    known = {*DECODER_KEYS, *_FIXED, *_HARMLESS, *_OTHER_KEYS}
+    ignored = set(ignored_keys) & (raw.keys() - known)
+    if ignored:
+        logger.warning("%s: ignoring %s, as told", path, ", ".join(map(repr, sorted(ignored))))
+    problems = _key_problems({k: v for k, v in raw.items() if k not in ignored}, known)
+    if problems:
+        raise ConfigError(f"{path}: " + "; ".join(problems))
+    return raw
+
+
+def _key_problems(raw: Mapping[str, Any], known: set[str]) -> list[str]:
     """Return what is wrong with the keys of config.json, all of it."""
-    known = set(_DECODER_FIELDS) | set(_FIXED) | _IGNORED | _TOP_FIELDS
-    required = (
-        set(_DECODER_FIELDS)
-        | (set(_FIXED) - _OPTIONAL_FIXED)
-        | {"mm_vision_tower", "mm_hidden_size"}
-    )
+    required = {
+        *DECODER_KEYS,
+        *(_FIXED.keys() - _OPTIONAL_FIXED),
+        "mm_vision_tower",
+        "mm_hidden_size",
+    }
     problems = [f"missing key '{key}'" for key in sorted(required - raw.keys())]
     problems += [
         f"unknown key '{key}' (its effect on the model is not known to this version)"
@@ -266,47 +185,73 @@ def _check_keys(raw: Mapping[str, Any]) -> list[str]:
     return problems
 
 
-def _load_vision_config(checkpoint: Path, tower: str, *, override: Path | None) -> VisionConfig:
-    """Find the vision tower's geometry: an override, a folder inside the checkpoint, or the published name."""
-    for folder in (override, checkpoint / tower):
-        if folder is not None and (folder / "config.json").is_file():
-            return _vision_config_from_json(folder / "config.json")
-    if override is not None:
+def _decoder(raw: Mapping[str, Any], where: str) -> DecoderSpec:
+    keys = {name: raw[name] for name in DECODER_KEYS}
+    if keys["mamba_dt_rank"] == "auto" and isinstance(keys["hidden_size"], int):
+        keys["mamba_dt_rank"] = -(-keys["hidden_size"] // 16)
+    problems = _number_problems(keys)
+    if problems:
+        raise ConfigError(f"{where}: " + "; ".join(problems))
+    heads, hidden = keys["num_attention_heads"], keys["hidden_size"]
+    if hidden % heads or heads % keys["num_key_value_heads"]:
+        whole, part = (hidden, heads) if hidden % heads else (heads, keys["num_key_value_heads"])
+        raise ConfigError(f"{where}: decoder: {whole} is not divisible by {part}")
+    if keys["num_experts_per_tok"] > keys["num_experts"]:
         raise ConfigError(
-            f"{override / 'config.json'}: not found; give a folder with a CLIP config.json"
+            f"{where}: decoder: num_experts_per_tok {keys['num_experts_per_tok']} exceeds num_experts "
+            f"{keys['num_experts']}"
         )
-    if Path(tower).name in _CLIP_L_336:
-        return VisionConfig()
-    raise ConfigError(
-        f"{checkpoint / 'config.json'}: 'mm_vision_tower' is {tower!r}, which is neither a folder in the checkpoint with "
-        f"a config.json nor one of {', '.join(_CLIP_L_336)}; name the tower's folder with --vision-tower"
+    return DecoderSpec(
+        layers=tuple(_layer(keys, i) for i in range(keys["num_hidden_layers"])),
+        vocab_size=keys["vocab_size"],
+        hidden_size=hidden,
+        rms_norm_eps=keys["rms_norm_eps"],
     )
 
 
-def _vision_config_from_json(path: Path) -> VisionConfig:
-    raw = read_json_object(path, whose=_WHOSE)
-    raw = raw.get("vision_config", raw)
-    if raw.get("hidden_act", "quick_gelu") != "quick_gelu":
-        raise ConfigError(f"{path}: 'hidden_act' must be 'quick_gelu', got {raw['hidden_act']!r}")
-    names = VisionConfig.__dataclass_fields__
-    missing = sorted(set(names) - raw.keys() - {"layer_norm_eps"})
-    if missing:
-        raise ConfigError(f"{path}: missing " + ", ".join(f"'{name}'" for name in missing))
-    return VisionConfig(**{name: raw[name] for name in names if name in raw})
-
-
-def _require_positive(
-    config: Any, place: str, *, zero_allowed: frozenset[str] | set[str] = frozenset()
-) -> None:
+def _number_problems(keys: Mapping[str, Any]) -> list[str]:
+    """Return what is wrong with the decoder's numbers; one kind of fault at a time."""
+    problems = [
+        f"'{name}' must be a number, got {value!r}"
+        for name, value in keys.items()
+        if isinstance(value, bool) or not isinstance(value, int | float)
+    ] or [
+        f"'{name}' must be a whole number, got {value!r}"
+        for name, value in keys.items()
+        if name != "rms_norm_eps" and not isinstance(value, int)
+    ]
+    if problems:
+        return problems
     bad = [
         f"{name}={value!r}"
-        for name in type(config).__dataclass_fields__
-        if not (value := getattr(config, name)) > 0 and not (name in zero_allowed and value == 0)
+        for name, value in keys.items()
+        if not value > 0 and not (name in _ZERO_ALLOWED and value == 0)
     ]
-    if bad:
-        raise ConfigError(f"{place}: must be positive: {', '.join(bad)}")
+    return [f"decoder: must be positive: {', '.join(bad)}"] if bad else []
 
 
-def _require_divisible(whole: int, part: int, place: str) -> None:
-    if whole % part:
-        raise ConfigError(f"{place}: {whole} is not divisible by {part}")
+def _layer(keys: Mapping[str, Any], layer: int) -> LayerSpec:
+    """Return one layer of the pattern; a single expert is never routed."""
+    hidden, inner = keys["hidden_size"], keys["intermediate_size"]
+    mixer: MixerSpec
+    if layer % keys["attn_layer_period"] == keys["attn_layer_offset"]:
+        heads = keys["num_attention_heads"]
+        mixer = AttentionSpec(
+            num_heads=heads, num_kv_heads=keys["num_key_value_heads"], head_dim=hidden // heads
+        )
+    else:
+        mixer = MambaSpec(
+            d_inner=keys["mamba_expand"] * hidden,
+            d_state=keys["mamba_d_state"],
+            d_conv=keys["mamba_d_conv"],
+            dt_rank=keys["mamba_dt_rank"],
+        )
+    forward: FeedForwardSpec = DenseSpec(intermediate_size=inner)
+    routed = layer % keys["expert_layer_period"] == keys["expert_layer_offset"]
+    if keys["num_experts"] > 1 and routed:
+        forward = ExpertsSpec(
+            num_experts=keys["num_experts"],
+            top_k=keys["num_experts_per_tok"],
+            intermediate_size=inner,
+        )
+    return LayerSpec(mixer=mixer, feed_forward=forward)

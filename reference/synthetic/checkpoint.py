@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,14 @@ import numpy as np
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.publish import atomic_directory
 from longllava_trt.models.checkpoint import INDEX_FILE
-from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
-from longllava_trt.models.llava_jamba.weights import expected_tensors
-from longllava_trt.reference.synthetic.config import config_files
-from longllava_trt.reference.synthetic.presets import PRESETS, PUBLISHED, preset_config
+from longllava_trt.models.registry import family_of
+from longllava_trt.models.spec import ModelSpec
+from longllava_trt.models.tensors import expected_tensors, tensor_names
+from longllava_trt.reference.synthetic.presets import preset_config
 from longllava_trt.reference.synthetic.tokenizer import TEXT_VOCABULARY, tokenizer_files
 from longllava_trt.reference.synthetic.weights import draw_tensor
 
-__all__ = ["PRESETS", "write_checkpoint"]
+__all__ = ["write_checkpoint"]
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -55,7 +56,7 @@ def write_checkpoint(
 
     Args:
         folder: Where to; must not exist or be empty.
-        preset: One of `PRESETS`.
+        preset: One of `preset_names()`.
         seed: Not negative. The same seed gives the same bytes.
         dtype: Of every tensor: float32, float16 or bfloat16; by default the preset's own.
         layers: Write the first decoder layers alone.
@@ -72,9 +73,11 @@ def write_checkpoint(
             fill the disk.
     """
     config = preset_config(preset, layers)
+    family = family_of(config)
+    is_published = preset in family.published_presets
     dtype = dtype or config.torch_dtype
     if shard_bytes is None:
-        shard_bytes = _PUBLISHED_SHARD_BYTES if preset in PUBLISHED else _SHARD_BYTES
+        shard_bytes = _PUBLISHED_SHARD_BYTES if is_published else _SHARD_BYTES
     if dtype not in _DTYPES:
         raise InputError(f"synth: dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
     if seed < 0 or shard_bytes < 1:
@@ -82,24 +85,26 @@ def write_checkpoint(
             f"synth: seed must be >= 0 and shard_bytes >= 1, got {seed} and {shard_bytes}"
         )
     if not sparse:
-        _check_room(folder, config, dtype, everything=preset in PUBLISHED and layers is None)
+        _check_room(folder, config, dtype, everything=is_published and layers is None)
     with atomic_directory(folder, overwrite=overwrite, marker=INDEX_FILE) as staging:
         vocabulary = min(config.decoder.vocab_size, TEXT_VOCABULARY)
-        for name, text in (config_files(config, dtype) | tokenizer_files(vocabulary)).items():
+        texts = family.config_files(config, dtype) | tokenizer_files(vocabulary)
+        for name, text in texts.items():
             (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).write_text(text, encoding="utf-8")
         shards = _plan_shards(config, _DTYPES[dtype][1].itemsize, shard_bytes)
+        paths = {} if sparse else {name: path for path, name in tensor_names(config).items()}
         for name, shapes in shards.items():
-            _write_shard(staging / name, shapes, dtype, seed=None if sparse else seed)
+            _write_shard(staging / name, shapes, dtype, seed=seed, paths=paths)
         _write_index(staging, shards, dtype)
         names = sorted(p.relative_to(staging) for p in staging.rglob("*") if p.is_file())
     return [folder / name for name in names]
 
 
-def _check_room(folder: Path, config: LongLLaVAConfig, dtype: str, *, everything: bool) -> None:
+def _check_room(folder: Path, config: ModelSpec, dtype: str, *, everything: bool) -> None:
     """Refuse to write weights by the hundred gigabytes unasked, or more of them than the disk can take."""
     nbytes = _DTYPES[dtype][1].itemsize * sum(map(math.prod, expected_tensors(config).values()))
-    size, layers = f"{nbytes / 1e9:.1f} GB", config.decoder.num_hidden_layers
+    size, layers = f"{nbytes / 1e9:.1f} GB", config.decoder.num_layers
     if everything:
         raise InputError(
             f"synth: this preset would write {nbytes} bytes ({size}) of random weights; pass --sparse for files of that "
@@ -114,7 +119,7 @@ def _check_room(folder: Path, config: LongLLaVAConfig, dtype: str, *, everything
         )
 
 
-def _plan_shards(config: LongLLaVAConfig, itemsize: int, shard_bytes: int) -> dict[str, Shapes]:
+def _plan_shards(config: ModelSpec, itemsize: int, shard_bytes: int) -> dict[str, Shapes]:
     """Deal the tensors out in the model's order, to at least two shards; returns them by file name."""
     shapes = expected_tensors(config)
     total = itemsize * sum(map(math.prod, shapes.values()))
@@ -133,8 +138,10 @@ def _plan_shards(config: LongLLaVAConfig, itemsize: int, shard_bytes: int) -> di
     }
 
 
-def _write_shard(path: Path, shapes: Shapes, dtype: str, *, seed: int | None) -> None:
-    """Write one shard, one tensor in memory at a time; without a seed its data is a hole."""
+def _write_shard(
+    path: Path, shapes: Shapes, dtype: str, *, seed: int, paths: Mapping[str, str]
+) -> None:
+    """Write one shard, one tensor in memory at a time; without the tensors' paths its data is a hole."""
     word, numpy_dtype = _DTYPES[dtype]
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -146,11 +153,13 @@ def _write_shard(path: Path, shapes: Shapes, dtype: str, *, seed: int | None) ->
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        if seed is None:
+        if not paths:
             file.truncate(file.tell() + end)
             return
         for name, shape in shapes.items():
-            file.write(draw_tensor(name, shape, seed=seed).astype(numpy_dtype).tobytes())
+            file.write(
+                draw_tensor(paths[name], shape, name=name, seed=seed).astype(numpy_dtype).tobytes()
+            )
 
 
 def _write_index(folder: Path, shards: dict[str, Shapes], dtype: str) -> None:

@@ -1,4 +1,4 @@
-"""A small tokenizer in the form of Jamba's, trained on the spot on the text below.
+"""A small tokenizer in the form of the published one, trained on the spot on the text below.
 
 Same file layout, normalizer, decoder, byte fallback and special ids as the published tokenizer, so that whatever reads
 that one reads this one; and a piece for each part of the prompt protocol's markers. Two trainings give the same file.

@@ -13,6 +13,7 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from longllava_trt.models.parameters import EMBEDDING, HEAD
 from longllava_trt.reference.synthetic.tokenizer import BYTE_IDS, SPECIAL_TOKENS, TEXT_VOCABULARY
 
 __all__ = ["draw_tensor"]
@@ -20,20 +21,23 @@ __all__ = ["draw_tensor"]
 Array = npt.NDArray[np.float32]
 
 _GAINS = {
-    "lm_head.weight": 3.0,  # logits spread by about 3
-    "moe.router.weight": 2.0,  # experts are preferred clearly, by different tokens differently
-    "self_attn.q_proj.weight": 2.0,  # attention picks positions out instead of averaging them away
+    HEAD: 3.0,  # logits spread by about 3
+    ".router.weight": 2.0,  # experts are preferred clearly, by different tokens differently
+    # attention picks positions out instead of averaging them away
+    ".attention.q_proj.weight": 2.0,
+    ".self_attn.q_proj.weight": 2.0,  # the vision tower's
 }
 _BYTE_SHARE = 0.3
 _DT_RANGE = (1e-3, 1e-1)
 
 
-def draw_tensor(name: str, shape: tuple[int, ...], *, seed: int) -> Array:
+def draw_tensor(path: str, shape: tuple[int, ...], *, name: str, seed: int) -> Array:
     """Draw one tensor.
 
     Args:
-        name: Canonical name; decides the distribution.
+        path: Of the parameter; decides the distribution.
         shape: Any.
+        name: The checkpoint's; decides the numbers, with the seed.
         seed: Of the checkpoint.
 
     Returns:
@@ -41,23 +45,23 @@ def draw_tensor(name: str, shape: tuple[int, ...], *, seed: int) -> Array:
     """
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
-    if name.endswith("mamba.dt_proj.bias"):
+    if path.endswith("mamba.dt_proj.bias"):
         return _step_size_bias(rng.random(shape))
     noise = rng.standard_normal(shape, dtype=np.float32)
-    if name.endswith("mamba.A_log"):
+    if path.endswith("mamba.A_log"):
         # exactly log(1..d_state) in Mamba; the noise makes channels tell apart
         decay: Array = np.log(np.arange(1, shape[-1] + 1, dtype=np.float32))
         return decay + np.float32(0.05) * noise
-    if name.endswith((".D", "norm.weight", "norm1.weight", "norm2.weight")):
+    if path.endswith((".D", "norm.weight", "norm1.weight", "norm2.weight")):
         return 1 + np.float32(0.1) * noise
-    if name.endswith(".bias"):
+    if path.endswith(".bias"):
         return np.float32(0.1) * noise
-    if name.endswith(("class_embedding", "position_embedding.weight")):
+    if path.endswith(("class_embedding", "position_embedding.weight")):
         return np.float32(0.5) * noise
-    fan_in = 1 if name.endswith("embed_tokens.weight") else math.prod(shape[1:])
-    gain = next((g for suffix, g in _GAINS.items() if name.endswith(suffix)), 1.0)
+    fan_in = 1 if path == EMBEDDING else math.prod(shape[1:])
+    gain = next((g for suffix, g in _GAINS.items() if path.endswith(suffix)), 1.0)
     weight = np.float32(gain / math.sqrt(fan_in)) * noise
-    return _quieten(weight) if name == "lm_head.weight" else weight
+    return _quieten(weight) if path == HEAD else weight
 
 
 def _step_size_bias(uniform: npt.NDArray[np.float64]) -> Array:

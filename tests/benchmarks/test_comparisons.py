@@ -14,8 +14,8 @@ import torch
 from benchmarks import decoder, mobius, pipeline, selective_scan
 from benchmarks.machine_limits import MachineLimits, product_shapes
 from examples.needle.evaluate import Said
+from longllava_trt.models.llava_jamba.presets import PRESETS
 from longllava_trt.planning.memory import count_weights
-from longllava_trt.reference.synthetic.presets import PRESETS
 from tests.export.stored_traces import stored_traces, traces_folder
 
 Main = Callable[[Sequence[str]], int]

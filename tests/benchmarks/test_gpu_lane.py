@@ -135,7 +135,7 @@ def test_the_smallest_model_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
     for name in sizes:
         (tmp_path / name / "engines" / "sm80" / "engine.json").write_text("{}")
     monkeypatch.setattr(dummy_weights, "_weight_bytes", lambda bundle: sizes[bundle.name])
-    found = dummy_weights.bundles_without_weights(BenchContext(out=tmp_path, scale=tmp_path))
+    found = dummy_weights.bundles_without_weights(tmp_path, engines=True)
     assert [bundle.name for bundle in found] == ["9b", "53b"]
 
 

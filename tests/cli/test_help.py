@@ -97,10 +97,10 @@ def test_usage_errors_are_one_line_that_names_the_help(
 
 
 def test_choices_in_the_help_are_those_of_the_library() -> None:
-    from longllava_trt.reference.synthetic.checkpoint import PRESETS
+    from longllava_trt.models.registry import preset_names
     from longllava_trt.validation import KERNELS, LEVELS
 
-    assert tuple(PRESETS) == synth.PRESETS
+    assert preset_names() == synth.PRESETS
     assert validate.LEVELS == LEVELS
     assert tuple(KERNELS) == run.KERNELS
     stages = next(a for a in VERBS["export"]._actions if a.dest == "stages")

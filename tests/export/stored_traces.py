@@ -16,7 +16,7 @@ from longllava_trt.core.manifest import MoeQuant
 from longllava_trt.core.stage_spec import StageSpec
 from longllava_trt.export import bundle as bundle_module
 from longllava_trt.export.trace import trace_stage
-from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
+from longllava_trt.models.spec import ModelSpec
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def stored_in(folder: Path) -> Callable[..., ir.Model]:
     """Return a stand-in for `trace_stage` with a memory."""
 
     def trace(
-        config: LongLLaVAConfig, spec: StageSpec, *, dtype: str, moe_quant: MoeQuant = "none"
+        config: ModelSpec, spec: StageSpec, *, dtype: str, moe_quant: MoeQuant = "none"
     ) -> ir.Model:
         key = hashlib.sha256(repr((config, spec, dtype, moe_quant)).encode()).hexdigest()
         file = folder / f"{spec.name}-{key}.onnx"

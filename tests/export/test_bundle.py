@@ -19,7 +19,7 @@ from longllava_trt.export import bundle as bundle_module
 from longllava_trt.export.bundle import export_bundle
 from longllava_trt.export.trace import trace_stage
 from longllava_trt.models.checkpoint import index_checkpoint
-from longllava_trt.models.llava_jamba.config import load_config
+from longllava_trt.models.registry import load_model_spec
 from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
 from longllava_trt.runtime.backends.ort.session import OnnxSession
 
@@ -33,7 +33,7 @@ def external(init: onnx.TensorProto) -> dict[str, str]:
 
 
 def test_every_initializer_points_at_its_tensor(tiny_checkpoint: Path, tiny_bundle: Path) -> None:
-    config = load_config(tiny_checkpoint)
+    config = load_model_spec(tiny_checkpoint)
     sources = index_checkpoint(tiny_checkpoint, config)
     seen = set()
     for record in Manifest.load(tiny_bundle).stages.values():
@@ -50,7 +50,7 @@ def test_every_initializer_points_at_its_tensor(tiny_checkpoint: Path, tiny_bund
             assert data == want.tobytes()
             assert tuple(init.dims) == want.shape
             seen.add(init.name)
-    last = config.vision.num_hidden_layers - 1
+    last = config.require_vision().num_layers - 1
     unused = {n for n in sources if f"encoder.layers.{last}." in n or "post_layernorm" in n}
     assert seen == set(sources) - unused
     assert seen == set(Manifest.load(tiny_bundle).weights)
@@ -91,7 +91,7 @@ def test_a_cast_is_a_node_and_not_a_copy(tmp_path: Path, stored: str) -> None:
     assert (record.dtype, record.transform) == (stored, "cast")
     ids = np.array([[3, 1, 4]])
     embeds = OnnxSession(tmp_path / "out", manifest, "embed").run({"input_ids": ids})
-    sources = index_checkpoint(checkpoint, load_config(checkpoint))
+    sources = index_checkpoint(checkpoint, load_model_spec(checkpoint))
     table = read_tensor(sources["model.embed_tokens.weight"], checkpoint)
     np.testing.assert_array_equal(embeds["inputs_embeds"][0], table[ids[0]].astype(np.float32))
 

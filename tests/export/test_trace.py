@@ -15,8 +15,8 @@ from longllava_trt.export.bundle import _with_bodies
 from longllava_trt.export.check import check_stage
 from longllava_trt.export.trace import trace_stage
 from longllava_trt.models.contracts import layer_output_names, stage_specs
+from longllava_trt.models.llava_jamba.presets import PRESETS
 from longllava_trt.models.llava_jamba.weights import VISION_PREFIX
-from longllava_trt.reference.synthetic.checkpoint import PRESETS
 from tests.export.stored_traces import stored_in
 
 TINY = PRESETS["tiny"]
@@ -69,7 +69,7 @@ def test_layer_outputs_are_named_values_of_the_graph(decoder: onnx.ModelProto) -
 
 def test_vision_leaves_out_what_follows_the_penultimate_layer() -> None:
     names = {value.name for value in traced("vision").graph.inputs}
-    last = TINY.vision.num_hidden_layers - 1
+    last = TINY.require_vision().num_layers - 1
     assert not any(f"{VISION_PREFIX}encoder.layers.{last}." in str(name) for name in names)
     assert not any("post_layernorm" in str(name) for name in names)
     assert any(f"{VISION_PREFIX}encoder.layers.{last - 1}." in str(name) for name in names)

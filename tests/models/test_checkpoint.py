@@ -15,22 +15,20 @@ from safetensors.numpy import save_file
 from longllava_trt.core.errors import CheckpointError
 from longllava_trt.core.safetensors_header import read_tensor
 from longllava_trt.models.checkpoint import CheckpointIndex, index_checkpoint
-from longllava_trt.models.llava_jamba.config import DecoderConfig, LongLLaVAConfig, VisionConfig
-from longllava_trt.models.llava_jamba.weights import VISION_PREFIX, expected_tensors
+from longllava_trt.models.llava_jamba.family import FAMILY
+from longllava_trt.models.llava_jamba.presets import compose
+from longllava_trt.models.llava_jamba.weights import VISION_PREFIX
+from longllava_trt.models.spec import VisionSpec
+from longllava_trt.models.tensors import expected_tensors
 
 Arrays = dict[str, npt.NDArray[np.float32]]
 
-CONFIG = LongLLaVAConfig(
-    vision=VisionConfig(
-        hidden_size=6, intermediate_size=10, num_hidden_layers=2, num_attention_heads=2,
-        image_size=28,
-    ),
-    decoder=DecoderConfig(
-        vocab_size=11, hidden_size=4, intermediate_size=6, num_hidden_layers=3,
-        num_attention_heads=2, num_key_value_heads=1, attn_layer_period=3, attn_layer_offset=2,
-        expert_layer_period=2, expert_layer_offset=1, num_experts=3, num_experts_per_tok=2,
-        mamba_d_state=5, mamba_d_conv=4, mamba_expand=2, mamba_dt_rank=3, rms_norm_eps=1e-6,
-    ),
+CONFIG = compose(
+    VisionSpec(hidden_size=6, intermediate_size=10, num_layers=2, num_heads=2, image_size=28),
+    vocab_size=11, hidden_size=4, intermediate_size=6, num_hidden_layers=3,
+    num_attention_heads=2, num_key_value_heads=1, attn_layer_period=3, attn_layer_offset=2,
+    expert_layer_period=2, expert_layer_offset=1, num_experts=3, num_experts_per_tok=2,
+    mamba_d_state=5, mamba_d_conv=4, mamba_expand=2, mamba_dt_rank=3, rms_norm_eps=1e-6,
 )  # fmt: skip
 SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
 INDEX = "model.safetensors.index.json"
@@ -134,7 +132,7 @@ def test_index_tells_swapped_experts_apart(tmp_path: Path, arrays: Arrays) -> No
 def test_read_tensor_maps_every_dtype_read_only(tmp_path: Path, dtype: npt.DTypeLike) -> None:
     want = np.arange(15).reshape(3, 5).astype(dtype)
     save_file({"x": want}, tmp_path / "model.safetensors")
-    source = CheckpointIndex.open(tmp_path).tensors["x"]
+    source = CheckpointIndex.open(tmp_path, FAMILY).tensors["x"]
     got = read_tensor(source, tmp_path)
     assert source.dtype == np.dtype(dtype).name
     assert isinstance(got, np.memmap)
@@ -182,7 +180,7 @@ def test_index_caps_long_lists_and_keeps_the_count(tmp_path: Path) -> None:
 
 def test_read_tensor_refuses_a_dtype_it_does_not_know(tmp_path: Path) -> None:
     save_file({"x": np.zeros(3, np.int64)}, tmp_path / "model.safetensors")
-    source = CheckpointIndex.open(tmp_path).tensors["x"]
+    source = CheckpointIndex.open(tmp_path, FAMILY).tensors["x"]
     with pytest.raises(CheckpointError, match="I64"):
         read_tensor(source, tmp_path)
 
@@ -191,7 +189,7 @@ def test_packed_experts_of_an_odd_shape_are_refused(tmp_path: Path) -> None:
     key = "model.layers.1.feed_forward.experts.gate_up_proj"
     save_file({key: np.zeros((3, 7, 4), np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"cannot be cut into experts.*\[3, 7, 4\]"):
-        CheckpointIndex.open(tmp_path)
+        CheckpointIndex.open(tmp_path, FAMILY)
 
 
 def test_two_keys_of_one_tensor_are_refused(tmp_path: Path, arrays: Arrays) -> None:
@@ -332,7 +330,7 @@ def test_open_names_what_is_wrong_with_the_files(
     folder = save_shards(tmp_path / "checkpoint", arrays)
     damage(folder)
     with pytest.raises(CheckpointError, match=re.escape(message)) as caught:
-        CheckpointIndex.open(folder)
+        CheckpointIndex.open(folder, FAMILY)
     assert str(folder) in str(caught.value)
 
 
@@ -341,12 +339,12 @@ def test_open_lists_both_damaged_shards(tmp_path: Path, arrays: Arrays) -> None:
     cut_shard(folder)
     (folder / SHARDS[0]).unlink()
     with pytest.raises(CheckpointError, match=r"00001.* is missing; .*00002.* is cut off"):
-        CheckpointIndex.open(folder)
+        CheckpointIndex.open(folder, FAMILY)
 
 
 def test_open_says_when_there_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="there is none"):
-        CheckpointIndex.open(tmp_path / "nowhere")
+        CheckpointIndex.open(tmp_path / "nowhere", FAMILY)
 
 
 def clip_arrays(arrays: Arrays) -> Arrays:

@@ -12,7 +12,7 @@ from examples.needle.geometry import CONFIG
 from examples.needle.task import NOTHING, QUESTIONS, Haystack, draw_hay_pictures
 from longllava_trt.core.errors import InputError
 from longllava_trt.models.checkpoint import index_checkpoint
-from longllava_trt.models.llava_jamba.config import load_config
+from longllava_trt.models.registry import load_model_spec
 from longllava_trt.runtime.model import LongLLaVA
 
 pytestmark = pytest.mark.slow
@@ -70,7 +70,7 @@ def test_random_weights_do_not_pass(tiny_bundle: Path) -> None:
 
 
 def test_it_is_small_half_precision_and_of_the_recipe_s_geometry(needle_checkpoint: Path) -> None:
-    config = load_config(needle_checkpoint)
+    config = load_model_spec(needle_checkpoint)
     assert config == CONFIG
     sources = index_checkpoint(needle_checkpoint, config)
     assert {source.dtype for source in sources.values()} == {"float16"}

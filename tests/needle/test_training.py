@@ -112,7 +112,7 @@ def test_vision_is_the_reference() -> None:
 
 
 def test_balance_is_one_where_experts_are_used_evenly() -> None:
-    experts = [e.weights for e in new_model(0).model.layers[1].moe.experts]  # type: ignore[union-attr]
+    experts = [e.weights for e in new_model(0).layers[1].feed_forward.experts]  # type: ignore[union-attr]
     ops = TrainingOperators()
     for share in (torch.eye(8).repeat(4, 1), torch.eye(8)[:1].repeat(32, 1)):
         two = share + share.roll(1, dims=1)
@@ -165,7 +165,7 @@ def test_answers_are_about_the_pictures_shown_so_far(
             if not answer:
                 text = tokenizer.decode([t for t in ids[: position + 1] if t >= 0])
                 asked = max(QUESTIONS, key=lambda kind: text.rfind(QUESTIONS[kind]))
-            if target != CONFIG.eos_token_id:
+            if target != CONFIG.eos_token_ids[0]:
                 answer.append(target)
                 continue
             marks = [MARKS[m] for m in labels[: shown // 4] if m < len(MARKS)]
@@ -195,7 +195,7 @@ def test_loss_is_that_of_the_reference_s_logits(pool: Pool, tokenizer: ChatToken
         loss, _ = answer_loss(model, pool.values, batch)
         ids = batch.input_ids[0]
         embeds = plain.embed(ids.clamp(min=0))
-        images = plain.model.mm_projector(pool.values[batch.pictures[0]]).flatten(0, 1)
+        images = plain.projector(pool.values[batch.pictures[0]]).flatten(0, 1)
         embeds[ids == IMAGE_TOKEN_INDEX] = images
         logits = plain.decode(embeds[None], empty_cache(CONFIG.decoder), all_logits=True).logits[0]
     targets = batch.targets[0]

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from longllava_trt.core.errors import InputError
+from longllava_trt.models.llava_jamba.presets import PRESETS
 from longllava_trt.planning import GPUS, PlanRequest, find_gpu, make_plan
-from longllava_trt.reference.synthetic.presets import PRESETS
 
 A100 = GPUS["a100-80gb"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from longllava_trt.inspection import count_parameters
-from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
-from longllava_trt.models.llava_jamba.weights import expected_tensors
+from longllava_trt.models.llava_jamba.presets import PRESETS
+from longllava_trt.models.parameters import parameter_shapes
+from longllava_trt.models.spec import ModelSpec
 from longllava_trt.planning.flops import count_flops, decoder_flops, vision_flops
-from longllava_trt.reference.synthetic.presets import PRESETS
 from tests.planning.paper_count import paper_flops
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,20 +28,20 @@ NINE, FIFTY_THREE = PRESETS["9b"], PRESETS["53b"]
     ],
 )
 def test_paper_count_gives_the_published_petaflops(
-    config: LongLLaVAConfig, images: int, moe_layers: int | None, published: float
+    config: ModelSpec, images: int, moe_layers: int | None, published: float
 ) -> None:
-    counted = paper_flops(config.decoder, images=images, moe_layers=moe_layers) / 1e15
+    counted = paper_flops(config, images=images, moe_layers=moe_layers) / 1e15
 
     assert round(counted, 4) == published
 
 
 @pytest.mark.parametrize(("name", "config"), [("53B", FIFTY_THREE), ("9B", NINE)])
 @pytest.mark.parametrize("images", [54, 128])
-def test_the_footnote_gives_both_counts(name: str, config: LongLLaVAConfig, images: int) -> None:
+def test_the_footnote_gives_both_counts(name: str, config: ModelSpec, images: int) -> None:
     page = (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
     row = next(line for line in page.splitlines() if line.startswith(f"| {name} | {images} |"))
     _, _, paper, ours, *_ = (cell.strip() for cell in row.strip("|").split("|"))
-    assert paper == f"{paper_flops(config.decoder, images=images) / 1e15:.4f}"
+    assert paper == f"{paper_flops(config, images=images) / 1e15:.4f}"
     flops = count_flops(config, images=images, tokens=144 * images)
     assert ours == f"{(flops.decoder_linear + flops.decoder_attention) / 1e15:.3f}"
 
@@ -50,7 +50,7 @@ def test_the_footnote_gives_both_counts(name: str, config: LongLLaVAConfig, imag
     ("config", "linear"), [(NINE, 0.323), (FIFTY_THREE, 0.427)], ids=["9b", "53b"]
 )
 def test_honest_count_of_128_images_agrees_with_the_specification(
-    config: LongLLaVAConfig, linear: float
+    config: ModelSpec, linear: float
 ) -> None:
     flops = count_flops(config, images=128, tokens=18_432)
 
@@ -63,12 +63,12 @@ def test_linear_count_is_two_operations_for_every_matrix_element_a_token_meets(p
     config = PRESETS[preset].decoder
     matrices = {
         name: shape
-        for name, shape in expected_tensors(PRESETS[preset]).items()
+        for name, shape in parameter_shapes(PRESETS[preset]).items()
         if len(shape) > 1 and not name.endswith(("A_log", "embed_tokens.weight"))
     }
-    met = count_parameters(matrices, experts_per_token=config.num_experts_per_tok).decoder_active
+    met = count_parameters(matrices, config).decoder_active
     # the scan has no matrix: decay, input and read-out of every state
-    scan = 3 * config.d_inner * config.mamba_d_state * config.layer_kinds.count("mamba")
+    scan = sum(3 * mixer.d_inner * mixer.d_state for mixer in config.mamba_layers.values())
 
     linear, _ = decoder_flops(config, tokens=1, past=0)
 
@@ -77,7 +77,7 @@ def test_linear_count_is_two_operations_for_every_matrix_element_a_token_meets(p
 
 def test_vision_counts_what_it_runs_and_not_the_last_layer() -> None:
     # the specification counts all 24 layers: 0.382 TFLOP an image
-    assert vision_flops(NINE.vision) == pytest.approx(0.382e12 * 23 / 24, rel=2e-3)
+    assert vision_flops(NINE.require_vision()) == pytest.approx(0.382e12 * 23 / 24, rel=2e-3)
 
 
 @pytest.mark.parametrize("split", [1, 17, 99])

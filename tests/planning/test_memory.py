@@ -16,7 +16,8 @@ from longllava_trt.core.errors import InputError
 from longllava_trt.core.manifest import Manifest
 from longllava_trt.export.bundle import export_bundle
 from longllava_trt.inspection import count_parameters
-from longllava_trt.models.llava_jamba.weights import expected_tensors
+from longllava_trt.models.llava_jamba.presets import PRESETS
+from longllava_trt.models.parameters import parameter_shapes
 from longllava_trt.planning.memory import (
     count_weights,
     decoder_activation_bytes,
@@ -24,7 +25,6 @@ from longllava_trt.planning.memory import (
     recurrent_bytes,
 )
 from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
-from longllava_trt.reference.synthetic.presets import PRESETS
 from longllava_trt.runtime.backends.ort.decoder import Decoder
 from longllava_trt.runtime.backends.ort.session import OnnxSession
 from tests.export.stored_traces import stored_traces, traces_folder
@@ -79,7 +79,7 @@ def test_published_sizes_are_those_of_the_specification() -> None:
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_weights_in_the_dtype_are_all_parameters(preset: str) -> None:
     config = PRESETS[preset]
-    total = count_parameters(expected_tensors(config), experts_per_token=1).total
+    total = count_parameters(parameter_shapes(config), config.decoder).total
 
     assert count_weights(config, dtype="bfloat16").total == 2 * total
 

@@ -5,40 +5,31 @@ from __future__ import annotations
 import pytest
 import torch
 
-from longllava_trt.models.llava_jamba.config import DecoderConfig, LongLLaVAConfig, VisionConfig
+from longllava_trt.models.llava_jamba.presets import compose
+from longllava_trt.models.spec import ModelSpec, VisionSpec
 from longllava_trt.reference.model import LongLLaVA
 
 
-def small_config(*, num_experts: int = 4, top_k: int = 2) -> LongLLaVAConfig:
+def small_config(*, num_experts: int = 4, top_k: int = 2) -> ModelSpec:
     """Eight layers, so that both layer patterns occur: attention at 4, experts at odd layers."""
-    return LongLLaVAConfig(
-        vision=VisionConfig(
+    return compose(
+        VisionSpec(
             hidden_size=32,
             intermediate_size=64,
-            num_hidden_layers=3,
-            num_attention_heads=2,
+            num_layers=3,
+            num_heads=2,
             image_size=56,
             patch_size=14,
         ),
-        decoder=DecoderConfig(
-            vocab_size=97,
-            hidden_size=64,
-            intermediate_size=112,
-            num_hidden_layers=8,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            attn_layer_period=8,
-            attn_layer_offset=4,
-            expert_layer_period=2,
-            expert_layer_offset=1,
-            num_experts=num_experts,
-            num_experts_per_tok=top_k,
-            mamba_d_state=16,
-            mamba_d_conv=4,
-            mamba_expand=2,
-            mamba_dt_rank=4,
-            rms_norm_eps=1e-6,
-        ),
+        vocab_size=97,
+        hidden_size=64,
+        intermediate_size=112,
+        num_hidden_layers=8,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_experts=num_experts,
+        num_experts_per_tok=top_k,
+        mamba_dt_rank=4,
     )
 
 

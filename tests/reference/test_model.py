@@ -9,11 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from longllava_trt.core.errors import CheckpointError
-from longllava_trt.models.llava_jamba.config import LongLLaVAConfig, load_config
-from longllava_trt.models.llava_jamba.weights import expected_tensors
+from longllava_trt.models.llava_jamba.presets import PRESETS
+from longllava_trt.models.parameters import parameter_shapes
+from longllava_trt.models.registry import load_model_spec
+from longllava_trt.models.spec import ModelSpec
+from longllava_trt.models.tensors import expected_tensors
 from longllava_trt.reference.checkpoint import load_model
 from longllava_trt.reference.model import LongLLaVA
-from longllava_trt.reference.synthetic.presets import PRESETS
 
 B9, A13B = PRESETS["9b"], PRESETS["53b"]
 
@@ -27,35 +29,33 @@ def count(module: torch.nn.Module) -> int:
     [(B9, 9_615_177_600, 9_290_690_432, 910), (A13B, 51_894_810_496, 51_570_323_328, 1646)],
     ids=["9b", "53b"],
 )
-def test_published_parameter_counts(
-    config: LongLLaVAConfig, total: int, llm: int, tensors: int
-) -> None:
+def test_published_parameter_counts(config: ModelSpec, total: int, llm: int, tensors: int) -> None:
     model = LongLLaVA.on_meta(config)
     assert count(model) == total
     assert len(list(model.parameters())) == tensors
-    assert count(model.vision_model) == 303_507_456
-    assert count(model.model.mm_projector) == 20_979_712
+    assert count(model.vision) == 303_507_456
+    assert count(model.projector) == 20_979_712
     assert total - 303_507_456 - 20_979_712 == llm
-    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == expected_tensors(
-        config
-    )
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    assert shapes == parameter_shapes(config)
+    assert {n: tuple(t.shape) for n, t in model.named_tensors().items()} == expected_tensors(config)
 
 
 def test_published_parts_have_the_specified_sizes() -> None:
     model = LongLLaVA.on_meta(A13B)
     for name, size in {
         "0.mamba": 105_308_448,
-        "4.self_attn": 41_943_040,
-        "0.moe": 176_160_768,
-        "1.moe.router": 65_536,
+        "4.attention": 41_943_040,
+        "0.feed_forward": 176_160_768,
+        "1.feed_forward.router": 65_536,
     }.items():
-        assert count(model.get_submodule(f"model.layers.{name}")) == size
+        assert count(model.get_submodule(f"layers.{name}")) == size
     active = 51_570_323_328 - 16 * 14 * 176_160_768
     assert active == 12_110_311_296
 
 
 def test_loaded_weights_are_the_files(tiny_checkpoint: Path) -> None:
-    state = load_model(tiny_checkpoint).state_dict()
+    state = load_model(tiny_checkpoint).named_tensors()
     stored: dict[str, torch.Tensor] = {}
     for shard in tiny_checkpoint.glob("*.safetensors"):
         stored |= load_file(shard)
@@ -80,7 +80,7 @@ def test_every_difference_is_listed(tiny_checkpoint: Path, tmp_path: Path) -> No
     save_file(tensors, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((tiny_checkpoint / "config.json").read_bytes())
     (tmp_path / "vision_tower").symlink_to(tiny_checkpoint / "vision_tower")
-    assert load_config(tmp_path) == load_config(tiny_checkpoint)
+    assert load_model_spec(tmp_path) == load_model_spec(tiny_checkpoint)
     with pytest.raises(CheckpointError) as caught:
         load_model(tmp_path)
     for name in ("extra", "mamba.D", "lm_head.weight", "layers.1.moe.router.weight"):

@@ -18,10 +18,12 @@ from tokenizers import Tokenizer
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.safetensors_header import read_tensor
 from longllava_trt.models.checkpoint import index_checkpoint
-from longllava_trt.models.llava_jamba.config import load_config
-from longllava_trt.models.llava_jamba.weights import expected_tensors
+from longllava_trt.models.llava_jamba.presets import PRESETS
+from longllava_trt.models.registry import load_model_spec
+from longllava_trt.models.spec import AttentionSpec, ExpertsSpec
+from longllava_trt.models.tensors import expected_tensors
 from longllava_trt.reference.synthetic import checkpoint
-from longllava_trt.reference.synthetic.checkpoint import PRESETS, write_checkpoint
+from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
 from longllava_trt.reference.synthetic.tokenizer import BYTE_IDS, tokenizer_files, train_tokenizer
 from longllava_trt.reference.synthetic.weights import draw_tensor
 
@@ -41,12 +43,14 @@ def digests(folder: Path) -> dict[str, str]:
 def test_write_checkpoint_then_everything_reads_it(tmp_path: Path, preset: str, dtype: str) -> None:
     files = write_checkpoint(tmp_path / "out", preset=preset, dtype=dtype)
     folder = tmp_path / "out"
-    config = load_config(folder)
+    config = load_model_spec(folder)
     assert config == replace(PRESETS[preset], torch_dtype=dtype)
     sources = index_checkpoint(folder, config)
     assert {source.dtype for source in sources.values()} == {dtype}
     name = "model.layers.1.mamba.x_proj.weight"
-    want = draw_tensor(name, sources[name].shape, seed=0).astype(sources_dtype(dtype))
+    path = name.removeprefix("model.")
+    drawn = draw_tensor(path, sources[name].shape, name=name, seed=0)
+    want = drawn.astype(sources_dtype(dtype))
     np.testing.assert_array_equal(read_tensor(sources[name], folder), want)
     assert sorted(files) == sorted(p for p in folder.rglob("*") if p.is_file())
     assert sum(p.stat().st_size for p in files) < 10e6
@@ -85,39 +89,39 @@ def test_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path: Path) 
 
 
 def test_draw_tensor_depends_on_name_and_seed_alone() -> None:
-    name = "model.layers.0.mamba.in_proj.weight"
-    first = draw_tensor(name, (8, 4), seed=1)
-    draw_tensor("lm_head.weight", (300, 4), seed=1)
-    np.testing.assert_array_equal(draw_tensor(name, (8, 4), seed=1), first)
-    assert not np.array_equal(draw_tensor(name, (8, 4), seed=2), first)
-    assert not np.array_equal(draw_tensor(name.replace("0", "2"), (8, 4), seed=1), first)
+    path, name = "layers.0.mamba.in_proj.weight", "any.name"
+    first = draw_tensor(path, (8, 4), name=name, seed=1)
+    draw_tensor("lm_head.weight", (300, 4), name=name, seed=1)
+    np.testing.assert_array_equal(draw_tensor(path, (8, 4), name=name, seed=1), first)
+    assert not np.array_equal(draw_tensor(path, (8, 4), name=name, seed=2), first)
+    assert not np.array_equal(draw_tensor(path, (8, 4), name="other", seed=1), first)
 
 
 def test_weights_follow_their_distributions() -> None:
-    bias = draw_tensor("model.layers.0.mamba.dt_proj.bias", (10_000,), seed=0)
+    bias = draw_tensor("layers.0.mamba.dt_proj.bias", (10_000,), name="a", seed=0)
     step = np.log1p(np.exp(bias.astype(np.float64)))
     assert 0.99e-3 < step.min() < 1.1e-3
     assert 0.9e-1 < step.max() < 1.01e-1
     assert abs(np.log(step).mean() - np.log(1e-2)) < 0.05
-    decay = draw_tensor("model.layers.0.mamba.A_log", (500, 16), seed=0).mean(axis=0)
+    decay = draw_tensor("layers.0.mamba.A_log", (500, 16), name="a", seed=0).mean(axis=0)
     np.testing.assert_allclose(decay, np.log(np.arange(1, 17)), atol=0.02)
-    head = draw_tensor("lm_head.weight", (512, 64), seed=0)
+    head = draw_tensor("lm_head.weight", (512, 64), name="a", seed=0)
     assert not head[:4].any()
     logits = head @ np.random.default_rng(0).standard_normal((64, 200), dtype=np.float32)
     assert 2 < logits[BYTE_IDS.stop :].std() < 4
     assert logits[BYTE_IDS.start : BYTE_IDS.stop].std() < 1.5
-    conv = draw_tensor("model.layers.0.mamba.conv1d.weight", (4096, 1, 4), seed=0)
+    conv = draw_tensor("layers.0.mamba.conv1d.weight", (4096, 1, 4), name="a", seed=0)
     assert abs(conv.std() - 0.5) < 0.02
 
 
 def test_mini_has_the_measured_shape() -> None:
     decoder = PRESETS["mini"].decoder
-    assert (decoder.hidden_size, decoder.intermediate_size, decoder.num_experts) == (512, 1792, 16)
-    assert (decoder.num_experts_per_tok, decoder.mamba_dt_rank) == (2, 32)
-    assert (decoder.num_attention_heads, decoder.num_key_value_heads) == (8, 2)
+    assert (decoder.hidden_size, decoder.mamba_layers[0].dt_rank) == (512, 32)
+    assert decoder.moe_layers[1] == ExpertsSpec(num_experts=16, top_k=2, intermediate_size=1792)
+    assert decoder.attention_layers[4] == AttentionSpec(num_heads=8, num_kv_heads=2, head_dim=64)
     for config in PRESETS.values():
         assert set(config.decoder.layer_kinds) == {"attention", "mamba"}
-        assert config.vision.num_image_tokens == 144
+        assert config.num_image_tokens == 144
 
 
 @pytest.mark.parametrize(
@@ -171,10 +175,10 @@ def test_a_failure_leaves_everything_as_it_was(
         write_checkpoint(folder, preset="tiny")
     before = digests(tmp_path)
 
-    def fail(name: str, shape: tuple[int, ...], *, seed: int) -> None:
-        if "layers.5" in name:
+    def fail(path: str, shape: tuple[int, ...], *, name: str, seed: int) -> None:
+        if "layers.5" in path:
             raise OSError(28, "No space left on device")
-        return real(name, shape, seed=seed)  # type: ignore[return-value]
+        return real(path, shape, name=name, seed=seed)  # type: ignore[return-value]
 
     real = draw_tensor
     monkeypatch.setattr(checkpoint, "draw_tensor", fail)

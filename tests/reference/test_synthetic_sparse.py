@@ -15,10 +15,12 @@ from safetensors import safe_open
 from longllava_trt.core.errors import CheckpointError, InputError
 from longllava_trt.core.safetensors_header import read_tensor
 from longllava_trt.models.checkpoint import index_checkpoint
-from longllava_trt.models.llava_jamba.config import VisionConfig, load_config
-from longllava_trt.models.llava_jamba.weights import expected_tensors
-from longllava_trt.reference.synthetic.checkpoint import PRESETS, write_checkpoint
-from longllava_trt.reference.synthetic.presets import PUBLISHED, preset_config
+from longllava_trt.models.llava_jamba.presets import PRESETS, PUBLISHED
+from longllava_trt.models.registry import load_model_spec
+from longllava_trt.models.spec import VisionSpec
+from longllava_trt.models.tensors import expected_tensors
+from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
+from longllava_trt.reference.synthetic.presets import preset_config
 from longllava_trt.reference.synthetic.tokenizer import TEXT_VOCABULARY
 from longllava_trt.reference.synthetic.weights import draw_tensor
 
@@ -38,7 +40,7 @@ def test_published_sizes_in_the_published_shards(
     tmp_path: Path, preset: str, shards: list[float] | int, tensors: int, parameters: int
 ) -> None:
     write_checkpoint(tmp_path, preset=preset, sparse=True)
-    config = load_config(tmp_path)
+    config = load_model_spec(tmp_path)
     assert config == PRESETS[preset]
     sources = index_checkpoint(tmp_path, config)
     assert len(sources) == tensors
@@ -59,7 +61,7 @@ def test_files_are_those_of_the_published_checkpoints(tmp_path: Path, preset: st
     files = write_checkpoint(tmp_path, preset=preset, sparse=True)
     got, want = (json.loads((f / "config.json").read_text()) for f in (tmp_path, CONFIGS / preset))
     assert got == want
-    assert load_config(tmp_path).vision == VisionConfig()
+    assert load_model_spec(tmp_path).vision == VisionSpec()
     others = {path.name for path in files if path.suffix != ".safetensors"}
     assert others == {
         "config.json",
@@ -85,7 +87,7 @@ def test_the_safetensors_library_reads_zeros(tmp_path: Path) -> None:
 @pytest.mark.parametrize("preset", ["tiny", "mini"])
 def test_every_preset_can_be_sparse(tmp_path: Path, preset: str) -> None:
     write_checkpoint(tmp_path, preset=preset, sparse=True)
-    sources = index_checkpoint(tmp_path, load_config(tmp_path))
+    sources = index_checkpoint(tmp_path, load_model_spec(tmp_path))
     assert {name: s.shape for name, s in sources.items()} == expected_tensors(PRESETS[preset])
     assert not np.any(read_tensor(sources["model.final_layernorm.weight"], tmp_path))
     assert disk_bytes(tmp_path) < 1e6
@@ -97,16 +99,16 @@ def test_a_sparse_shard_that_is_cut_off_is_noticed(tmp_path: Path) -> None:
     with shard.open("r+b") as file:
         file.truncate(shard.stat().st_size - 1)
     with pytest.raises(CheckpointError, match=r"model-00007-of-00022\.safetensors is cut off"):
-        index_checkpoint(tmp_path, load_config(tmp_path))
+        index_checkpoint(tmp_path, load_model_spec(tmp_path))
 
 
 def test_the_first_layers_are_those_of_the_whole_model(tmp_path: Path) -> None:
     for name, layers in (("whole", None), ("part", 2)):
         write_checkpoint(tmp_path / name, preset="tiny", layers=layers)
-    config = load_config(tmp_path / "part")
-    assert config.decoder.num_hidden_layers == 2
+    config = load_model_spec(tmp_path / "part")
+    assert config.decoder.num_layers == 2
     part = index_checkpoint(tmp_path / "part", config)
-    whole = index_checkpoint(tmp_path / "whole", load_config(tmp_path / "whole"))
+    whole = index_checkpoint(tmp_path / "whole", load_model_spec(tmp_path / "whole"))
     for name, source in part.items():
         np.testing.assert_array_equal(
             read_tensor(source, tmp_path / "part"),
@@ -123,7 +125,7 @@ def test_layers_of_a_published_size_keep_its_shapes() -> None:
 
 
 def test_ids_without_a_text_are_never_the_best() -> None:
-    head = draw_tensor("lm_head.weight", (TEXT_VOCABULARY + 100, 8), seed=0)
+    head = draw_tensor("lm_head.weight", (TEXT_VOCABULARY + 100, 8), name="a", seed=0)
     assert not head[TEXT_VOCABULARY:].any()
     assert head[TEXT_VOCABULARY - 1].any()
 

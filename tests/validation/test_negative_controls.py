@@ -134,10 +134,10 @@ def test_a_runtime_that_forgets_its_ssm_state_fails_at_the_stage(
 
 def test_pooling_after_the_projector_fails_at_the_projector(subject: ParityCase) -> None:
     def spoil(model: LongLLaVA) -> None:
-        side = model.config.vision.patches_per_side
+        side = model.config.require_vision().patches_per_side
 
         def project(image_features: torch.Tensor) -> torch.Tensor:
-            tokens = model.model.mm_projector(image_features)
+            tokens = model.projector(image_features)
             return pool_patches(tokens, patches_per_side=side)
 
         model.project = project  # type: ignore[method-assign]
@@ -149,7 +149,8 @@ def test_pooling_after_the_projector_fails_at_the_projector(subject: ParityCase)
 
 def test_the_last_vision_layer_fails_at_the_vision_stage(subject: ParityCase) -> None:
     def spoil(model: LongLLaVA) -> None:
-        model.vision_model.num_run_layers += 1
+        (last,) = model.vision.feature_states
+        model.vision.feature_states = (last + 1,)
 
     report = validate_wrong(subject, spoil, "stage", "generation")
     assert_all_failed(report, "stage.bodies.vision.", "generation.bodies.logits")
@@ -158,7 +159,7 @@ def test_the_last_vision_layer_fails_at_the_vision_stage(subject: ParityCase) ->
 
 def test_two_swapped_experts_fail_from_their_layer_on(subject: ParityCase) -> None:
     def spoil(model: LongLLaVA) -> None:
-        experts = model.get_submodule("model.layers.3.moe.experts")
+        experts = model.get_submodule("layers.3.feed_forward.experts")
         assert isinstance(experts, torch.nn.ModuleList)
         experts[0], experts[1] = experts[1], experts[0]
 

@@ -106,15 +106,14 @@ def test_a_wrong_scale_in_the_bundle_fails(
 @pytest.mark.slow
 def test_a_reference_with_another_scale_fails_from_its_layer_on(quantised: Made) -> None:
     subject = ParityCase.open(*quantised)
-    state = subject.reference.state_dict()
+    state = subject.reference.named_tensors()
     name = "model.layers.3.moe.experts.2.down_proj.weight"
     # one row of one expert, by a hundredth
     state[name] = state[name].clone()
     state[name][17] *= 1.01
-    wrong = type(subject.reference).on_meta(subject.reference.config)
-    wrong.load_state_dict(state, assign=True)
+    wrong = type(subject.reference).from_tensors(subject.reference.config, state)
     report = run_levels(
-        replace(subject, reference=wrong.eval()), ["op", "layer"], kernels=["bodies", "fast"]
+        replace(subject, reference=wrong), ["op", "layer"], kernels=["bodies", "fast"]
     )
     assert_all_passed(rows_of(report, *(f"layer.fast.decoder.layers.{i}." for i in range(3))))
     for kernels in ("fast", "bodies"):
@@ -137,7 +136,7 @@ def test_the_unquantised_reference_is_not_what_it_equals(quantised: Made) -> Non
 def test_the_twin_shares_what_is_not_quantised(quantised: Made) -> None:
     subject = ParityCase.open(*quantised)
     assert subject.original is not None
-    ours, theirs = subject.reference.state_dict(), subject.original.state_dict()
+    ours, theirs = subject.reference.named_tensors(), subject.original.named_tensors()
     differing = {n for n in ours if ours[n].data_ptr() != theirs[n].data_ptr()}
     assert differing == {n for n in ours if any(f".{i}.moe.experts." in n for i in ROUTED)}
     assert not any(torch.equal(ours[n], theirs[n]) for n in differing)

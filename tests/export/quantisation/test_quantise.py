@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,8 @@ from longllava_trt.export.quantisation import expert_writer
 from longllava_trt.export.quantisation.expert_files import check_format, expert_records
 from longllava_trt.export.quantisation.expert_writer import quantise_layer
 from longllava_trt.inspection import inspect_bundle, inspect_checkpoint
-from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.models.llava_jamba.config import model_from_keys
+from longllava_trt.models.spec import ModelSpec
 from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
 from longllava_trt.reference.synthetic.presets import preset_config
 
@@ -31,26 +31,33 @@ PREFIX = f"model.layers.{LAYER}.moe.experts."
 Matrices = dict[str, np.ndarray]
 
 
-def decoder(intermediate: int = 160, hidden: int = 224, experts: int = 3) -> DecoderConfig:
-    tiny = preset_config("tiny", None).decoder
-    return replace(
-        tiny,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_experts=experts,
-        num_experts_per_tok=min(2, experts),
-    )
+def model(intermediate: int = 160, hidden: int = 224, experts: int = 3) -> ModelSpec:
+    tiny = preset_config("tiny", None)
+    keys = {
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_experts": experts,
+        "num_experts_per_tok": min(2, experts),
+    }
+    return model_from_keys({**tiny.source, **keys}, tiny.require_vision())
 
 
-def layer_weights(config: DecoderConfig) -> Matrices:
+def expert_sizes(config: ModelSpec) -> tuple[int, int, int]:
+    """Return the number of experts, and their intermediate and hidden size."""
+    experts = config.decoder.moe_layers[LAYER]
+    return experts.num_experts, experts.intermediate_size, config.decoder.hidden_size
+
+
+def layer_weights(config: ModelSpec) -> Matrices:
     """Rows of very different sizes, so that a scale of the wrong row is noticed; some rows of zeros."""
     rng = np.random.default_rng(3)
     weights = {}
-    for expert in range(config.num_experts):
+    count, inner, hidden = expert_sizes(config)
+    for expert in range(count):
         for kind, shape in (
-            ("gate", (config.intermediate_size, config.hidden_size)),
-            ("up", (config.intermediate_size, config.hidden_size)),
-            ("down", (config.hidden_size, config.intermediate_size)),
+            ("gate", (inner, hidden)),
+            ("up", (inner, hidden)),
+            ("down", (hidden, inner)),
         ):
             matrix = rng.standard_normal(shape, dtype=np.float32)
             matrix *= np.float32(2.0) ** rng.integers(-6, 7, (shape[0], 1)).astype(np.float32)
@@ -60,7 +67,7 @@ def layer_weights(config: DecoderConfig) -> Matrices:
 
 
 def write(
-    folder: Path, config: DecoderConfig, weights: Matrices, quant: MoeQuant
+    folder: Path, config: ModelSpec, weights: Matrices, quant: MoeQuant
 ) -> tuple[Matrices, Any]:
     """Quantise a layer; returns what another reader finds in the file, by the operator's names."""
     save_file(weights, folder / "model.safetensors")
@@ -103,11 +110,11 @@ def dequantised(codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("quant", ["w8a16", "w4a16"])
 def test_a_layer_is_quantised_as_row_by_row_in_float64(tmp_path: Path, quant: MoeQuant) -> None:
-    config = decoder()
+    config = model()
     weights = layer_weights(config)
     stored, made = write(tmp_path, config, weights, quant)
     lost: dict[str, list[np.ndarray]] = {"gate": [], "up": [], "down": []}
-    for expert in range(config.num_experts):
+    for expert in range(expert_sizes(config)[0]):
         gate_up = dequantised(stored["gate_up"][expert], stored["gate_up_scales"][expert])
         found = {
             "gate": gate_up[:160],
@@ -132,7 +139,7 @@ def test_a_layer_is_quantised_as_row_by_row_in_float64(tmp_path: Path, quant: Mo
 
 @pytest.mark.parametrize("quant", ["w8a16", "w4a16"])
 def test_records_point_at_what_is_stored(tmp_path: Path, quant: MoeQuant) -> None:
-    config = decoder()
+    config = model()
     stored, _ = write(tmp_path, config, layer_weights(config), quant)
     records = expert_records(config, LAYER, quant)
     data = (tmp_path / "out/layer.safetensors").read_bytes()
@@ -145,7 +152,7 @@ def test_records_point_at_what_is_stored(tmp_path: Path, quant: MoeQuant) -> Non
 
 
 def test_int8_takes_any_size(tmp_path: Path) -> None:
-    config = decoder(intermediate=37, hidden=52, experts=2)
+    config = model(intermediate=37, hidden=52, experts=2)
     stored, made = write(tmp_path, config, layer_weights(config), "w8a16")
     assert stored["gate_up"].shape == (2, 74, 52)
     assert all(0 < error.relative_rms < 0.01 for error in made.errors)
@@ -155,11 +162,11 @@ def test_int8_takes_any_size(tmp_path: Path) -> None:
 def test_blocks_and_threads_change_no_byte(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quant: MoeQuant
 ) -> None:
-    config = decoder()
+    config = model()
     weights = layer_weights(config)
     _, made = write(tmp_path, config, weights, quant)
     whole = (tmp_path / "out/layer.safetensors").read_bytes()
-    monkeypatch.setattr(expert_writer, "_BLOCK_ELEMENTS", 7 * config.hidden_size)
+    monkeypatch.setattr(expert_writer, "_BLOCK_ELEMENTS", 7 * config.decoder.hidden_size)
     monkeypatch.setattr(expert_writer, "_MAX_THREADS", 1)
     _, again = write(tmp_path, config, weights, quant)
     assert (tmp_path / "out/layer.safetensors").read_bytes() == whole
@@ -168,7 +175,7 @@ def test_blocks_and_threads_change_no_byte(
 
 @pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16], ids=["float16", "bfloat16"])
 def test_half_precision_is_quantised_from_its_own_values(tmp_path: Path, stored: Any) -> None:
-    config = decoder()
+    config = model()
     weights = {name: w.astype(stored) for name, w in layer_weights(config).items()}
     half, _ = write(tmp_path, config, weights, "w8a16")
     wide, _ = write(
@@ -181,7 +188,7 @@ def test_half_precision_is_quantised_from_its_own_values(tmp_path: Path, stored:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf], ids=["nan", "inf", "-inf"])
 @pytest.mark.parametrize("quant", ["w8a16", "w4a16"])
 def test_a_weight_that_is_no_number_is_named(tmp_path: Path, quant: MoeQuant, bad: float) -> None:
-    config = decoder()
+    config = model()
     weights = layer_weights(config)
     name = f"{PREFIX}1.down_proj.weight"
     weights[name][100, 7] = bad
@@ -193,14 +200,12 @@ def test_a_weight_that_is_no_number_is_named(tmp_path: Path, quant: MoeQuant, ba
 @pytest.mark.parametrize(
     ("config", "quant", "message"),
     [
-        (decoder(intermediate=48), "w4a16", r"multiples of 32, got 224 and 48; use w8a16"),
-        (decoder(experts=1), "w8a16", "this model has none"),
+        (model(intermediate=48), "w4a16", r"multiples of 32, got 224 and 48; use w8a16"),
+        (model(experts=1), "w8a16", "this model has none"),
     ],
     ids=["int4-of-odd-size", "dense"],
 )
-def test_what_cannot_be_stored_is_refused(
-    config: DecoderConfig, quant: MoeQuant, message: str
-) -> None:
+def test_what_cannot_be_stored_is_refused(config: ModelSpec, quant: MoeQuant, message: str) -> None:
     with pytest.raises(InputError, match=message):
         check_format(config, quant)
 

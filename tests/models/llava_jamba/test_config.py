@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from longllava_trt.core.errors import ConfigError
-from longllava_trt.models.llava_jamba.config import load_config
+from longllava_trt.models.registry import load_decoder_spec, load_model_spec
 
 
 @pytest.fixture
@@ -84,19 +84,20 @@ def write(folder: Path, config: dict[str, Any]) -> None:
 
 
 def test_published_config_gives_the_specified_pattern(checkpoint: Path) -> None:
-    config = load_config(checkpoint)
+    config = load_model_spec(checkpoint)
     decoder = config.decoder
     attention = [i for i, kind in enumerate(decoder.layer_kinds) if kind == "attention"]
     assert attention == [4, 12, 20, 28]
-    assert [i for i in range(32) if decoder.is_moe_layer(i)] == list(range(1, 32, 2))
-    assert (decoder.head_dim, decoder.d_inner, decoder.conv_state_width) == (128, 8192, 3)
-    assert config.vision.num_image_tokens == 144
-    assert config.tokenizer_model_max_length == 40960
+    assert list(decoder.moe_layers) == list(range(1, 32, 2))
+    attends, scans = decoder.attention_layers[4], decoder.mamba_layers[0]
+    assert (attends.head_dim, scans.d_inner, scans.conv_state_width) == (128, 8192, 3)
+    assert config.num_image_tokens == 144
+    assert config.max_positions == 40960
 
 
 def test_a_single_expert_is_never_routed(checkpoint: Path) -> None:
     write(checkpoint, published(num_experts=1, num_experts_per_tok=1))
-    assert not any(load_config(checkpoint).decoder.is_moe_layer(i) for i in range(32))
+    assert not load_model_spec(checkpoint).decoder.moe_layers
 
 
 @pytest.mark.parametrize(
@@ -109,13 +110,13 @@ def test_a_single_expert_is_never_routed(checkpoint: Path) -> None:
 )
 def test_all_names_of_the_published_tower_are_known(checkpoint: Path, tower: str) -> None:
     write(checkpoint, published(mm_vision_tower=tower))
-    assert load_config(checkpoint).vision.num_hidden_layers == 24
+    assert load_model_spec(checkpoint).require_vision().num_layers == 24
 
 
 def test_an_unknown_tower_asks_for_its_folder(checkpoint: Path, tmp_path: Path) -> None:
     write(checkpoint, published(mm_vision_tower="somebody/vit", mm_hidden_size=64))
     with pytest.raises(ConfigError, match=r"'somebody/vit'.*--vision-tower"):
-        load_config(checkpoint)
+        load_model_spec(checkpoint)
     tower = tmp_path / "tower"
     tower.mkdir()
     vision = {
@@ -127,11 +128,11 @@ def test_an_unknown_tower_asks_for_its_folder(checkpoint: Path, tmp_path: Path) 
         "patch_size": 14,
     }
     write(tower, {"vision_config": vision})
-    config = load_config(checkpoint, vision_tower=tower)
-    assert (config.vision.hidden_size, config.vision.num_image_tokens) == (64, 4)
+    config = load_model_spec(checkpoint, vision_tower=tower)
+    assert (config.require_vision().hidden_size, config.num_image_tokens) == (64, 4)
     write(tower, {"vision_config": vision | {"hidden_act": "gelu"}})
     with pytest.raises(ConfigError, match="'hidden_act' must be 'quick_gelu', got 'gelu'"):
-        load_config(checkpoint, vision_tower=tower)
+        load_model_spec(checkpoint, vision_tower=tower)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +144,11 @@ def test_an_unknown_tower_asks_for_its_folder(checkpoint: Path, tmp_path: Path) 
         ("mm_vision_select_layer", -1, "'mm_vision_select_layer' must be -2, got -1"),
         ("resamplePooling", "1d", "'resamplePooling' must be '2d', got '1d'"),
         ("sliding_window", 4096, "'sliding_window' must be None"),
-        ("model_type", "llava", "'model_type' must be 'llava_jamba'"),
+        (
+            "model_type",
+            "llava",
+            "this is LLaVA-1.5 in transformers' format (model_type 'llava'); supported: LongLLaVA",
+        ),
         ("rope_theta", 1e4, "unknown key 'rope_theta'"),
         ("num_hidden_layers", "32", "'num_hidden_layers' must be a number, got '32'"),
         ("mm_hidden_size", 768, "'mm_hidden_size' is 768, but the vision tower is 1024 wide"),
@@ -157,7 +162,7 @@ def test_what_changes_the_mathematics_is_refused(
 ) -> None:
     write(checkpoint, published(**{key: value}))
     with pytest.raises(ConfigError) as caught:
-        load_config(checkpoint)
+        load_model_spec(checkpoint)
     assert message in str(caught.value)
 
 
@@ -166,7 +171,7 @@ def test_all_problems_are_listed_at_once(checkpoint: Path) -> None:
     del config["vocab_size"]
     write(checkpoint, config)
     with pytest.raises(ConfigError) as caught:
-        load_config(checkpoint)
+        load_model_spec(checkpoint)
     for part in ("missing key 'vocab_size'", "unknown key 'rope_theta'", "'hidden_act' must be"):
         assert part in str(caught.value)
 
@@ -177,13 +182,13 @@ def test_a_missing_pooling_key_is_2d_with_a_warning(
     config = published()
     del config["resamplePooling"]
     write(checkpoint, config)
-    assert load_config(checkpoint).vision.num_image_tokens == 144
+    assert load_model_spec(checkpoint).num_image_tokens == 144
     assert "no 'resamplePooling'" in caplog.text
 
 
 def test_automatic_dt_rank_is_a_sixteenth_of_the_width(checkpoint: Path) -> None:
     write(checkpoint, published(mamba_dt_rank="auto"))
-    assert load_config(checkpoint).decoder.mamba_dt_rank == 256
+    assert load_model_spec(checkpoint).decoder.mamba_layers[0].dt_rank == 256
 
 
 @pytest.mark.parametrize("text", [None, "{", "[1]"], ids=["missing", "cut-off", "list"])
@@ -191,4 +196,58 @@ def test_an_unreadable_file_is_explained(tmp_path: Path, text: str | None) -> No
     if text is not None:
         (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json"):
-        load_config(tmp_path)
+        load_model_spec(tmp_path)
+
+
+def test_what_transformers_writes_by_itself_is_harmless(checkpoint: Path) -> None:
+    own = {
+        "_attn_implementation_autoset": True,
+        "attn_implementation": "eager",
+        "delay_load": True,
+    }
+    plain = load_model_spec(checkpoint)
+    write(checkpoint, published(**own))
+    assert load_model_spec(checkpoint) == plain
+
+
+def test_an_unknown_key_can_be_ignored_and_a_known_one_cannot(
+    checkpoint: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(checkpoint, published(my_note="hello"))
+    with pytest.raises(ConfigError, match="unknown key 'my_note'"):
+        load_model_spec(checkpoint)
+    assert load_model_spec(checkpoint, ignored_keys=["my_note"]).decoder.num_layers == 32
+    assert "ignoring 'my_note'" in caplog.text
+    write(checkpoint, published(hidden_act="gelu"))
+    with pytest.raises(ConfigError, match="'hidden_act' must be 'silu'"):
+        load_model_spec(checkpoint, ignored_keys=["hidden_act"])
+
+
+@pytest.mark.parametrize(
+    ("model_type", "message"),
+    [
+        ("llava_next", "this is LLaVA-1.6"),
+        ("qwen", "model_type 'qwen' is not known"),
+        (None, "'model_type' is missing"),
+        (["llava"], "is not known"),
+    ],
+)
+def test_the_family_is_looked_at_first(checkpoint: Path, model_type: object, message: str) -> None:
+    write(checkpoint, {"model_type": model_type, "what": "ever"})
+    with pytest.raises(ConfigError) as caught:
+        load_model_spec(checkpoint)
+    assert message in str(caught.value)
+    assert "supported: LongLLaVA ('llava_jamba')" in str(caught.value)
+    assert "key" not in str(caught.value)
+
+
+def test_the_decoder_is_read_wherever_the_tower_is(checkpoint: Path) -> None:
+    whole = load_model_spec(checkpoint)
+    write(checkpoint, published(mm_vision_tower="somewhere/else"))
+    assert load_decoder_spec(checkpoint) == whole.decoder
+
+
+def test_numbers_are_whole_where_they_count(checkpoint: Path) -> None:
+    write(checkpoint, published(num_hidden_layers=2.5))
+    with pytest.raises(ConfigError, match="'num_hidden_layers' must be a whole number, got 2"):
+        load_model_spec(checkpoint)

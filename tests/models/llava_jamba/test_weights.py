@@ -4,14 +4,10 @@ import math
 
 import pytest
 
-from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
-from longllava_trt.models.llava_jamba.weights import (
-    canonical_name,
-    expected_tensors,
-    is_tolerated,
-    stored_parts,
-)
-from longllava_trt.reference.synthetic.presets import PRESETS
+from longllava_trt.models.llava_jamba.presets import PRESETS
+from longllava_trt.models.llava_jamba.weights import canonical_name, is_tolerated, stored_parts
+from longllava_trt.models.spec import ModelSpec
+from longllava_trt.models.tensors import expected_tensors
 
 CONFIG_9B, CONFIG_53B = PRESETS["9b"], PRESETS["53b"]
 DECODER_9B = CONFIG_9B.decoder
@@ -31,7 +27,7 @@ DECODER_9B = CONFIG_9B.decoder
     ids=["9b", "53b", "vision", "projector", "mamba", "attention", "router"],
 )
 def test_expected_tensors_give_the_published_counts(
-    config: LongLLaVAConfig, part: str, tensors: int, parameters: int
+    config: ModelSpec, part: str, tensors: int, parameters: int
 ) -> None:
     sizes = [math.prod(s) for name, s in expected_tensors(config).items() if part in name]
     assert (len(sizes), sum(sizes)) == (tensors, parameters)

@@ -13,7 +13,7 @@ from longllava_trt.core.errors import ContractError, InputError, ManifestError
 from longllava_trt.core.manifest import Manifest
 from longllava_trt.export.bundle import export_bundle
 from longllava_trt.models.contracts import layer_output_names
-from longllava_trt.reference.synthetic.checkpoint import PRESETS
+from longllava_trt.models.llava_jamba.presets import PRESETS
 from longllava_trt.runtime.backends.ort.session import OnnxSession
 from tests.export.stored_traces import stored_traces, traces_folder
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.models.llava_jamba.config import DECODER_KEYS
+from longllava_trt.models.spec import DecoderSpec
 from longllava_trt.reference.model import LongLLaVA
 
 __all__ = ["jamba_from_reference"]
@@ -33,28 +34,28 @@ def jamba_from_reference(model: LongLLaVA, *, attention: str = "eager") -> torch
     import transformers
 
     decoder = model.config.decoder
-    fields = {name: getattr(decoder, name) for name in DecoderConfig.__dataclass_fields__}
+    fields = {name: model.config.source[name] for name in DECODER_KEYS}
     options: dict[str, Any] = {"tie_word_embeddings": False, "attn_implementation": attention}
     config = transformers.JambaConfig(**fields, **options)
     jamba: torch.nn.Module = transformers.JambaForCausalLM(config)
     jamba.eval().requires_grad_(False)
     state = {
         _jamba_name(name, decoder): value
-        for name, value in model.state_dict().items()
+        for name, value in model.named_tensors().items()
         if "vision_tower" not in name and "mm_projector" not in name
     }
-    for layer in filter(decoder.is_moe_layer, range(decoder.num_hidden_layers)):
-        _pack_experts(state, f"model.layers.{layer}.feed_forward.experts.", decoder.num_experts)
+    for layer, experts in decoder.moe_layers.items():
+        _pack_experts(state, f"model.layers.{layer}.feed_forward.experts.", experts.num_experts)
     jamba.load_state_dict(state, strict=True)
     return jamba
 
 
-def _jamba_name(name: str, decoder: DecoderConfig) -> str:
-    """Rename a parameter of ours to transformers' name for it (spec 3.1)."""
+def _jamba_name(name: str, decoder: DecoderSpec) -> str:
+    """Rename a tensor of the original's to transformers' name for it (spec 3.1)."""
     for ours, theirs in _RENAMED:
         name = name.replace(ours, theirs)
     layer = re.match(r"model\.layers\.(\d+)\.", name)
-    is_dense = layer is not None and not decoder.is_moe_layer(int(layer[1]))
+    is_dense = layer is not None and int(layer[1]) not in decoder.moe_layers
     return name.replace("experts.0.", "") if is_dense else name
 
 

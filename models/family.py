@@ -1,0 +1,81 @@
+"""What a family of models is to the rest of the code: a reader of its config.json, and its names of tensors.
+
+A family is one folder below `models/`, and one line in `registry.py`. Nothing outside it knows its name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from longllava_trt.models.spec import DecoderSpec, ModelSpec
+
+__all__ = ["ModelFamily", "ReadConfig", "ReadDecoder", "Renaming", "rename"]
+
+Renaming = tuple[tuple[re.Pattern[str], str], ...]
+"""Patterns and what replaces them, in the order in which they are tried."""
+
+
+class ReadConfig(Protocol):
+    """Reader of a checkpoint's config.json."""
+
+    def __call__(
+        self, folder: Path, *, vision_tower: Path | None = None, ignored_keys: Iterable[str] = ()
+    ) -> ModelSpec:
+        """Return the model, or raise `ConfigError` with everything that is wrong.
+
+        Args:
+            folder: Checkpoint or bundle.
+            vision_tower: Folder whose config.json describes the tower, in place of what the checkpoint says.
+            ignored_keys: Keys of config.json that the family does not know and the user says do not matter.
+        """
+
+
+class ReadDecoder(Protocol):
+    """Reader of the decoder alone; for a bundle, whose tower's own config.json may be elsewhere."""
+
+    def __call__(self, folder: Path, *, ignored_keys: Iterable[str] = ()) -> DecoderSpec:
+        """Return the decoder, or raise `ConfigError`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFamily:
+    """A family of models."""
+
+    model_type: str
+    """Its word in config.json."""
+    title: str
+    """Its name for people."""
+    read_config: ReadConfig
+    read_decoder: ReadDecoder
+    tensor_name: Callable[[str], str]
+    """The checkpoint's name of a parameter by its path (`parameters.py`), or of what paths begin with."""
+    canonical_name: Callable[[str], str]
+    """The checkpoint's name of a tensor, by any name under which a file may hold it."""
+    stored_parts: Callable[[str, int], tuple[str, ...]]
+    """Canonical names of the equal parts that one stored tensor holds, in storage order; by its key and the length of
+    its first axis."""
+    is_tolerated: Callable[[str], bool]
+    """Whether a key may be in a file without meaning."""
+    config_files: Callable[[ModelSpec, str], dict[str, str]]
+    """Texts of the JSON files that describe a model in this family's format, saved in a dtype, by path."""
+    presets: Mapping[str, ModelSpec] = field(default_factory=dict)
+    """Sizes that synthetic checkpoints come in."""
+    published_presets: frozenset[str] = frozenset()
+    """Presets that are too large to be filled with random numbers by accident."""
+    positions_around_image: int = 0
+    """Positions of the markers around an image that stands alone."""
+    chat_format: object | None = None
+    """The prompt's format."""
+    image_policy: object | None = None
+    """What becomes of images of other sizes than the tower's, and what stands between their parts."""
+
+
+def rename(name: str, renaming: Renaming) -> str:
+    """Apply every pattern that fits, one after another."""
+    for pattern, replacement in renaming:
+        name = pattern.sub(replacement, name)
+    return name

@@ -1,0 +1,31 @@
+"""LongLLaVA: CLIP, 2x2 pooling, a two-layer MLP, Jamba."""
+
+from __future__ import annotations
+
+from longllava_trt.models.family import ModelFamily
+from longllava_trt.models.llava_jamba.config import MODEL_TYPE, read_config, read_decoder
+from longllava_trt.models.llava_jamba.presets import PRESETS, PUBLISHED, config_files
+from longllava_trt.models.llava_jamba.weights import (
+    canonical_name,
+    is_tolerated,
+    stored_parts,
+    tensor_name,
+)
+
+__all__ = ["FAMILY"]
+
+FAMILY = ModelFamily(
+    model_type=MODEL_TYPE,
+    title="LongLLaVA",
+    read_config=read_config,
+    read_decoder=read_decoder,
+    tensor_name=tensor_name,
+    canonical_name=canonical_name,
+    stored_parts=stored_parts,
+    is_tolerated=is_tolerated,
+    config_files=config_files,
+    presets=PRESETS,
+    published_presets=PUBLISHED,
+    # `<img>` and `</img>` are three tokens each (spec 5.8)
+    positions_around_image=6,
+)

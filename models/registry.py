@@ -1,0 +1,166 @@
+"""Families by `model_type`, each imported when a checkpoint of it is first read."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+from longllava_trt.core.errors import ConfigError, InputError
+from longllava_trt.core.json_file import read_json_object
+from longllava_trt.models.family import ModelFamily
+from longllava_trt.models.spec import DecoderSpec, ModelSpec
+
+__all__ = [
+    "CONFIG_FILE",
+    "WHOSE_CONFIG",
+    "family_of",
+    "find_family",
+    "find_preset",
+    "load_decoder_spec",
+    "load_family",
+    "load_model_spec",
+    "preset_names",
+    "register_family",
+    "unregister_family",
+]
+
+CONFIG_FILE = "config.json"
+WHOSE_CONFIG = "the folder of a checkpoint holds config.json beside its weights"
+
+
+class _Entry(NamedTuple):
+    title: str
+    module: str
+    """Holds the family as `FAMILY`."""
+
+
+_BUILT_IN = {"llava_jamba": _Entry("LongLLaVA", "longllava_trt.models.llava_jamba.family")}
+
+_FOREIGN = {
+    "clip": "CLIP",
+    "clip_vision_model": "a CLIP vision tower",
+    "jamba": "Jamba, text alone",
+    "llama": "Llama, text alone",
+    "llava": "LLaVA-1.5 in transformers' format",
+    "llava_llama": "LLaVA in its original format",
+    "llava_mistral": "LLaVA-1.6 with Mistral in its original format",
+    "llava_next": "LLaVA-1.6 in transformers' format",
+    "mistral": "Mistral, text alone",
+}
+"""What people try; said by name, though it is not supported."""
+
+_loaded: dict[str, ModelFamily] = {}
+
+
+def register_family(family: ModelFamily) -> None:
+    """Make a family known; everything then works with its checkpoints.
+
+    Raises:
+        ConfigError: If another family has its `model_type`.
+    """
+    if family.model_type in _BUILT_IN or family.model_type in _loaded:
+        raise ConfigError(
+            f"model_type '{family.model_type}': must be new, but a family has it; choose another"
+        )
+    _loaded[family.model_type] = family
+
+
+def unregister_family(model_type: str) -> None:
+    """Forget a registered family."""
+    _loaded.pop(model_type, None)
+
+
+def find_family(model_type: object, *, where: str = "model") -> ModelFamily:
+    """Return a family.
+
+    Args:
+        model_type: As config.json has it.
+        where: Begins the message.
+
+    Raises:
+        ConfigError: If there is none; says what it is, if that is known, and which families there are.
+    """
+    if isinstance(model_type, str) and model_type in _loaded:
+        return _loaded[model_type]
+    if isinstance(model_type, str) and model_type in _BUILT_IN:
+        family = importlib.import_module(_BUILT_IN[model_type].module).FAMILY
+        assert isinstance(family, ModelFamily), "Bug: the module of a family holds it"
+        _loaded[model_type] = family
+        return family
+    title = _FOREIGN.get(model_type) if isinstance(model_type, str) else None
+    got = f"this is {title} (model_type '{model_type}')" if title else _describe(model_type)
+    raise ConfigError(f"{where}: {got}; supported: {_supported()}")
+
+
+def family_of(spec: ModelSpec) -> ModelFamily:
+    """Return the family of a model."""
+    return find_family(spec.model_type)
+
+
+def load_model_spec(
+    folder: Path, *, vision_tower: Path | None = None, ignored_keys: Iterable[str] = ()
+) -> ModelSpec:
+    """Read and check a checkpoint's config.json, whatever its family.
+
+    Args:
+        folder: Checkpoint.
+        vision_tower: Folder whose config.json describes the vision tower, in place of what the checkpoint says.
+        ignored_keys: Keys of config.json that its family does not know and that do not matter.
+
+    Raises:
+        ConfigError: If its family is not known; or lists every key that is missing, unknown, or has a value that is
+            not supported.
+    """
+    family = load_family(folder)
+    return family.read_config(folder, vision_tower=vision_tower, ignored_keys=ignored_keys)
+
+
+def load_decoder_spec(folder: Path) -> DecoderSpec:
+    """Read the decoder of a checkpoint or bundle; where its vision tower is described does not matter.
+
+    Raises:
+        ConfigError: As `load_model_spec`.
+    """
+    return load_family(folder).read_decoder(folder)
+
+
+def preset_names() -> tuple[str, ...]:
+    """Return the names of all families' presets."""
+    return tuple(name for family in _families() for name in family.presets)
+
+
+def find_preset(name: str) -> ModelSpec:
+    """Return a preset; `InputError` if there is none of that name."""
+    for family in _families():
+        if name in family.presets:
+            return family.presets[name]
+    raise InputError(f"synth: preset must be one of {', '.join(preset_names())}, got {name!r}")
+
+
+def _families() -> list[ModelFamily]:
+    return [find_family(name) for name in {**_BUILT_IN, **_loaded}]
+
+
+def load_family(folder: Path) -> ModelFamily:
+    """Return the family that config.json in a checkpoint or bundle names.
+
+    Raises:
+        ConfigError: If there is no such file, or the family is not known.
+    """
+    path = folder / CONFIG_FILE
+    raw = read_json_object(path, whose=WHOSE_CONFIG)
+    return find_family(raw.get("model_type"), where=str(path))
+
+
+def _describe(model_type: object) -> str:
+    if model_type is None:
+        return "'model_type' is missing, which says what a model is"
+    return f"model_type {model_type!r} is not known"
+
+
+def _supported() -> str:
+    titles = {name: entry.title for name, entry in _BUILT_IN.items()}
+    titles |= {name: family.title for name, family in _loaded.items()}
+    return ", ".join(f"{title} ('{name}')" for name, title in titles.items())
