@@ -50,7 +50,8 @@ from longllava_trt.reference.checkpoint import load_model
 from longllava_trt.reference.synthetic.checkpoint import PRESETS, write_checkpoint
 from longllava_trt.reference.transformers_jamba import jamba_from_reference
 from longllava_trt.runtime.backends.ort.decoder import Decoder
-from longllava_trt.runtime.backends.ort.session import Kernels, OnnxSession
+from longllava_trt.runtime.backends.ort.kernels import Kernels
+from longllava_trt.runtime.backends.ort.session import OnnxSession
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

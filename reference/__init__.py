@@ -12,6 +12,7 @@ G key/value heads, E experts. `T` is the model's dtype.
     cache.py           carried state
     checkpoint.py      strict loading
     generate.py        embedding assembly and greedy decoding
+    prompt.py          a question and its images to ids, as the original's strings
     synthetic.py       synthetic checkpoints: seeded random weights, or holes of the published sizes
     transformers_jamba.py  the same weights in code nobody here wrote
 """

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import TYPE_CHECKING, Any
 
-from longllava_trt.runtime.backends.base import OrtBackend
+from longllava_trt.runtime.backends.ort.backend import OrtBackend
 
 if TYPE_CHECKING:
     from longllava_trt.runtime.backends.ort.session import OnnxSession
@@ -34,7 +34,7 @@ class RuntimeWatch:
     def over(cls, model: LongLLaVA) -> RuntimeWatch:
         """Return a watch over every stage that the model loads from now on in ONNX Runtime."""
         watch = cls()
-        model.backend = _WatchedBackend(model, watch)
+        model.runner.backend = _WatchedBackend(model, watch)
         return watch
 
     def note(self, begin: float, end: float) -> None:

@@ -25,7 +25,7 @@ from longllava_trt.core.logs import Progress
 from longllava_trt.core.parity import ParityReport
 
 if TYPE_CHECKING:
-    from longllava_trt.runtime.backends.ort.session import Kernels
+    from longllava_trt.runtime.backends.ort.kernels import Kernels
 
 __all__ = ["KERNELS", "LEVELS", "validate"]
 

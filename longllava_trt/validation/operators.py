@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import onnxruntime
     from numpy.typing import NDArray
 
-    from longllava_trt.runtime.backends.ort.session import Kernels
+    from longllava_trt.runtime.backends.ort.kernels import Kernels
 
 __all__ = ["operator_rows"]
 

@@ -1,96 +1,79 @@
-"""What the user shows, put in order: stills, tiles and videos become one text and the images in it.
+"""A user's message as parts: texts, and groups of images with the text that belongs to them.
 
-Opens headers and counts video frames at once, so that a request that cannot fit is refused before any work; pixels are
-decoded later, as `longllava_trt.runtime.inputs.images` is asked for them.
+Built from query and media directly; tags are never written into a text and looked for again.
+Headers are opened and video frames counted at once, so that a request that cannot fit is refused
+before any work; pixels are decoded later, as `longllava_trt.runtime.inputs.images` is asked for them.
 """
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import NamedTuple
 
 from longllava_trt.core.errors import InputError
+from longllava_trt.models.chat import ChatFormat, OriginalFormat
+from longllava_trt.models.image_policy import TileGrid, ViewTexts
 from longllava_trt.runtime.inputs.image_files import ImageSource, read_image_size
-from longllava_trt.runtime.inputs.images import ImageInput, file_stamp
-from longllava_trt.runtime.inputs.tiles import TileGrid, tile_grid
+from longllava_trt.runtime.inputs.images import ImageInput, ViewCutter, file_stamp
+from longllava_trt.runtime.inputs.media import MediaOptions, OnBroken
+from longllava_trt.runtime.inputs.sources import Images, Videos, image_sources, video_sources
 from longllava_trt.runtime.inputs.video import VideoClip, open_clip, subsample
-from longllava_trt.runtime.text.chat import (
-    IMAGE_PLACEHOLDER,
-    WRAPPED_IMAGE,
-    expand_tiles,
-    video_clip,
-    wrap_images,
-    wrap_video,
-)
 
-__all__ = ["ImageGroup", "MediaOptions", "Message", "OnBroken", "build_message"]
-
-OnBroken = Literal["stop", "skip"]
-
-# a newline directly behind an image goes with it
-_STILL = re.compile(r"(?:<img>)?<image>(?:</img>)?\n?")
-_CLOSE_IMAGE = "</img>"
+__all__ = [
+    "ImageGroup",
+    "MediaOptions",
+    "Message",
+    "MessageFormat",
+    "OnBroken",
+    "Text",
+    "build_message",
+]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MediaOptions:
-    """How images and videos are shown."""
+class MessageFormat(NamedTuple):
+    """How a model family writes a message."""
 
-    high_resolution: bool = False
-    """Show each still as an overview and its tiles of 336 pixels. Frames of a video are never tiled."""
-    seconds_per_frame: float = 1.0
-    """One frame is shown for so many seconds of video."""
-    max_frames: int = 128
-    """At most so many frames of a video, evenly spread; the model was shown up to 1200."""
-    official_compat: bool = False
-    """Write the original's strings byte for byte, faults included."""
-    on_broken: OnBroken = "stop"
-    """What a still that cannot be used does: `stop` with an error, or `skip` it and say so in the result."""
+    chat: ChatFormat
+    cutter: ViewCutter
 
-    def __post_init__(self) -> None:
-        if self.max_frames < 1:
-            raise InputError(f"media: max_frames must be at least 1, got {self.max_frames}")
-        if not 0 <= self.seconds_per_frame < math.inf:
-            raise InputError(
-                "media: seconds_per_frame must be a number from 0 (every frame), got "
-                f"{self.seconds_per_frame}"
-            )
-        if self.on_broken not in ("stop", "skip"):
-            raise InputError(f"media: on_broken must be 'stop' or 'skip', got '{self.on_broken}'")
-        if self.official_compat and self.on_broken == "skip":
-            raise InputError(
-                "media: official_compat writes one text for all images; leave out on_broken='skip'"
-            )
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text."""
+
+    text: str
+
+    def written(self, placeholder: str) -> str:
+        """Return the text."""
+        del placeholder
+        return self.text
 
 
 @dataclass(frozen=True, slots=True)
 class ImageGroup:
-    """What is shown whole or, where it is broken, not at all: a still with its tiles, or a clip."""
+    """Images that are shown whole or, where one is broken, not at all: a still with its tiles, or a clip."""
 
     images: tuple[ImageInput, ...]
     closing: str
     """Text behind the last image that belongs to it."""
 
-    @property
-    def text(self) -> str:
-        """With a placeholder for each image."""
-        return "".join(image.opening + IMAGE_PLACEHOLDER for image in self.images) + self.closing
+    def written(self, placeholder: str) -> str:
+        """Return its text with a placeholder for each image."""
+        return "".join(image.opening + placeholder for image in self.images) + self.closing
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """A user's message: text, and what stands in it."""
+    """A user's message."""
 
-    parts: tuple[str | ImageGroup, ...]
+    parts: tuple[Text | ImageGroup, ...]
 
-    @property
-    def text(self) -> str:
-        """The whole, ready for `build_prompt`; holds a placeholder for each image."""
-        return "".join(part if isinstance(part, str) else part.text for part in self.parts)
+    def written(self, placeholder: str) -> str:
+        """Return the whole as one text with a placeholder for each image; for people, not for ids."""
+        return "".join(part.written(placeholder) for part in self.parts)
 
     @property
     def groups(self) -> list[ImageGroup]:
@@ -106,96 +89,172 @@ class Message:
 def build_message(
     query: str | None,
     *,
-    images: Sequence[ImageSource] = (),
-    videos: Sequence[str | Path] = (),
+    images: Images = (),
+    videos: Videos = (),
     options: MediaOptions,
+    form: MessageFormat,
 ) -> Message:
     """Put together what one message says and shows.
 
-    Each video becomes a clip of its own before the text, in the order given; stills stand where the text says. With
-    `official_compat` and any video, all frames and then all stills become one clip, as in the original.
+    Each video becomes a clip of its own before the text, in the order given; stills stand at the
+    placeholders of the query or, without any, in front of it. With `official_compat` and any video,
+    all frames and then all stills become one clip, as in the original.
+
+    Special tokens that are written out in the query keep their meaning, as in the original: a query
+    can open a turn of its own. No role has privileges here, so this endangers the asker's own answer
+    only; a service that pastes strangers' text into its prompts must clean that text itself.
 
     Args:
         query: What the message says; None if it goes on later.
-        images: Paths or Pillow images.
-        videos: Paths.
+        images: One image or several, as `image_sources` takes them.
+        videos: One path or several.
         options: How they are shown.
+        form: How the model family writes them.
 
     Raises:
-        InputError: If the question is blank, placeholders and stills do not match, or a file cannot be used.
+        InputError: If the question is blank or no text, placeholders and stills do not match, or a file cannot be used.
     """
+    if query is not None and not isinstance(query, str):
+        raise InputError(f"prompt: expected a text, got {type(query).__name__}")
+    if not isinstance(options, MediaOptions):
+        raise InputError(f"media: expected MediaOptions, got {type(options).__name__}")
+    if query is not None and not query.strip():
+        raise InputError("prompt: the text is empty; type a question or an instruction")
+    stills, clips = image_sources(images), video_sources(videos)
+    writer = _Writer(options, form)
     if options.official_compat:
-        if query is None:
-            raise InputError(
-                "media: official_compat needs images and question together; give the images with the question"
-            )
-        if videos:
-            return _official_clip(query, images, videos, options)
-    if query is None:
-        text = f"{WRAPPED_IMAGE}\n" * len(images)
-    else:
-        text = wrap_images(query, num_images=len(images))
-    if options.official_compat and options.high_resolution and images:
-        return _official_tiles(text, images)
-    clips = [_show_clip(clip, i) for i, clip in enumerate(_open_clips(videos, options), start=1)]
-    return Message((*clips, *_stills(text, images, options)))
+        return _original_message(query, stills, clips, writer)
+    return Message((*writer.clips(clips), *writer.parts(query, stills)))
 
 
-def _stills(
-    text: str, images: Sequence[ImageSource], options: MediaOptions
-) -> Iterator[str | ImageGroup]:
-    """Yield the text, each placeholder with its markers an exhibit."""
-    begin = 0
-    for i, found in enumerate(_STILL.finditer(text)):
-        if found.start() > begin:
-            yield text[begin : found.start()]
-        begin = found.end()
-        source, position = images[i], i + 1
-        grid = _grid(source, position, options) if options.high_resolution else None
-        yield _show_still(found.group(), source, position, grid)
-    if text[begin:]:
-        yield text[begin:]
+class _Slot(NamedTuple):
+    """Place of one still: the text before it, and what belongs to the image itself."""
+
+    before: str
+    opening: str
+    closing: str
 
 
-def _grid(source: ImageSource, position: int, options: MediaOptions) -> TileGrid | None:
-    try:
-        return tile_grid(read_image_size(source, position=position))
-    except InputError:
-        if options.on_broken == "stop":
-            raise
-        # found to be broken once more when it is decoded, and skipped there
-        return None
+class _Writer:
+    """Writes stills and clips in one family's format."""
 
+    def __init__(self, options: MediaOptions, form: MessageFormat) -> None:
+        self.options = options
+        self.chat, self.cutter = form
 
-def _show_still(text: str, source: ImageSource, position: int, grid: TileGrid | None) -> ImageGroup:
-    stamp = file_stamp(source)
-    if grid is None:
-        opening, ending = text.split(IMAGE_PLACEHOLDER)
-        still = ImageInput(
-            source=source, position=position, opening=opening, ending=ending, stamp=stamp
+    def parts(
+        self, query: str | None, stills: Sequence[ImageSource]
+    ) -> Iterator[Text | ImageGroup]:
+        """Yield a query with its stills."""
+        slots, rest = self.slots(query, len(stills))
+        for position, (slot, source) in enumerate(zip(slots, stills, strict=True), start=1):
+            if slot.before:
+                yield Text(slot.before)
+            yield self.still(slot, source, position)
+        if rest:
+            yield Text(rest)
+
+    def slots(self, query: str | None, num_stills: int) -> tuple[list[_Slot], str]:
+        """Return where stills stand in a query, and the text behind the last.
+
+        Raises:
+            InputError: If there are placeholders but not one for each still.
+        """
+        chat = self.chat
+        texts = [""] if query is None else query.split(chat.image_placeholder)
+        # a query that holds a closing tag was marked up by its author, and is left as it is
+        tags = (chat.image_open, chat.image_close)
+        opening, closing = (
+            ("", "") if chat.image_close and chat.image_close in (query or "") else tags
         )
-        return ImageGroup((still,), ending)
-    *openings, closing = expand_tiles(text, [grid]).split(IMAGE_PLACEHOLDER)
-    overview, *tiles = (
-        ImageInput(
+        if len(texts) == 1:
+            return [_Slot("", opening, closing + chat.after_image)] * num_stills, texts[0]
+        if len(texts) - 1 != num_stills:
+            raise InputError(
+                f"prompt: the text must hold as many '{chat.image_placeholder}' as there are images, got "
+                f"{len(texts) - 1} for {num_stills} images; write one for each image, or none at all "
+                "to put the images before the text"
+            )
+        slots, before = [], texts[0]
+        for after in texts[1:]:
+            slot, before = self._slot(before, after, opening, closing)
+            slots.append(slot)
+        return slots, before
+
+    def _slot(self, before: str, after: str, opening: str, closing: str) -> tuple[_Slot, str]:
+        """Return the slot between two texts, and what is left of the second.
+
+        The query's own tags around it, and a newline directly behind it, go with the image.
+        """
+        chat = self.chat
+        if not opening and not closing:
+            if chat.image_open and before.endswith(chat.image_open):
+                before, opening = before.removesuffix(chat.image_open), chat.image_open
+            if chat.image_close and after.startswith(chat.image_close):
+                after, closing = after.removeprefix(chat.image_close), chat.image_close
+        if after.startswith("\n"):
+            after, closing = after[1:], closing + "\n"
+        return _Slot(before, opening, closing), after
+
+    def still(self, slot: _Slot, source: ImageSource, position: int) -> ImageGroup:
+        """Return one still, tiled if that is asked for."""
+        grid = self._grid(source, position) if self.options.high_resolution else None
+        image = ImageInput(
             source=source,
             position=position,
-            opening=opening,
-            ending=closing,
-            grid=grid,
-            tile=tile,
-            stamp=stamp,
+            opening=slot.opening,
+            ending=slot.closing,
+            stamp=file_stamp(source),
         )
-        for tile, opening in enumerate(openings)
-    )
+        if grid is None:
+            return ImageGroup((image,), slot.closing)
+        texts = self.cutter.policy.texts(grid, self.chat)
+        return _tiled(image, grid, texts, slot, self.chat)
+
+    def _grid(self, source: ImageSource, position: int) -> TileGrid | None:
+        try:
+            return self.cutter.grid(read_image_size(source, position=position))
+        except InputError:
+            if self.options.on_broken == "stop":
+                raise
+            # found to be broken once more when it is decoded, and skipped there
+            return None
+
+    def clips(self, videos: Sequence[Path]) -> Iterator[ImageGroup]:
+        """Yield each video as a clip."""
+        chat = self.chat
+        for position, path in enumerate(videos, start=1):
+            clip = self._open(path, position)
+            ending = chat.image_close + chat.video_close
+            between = chat.image_close + chat.between_frames + chat.image_open
+            openings = [chat.video_open + chat.image_open, *[between] * (len(clip.indices) - 1)]
+            yield ImageGroup(tuple(_frames(clip, position, openings, ending)), ending)
+
+    def _open(self, path: Path, position: int) -> VideoClip:
+        return open_clip(
+            path,
+            position=position,
+            seconds_per_frame=self.options.seconds_per_frame,
+            max_frames=self.options.max_frames,
+        )
+
+
+def _tiled(
+    image: ImageInput, grid: TileGrid, texts: ViewTexts, slot: _Slot, chat: ChatFormat
+) -> ImageGroup:
+    """Return a still's overview and tiles; markup of the slot stays around them."""
+    # the policy writes the usual tags: where the slot has none, or has the user's own, those count
+    first = slot.opening + texts.openings[0].removeprefix(chat.image_open)
+    tail = slot.closing.removeprefix(chat.image_close)
+    outer = slot.closing.removesuffix(tail)
+    closing = texts.closing.removesuffix(chat.image_close) + outer + tail
+    views = [
+        replace(image, opening=opening, ending=closing, grid=grid, tile=tile)
+        for tile, opening in enumerate((first, *texts.openings[1:]))
+    ]
     # the overview's tag is the outer one: were it the last image, no tile's would be open
-    overview = replace(overview, ending=closing.removeprefix(_CLOSE_IMAGE))
-    return ImageGroup((overview, *tiles), closing)
-
-
-def _show_clip(clip: VideoClip, position: int) -> ImageGroup:
-    *openings, closing = video_clip(len(clip.indices)).split(IMAGE_PLACEHOLDER)
-    return ImageGroup(tuple(_frames(clip, position, openings, closing)), closing)
+    views[0] = replace(views[0], ending=outer + tail)
+    return ImageGroup(tuple(views), closing)
 
 
 def _frames(
@@ -213,53 +272,71 @@ def _frames(
         )
 
 
-def _official_clip(
-    query: str, images: Sequence[ImageSource], videos: Sequence[str | Path], options: MediaOptions
+def _original_message(
+    query: str | None, stills: Sequence[ImageSource], videos: Sequence[Path], writer: _Writer
 ) -> Message:
-    if options.high_resolution:
+    """Write a message as the original code does."""
+    original = writer.chat.original
+    if original is None:
+        raise InputError("media: official_compat means nothing for this model; leave it out")
+    if query is None:
+        raise InputError(
+            "media: official_compat needs images and question together; give the images with the question"
+        )
+    if videos:
+        return _original_clip(query, stills, videos, writer, original)
+    if not (writer.options.high_resolution and stills):
+        return Message(tuple(writer.parts(query, stills)))
+    return _original_tiles(query, stills, writer, original)
+
+
+def _original_clip(
+    query: str,
+    stills: Sequence[ImageSource],
+    videos: Sequence[Path],
+    writer: _Writer,
+    original: OriginalFormat,
+) -> Message:
+    """Make all frames and then all stills one clip, capped again."""
+    placeholder = writer.chat.image_placeholder
+    if writer.options.high_resolution:
         raise InputError(
             "media: official_compat does not tile the frames of a video; leave out high_resolution"
         )
-    if IMAGE_PLACEHOLDER in query:
+    if placeholder in query:
         raise InputError(
-            f"prompt: official_compat makes a video and all images one clip, and got '{IMAGE_PLACEHOLDER}' in the "
+            f"prompt: official_compat makes a video and all images one clip, and got '{placeholder}' in the "
             "text; remove it, or leave out official_compat"
         )
-    clips = [_show_clip(clip, i) for i, clip in enumerate(_open_clips(videos, options), start=1)]
-    stills = [_show_still(WRAPPED_IMAGE, source, i, None) for i, source in enumerate(images, 1)]
-    every = [image for group in (*clips, *stills) for image in group.images]
-    kept = [every[i] for i in subsample(len(every), limit=options.max_frames)]
-    return _as_written(wrap_video(query, num_frames=len(kept), official_compat=True), kept)
+    bare = _Slot("", "", "")
+    groups = [*writer.clips(videos), *(writer.still(bare, s, i) for i, s in enumerate(stills, 1))]
+    every = [image for group in groups for image in group.images]
+    kept = [every[i] for i in subsample(len(every), limit=writer.options.max_frames)]
+    return _around(original.clip(query, num_frames=len(kept)), kept, writer.chat)
 
 
-def _official_tiles(text: str, images: Sequence[ImageSource]) -> Message:
+def _original_tiles(
+    query: str, stills: Sequence[ImageSource], writer: _Writer, original: OriginalFormat
+) -> Message:
     """Nest all tiles in the first image's tag, pixels in the images' order."""
-    grids = [tile_grid(read_image_size(source, position=i)) for i, source in enumerate(images, 1)]
-    every = [
-        tile
-        for i, (source, grid) in enumerate(zip(images, grids, strict=True), start=1)
-        for tile in _show_still(WRAPPED_IMAGE, source, i, grid).images
+    slots, rest = writer.slots(query, len(stills))
+    texts = [slots[0].before + slots[0].opening]
+    texts += [a.closing + b.before + b.opening for a, b in pairwise(slots)]
+    texts.append(slots[-1].closing + rest)
+    groups = [
+        writer.still(slot, source, i)
+        for i, (slot, source) in enumerate(zip(slots, stills, strict=True), 1)
     ]
-    return _as_written(expand_tiles(text, grids, official_compat=True), every)
+    grids = [group.images[0].grid for group in groups]
+    written = original.tiles(texts, [grid for grid in grids if grid is not None])
+    return _around(written, [image for group in groups for image in group.images], writer.chat)
 
 
-def _as_written(text: str, images: Sequence[ImageInput]) -> Message:
-    """Make one exhibit of a whole message, whose text is not made of its images' texts."""
-    *openings, closing = text.split(IMAGE_PLACEHOLDER)
+def _around(texts: Sequence[str], images: Sequence[ImageInput], chat: ChatFormat) -> Message:
+    """Make one group of a whole message, from the texts around its images."""
+    *openings, closing = texts
     shown = (
-        replace(image, opening=opening, ending=_CLOSE_IMAGE)
+        replace(image, opening=opening, ending=chat.image_close)
         for image, opening in zip(images, openings, strict=True)
     )
     return Message((ImageGroup(tuple(shown), closing),))
-
-
-def _open_clips(videos: Sequence[str | Path], options: MediaOptions) -> list[VideoClip]:
-    return [
-        open_clip(
-            source,
-            position=i,
-            seconds_per_frame=options.seconds_per_frame,
-            max_frames=options.max_frames,
-        )
-        for i, source in enumerate(videos, start=1)
-    ]

@@ -106,7 +106,7 @@ def test_another_process_gives_the_same_answers(
 
 def test_files_are_plain_safetensors(session: Session, saved: Path) -> None:
     tensors = load_file(saved / "state.safetensors")
-    for name, array in session.context.state.state_dict(copy=True).items():
+    for name, array in session.sequence.state.state_dict(copy=True).items():
         np.testing.assert_array_equal(tensors[name], array)
     checkpoints = load_file(saved / "checkpoints.safetensors")
     assert {key.partition(".")[0] for key in checkpoints} == {"0", "1", "2"}
