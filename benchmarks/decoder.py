@@ -168,7 +168,7 @@ def prepare(
 
     make: dict[str, Callable[[], OnnxContestant | JambaContestant]] = {
         "ours": lambda: bundle("fast"),
-        "bodies": lambda: bundle("bodies"),
+        "bodies": lambda: bundle("onnx"),
         "transformers": lambda: JambaContestant(jamba, embeds, steps),
         "compiled": compiled,
         "bfloat16": lambda: JambaContestant(copy.deepcopy(jamba).bfloat16(), embeds, steps),

@@ -7,7 +7,6 @@ restored to it before the next call.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -18,7 +17,8 @@ from longllava_trt.runtime.content import RememberedTurn, SequenceContent
 from longllava_trt.runtime.draft import SequenceDraft
 from longllava_trt.runtime.inputs.encoder import EncodedImage
 from longllava_trt.runtime.inputs.images import ImageInput, check_unchanged
-from longllava_trt.runtime.inputs.message import Message, OnBroken, Text
+from longllava_trt.runtime.inputs.message import Message, OnBroken
+from longllava_trt.runtime.lengths import check_fits
 from longllava_trt.runtime.option_checks import check, whole_number
 from longllava_trt.runtime.runner import Runner
 from longllava_trt.runtime.timings import ProgressReporter, RequestMetrics
@@ -115,29 +115,8 @@ class MultimodalSequence:
         return self._state
 
     def check_fits(self, turn: Message, *, tail: str, spare: int, where: str) -> int:
-        """Return the positions the sequence will have after a message.
-
-        Args:
-            turn: The message.
-            tail: Text that follows it at once.
-            spare: Positions the answer may take.
-            where: Begins the error.
-
-        Raises:
-            InputError: If that exceeds the longest sequence; says how many of the images fit.
-        """
-        ends, length = self._measure(turn, tail)
-        limit = self.runner.capacity
-        if length + spare > limit:
-            after = length - ends[-1]
-            fitting = sum(end + after + spare <= limit for end in ends[1:])
-            which = f" ({fitting} of the {turn.num_images} images fit)" if turn.num_images else ""
-            raise InputError(
-                f"{where} {length} positions and the answer up to {spare}, the cache "
-                f"has {limit}; show fewer images{which}, ask for fewer tokens, or "
-                f"{self.runner.more_capacity}"
-            )
-        return length
+        """Return the positions the sequence will have after a message; see `check_fits`."""
+        return check_fits(self.runner, self.content, turn, tail=tail, spare=spare, where=where)
 
     def reserve(self, positions: int) -> None:
         """Make room for this many positions in all."""
@@ -306,21 +285,6 @@ class MultimodalSequence:
         yield from self.runner.backend.overlap(images)
         decoded.finish()
         encoded.finish()
-
-    def _measure(self, turn: Message, tail: str) -> tuple[list[int], int]:
-        """Return the positions after each image, those before the first in front, and those after the tail."""
-        count = functools.cache(lambda text: len(self.runner.tokenizer.encode(text)))
-        ends, text = [self.num_positions], self.content.pending
-        for part in turn.parts:
-            if isinstance(part, Text):
-                text += part.text
-                continue
-            for image in part.images:
-                step = count(text + image.opening) + self.runner.num_image_tokens
-                ends.append(ends[-1] + step)
-                text = ""
-            text = part.closing
-        return ends, ends[-1] + count(text + tail)
 
 
 def _ignore(_: SequenceContent) -> None:

@@ -147,7 +147,7 @@ class Session:
         """
         begin = time.perf_counter()
         sampling = _limited(sampling or SamplingParams(), max_new_tokens)
-        turn = self._message(query, images=images, videos=videos)
+        turn = self._message(_question(query), images=images, videos=videos)
         work = RequestMetrics(progress)
         prompted = self._prompt(turn, work, spare=sampling.max_new_tokens, remember=remember)
         first = time.perf_counter()
@@ -184,7 +184,7 @@ class Session:
             Logits. [len(token_ids), vocab_size].
         """
         ids = _checked_ids(token_ids, self.sequence.runner.vocab_size)
-        turn = self._message(query, images=images)
+        turn = self._message(_question(query), images=images)
         prompted = self._prompt(turn, RequestMetrics(), spare=len(ids), remember=False)
         decoder, embed = self.sequence.runner.decoder, self.sequence.runner.embed_tokens
         rows = [prompted.logits]
@@ -268,6 +268,12 @@ class Session:
                 break
         emit(text.finish())
         return text, tokens
+
+
+def _question(query: object) -> str:
+    if not isinstance(query, str):
+        raise InputError(f"prompt: expected a text, got {type(query).__name__}")
+    return query
 
 
 def _limited(sampling: SamplingParams, max_new_tokens: int | None) -> SamplingParams:

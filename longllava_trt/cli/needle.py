@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from longllava_trt.cli.asking import KERNELS, kernels_name
 from longllava_trt.cli.options import (
     Subparsers,
     add_bundle,
@@ -15,7 +16,6 @@ from longllava_trt.cli.options import (
     several,
     shown_progress,
 )
-from longllava_trt.cli.run import KERNELS
 
 __all__ = ["add_parser", "run"]
 
@@ -71,9 +71,10 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--kernels",
+        type=kernels_name,
         choices=KERNELS,
         default="fast",
-        help="fast: this project's CPU kernels; bodies: plain ONNX Runtime (default: %(default)s)",
+        help="fast: this project's CPU kernels; onnx: plain ONNX Runtime (default: %(default)s)",
     )
     parser.add_argument(
         "--threads",

@@ -91,8 +91,8 @@ def _parts(
     if cases.stage is not None:
         rows: list[ParityRow] = []
         if set(KERNELS) <= set(runs):
-            rows += kernel_rows(runs["bodies"], runs["fast"], name="bodies==fast")
-        if "bodies" in runs:
+            rows += kernel_rows(runs["onnx"], runs["fast"], name="onnx==fast")
+        if "onnx" in runs:
             rows += plain_rows(cases.stage, subject)
         yield "stage, across kernels", rows
     if _has_experts(subject, levels):

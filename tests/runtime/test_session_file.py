@@ -137,6 +137,21 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+@pytest.mark.parametrize("name", ["said", "fed_text"])
+def test_sessions_of_earlier_versions_are_read(
+    model: LongLLaVA, session: Session, saved: Path, name: str
+) -> None:
+    raw = json.loads((saved / "session.json").read_text())
+    for checkpoint in raw["checkpoints"]:
+        checkpoint[name] = checkpoint.pop("said")
+    edit(saved, checkpoints=raw["checkpoints"])
+    loaded = model.load_session(saved)
+    loaded.rewind(6)
+    twin = session.fork()
+    twin.rewind(6)
+    np.testing.assert_array_equal(loaded.score("And?", ANSWER), twin.score("And?", ANSWER))
+
+
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "nothing": (shutil.rmtree, "not a session, it has no session.json"),
     "no-json": (lambda f: (f / "session.json").write_text("{"), "session.json: damaged"),
