@@ -81,7 +81,10 @@ class SmallDecoder:
         if self.fails_after is not None and past + count > self.fails_after:
             raise self.error("decoder: out of order")
         state.advance(count)
-        return np.cos(seen + np.arange(self.vocab_size)).astype(np.float32)
+        logits: NDArray[np.float32] = np.asarray(
+            np.cos(seen + np.arange(self.vocab_size)), np.float32
+        )
+        return logits
 
 
 def encode(_: ImageEncoder, groups: Any, **__: Any) -> Iterator[EncodedImage]:
