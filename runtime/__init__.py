@@ -10,6 +10,7 @@ lengths.py        positions that a message takes
 runner.py         what a sequence needs of a bundle: backend, limits, tokenizer, encoder, format
 options.py        how a bundle is run
 option_checks.py  what is wrong with an option's value
+request_checks.py what is wrong with a request
 prefill.py        embeddings to the decoder, in chunks that bound attention's memory
 decode.py         the decoding loop
 sampling.py       scores to a token, greedily or by a seeded draw

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +22,7 @@ from longllava_trt.runtime.inputs.media import MediaOptions
 from longllava_trt.runtime.inputs.message import Message
 from longllava_trt.runtime.inputs.sources import Images, Videos
 from longllava_trt.runtime.option_checks import is_whole
+from longllava_trt.runtime.request_checks import answer_ids, limited, question_text
 from longllava_trt.runtime.sampling import SamplingParams
 from longllava_trt.runtime.sequence import MultimodalSequence, Prompted
 from longllava_trt.runtime.session_file import write_session
@@ -146,8 +147,8 @@ class Session:
             InputError: As for `LongLLaVA.generate`. The context is then as it was, as it is after an interrupt.
         """
         begin = time.perf_counter()
-        sampling = _limited(sampling or SamplingParams(), max_new_tokens)
-        turn = self._message(_question(query), images=images, videos=videos)
+        sampling = limited(sampling or SamplingParams(), max_new_tokens)
+        turn = self._message(question_text(query), images=images, videos=videos)
         work = RequestMetrics(progress)
         prompted = self._prompt(turn, work, spare=sampling.max_new_tokens, remember=remember)
         first = time.perf_counter()
@@ -183,8 +184,8 @@ class Session:
         Returns:
             Logits. [len(token_ids), vocab_size].
         """
-        ids = _checked_ids(token_ids, self.sequence.runner.vocab_size)
-        turn = self._message(_question(query), images=images)
+        ids = answer_ids(token_ids, self.sequence.runner.vocab_size)
+        turn = self._message(question_text(query), images=images)
         prompted = self._prompt(turn, RequestMetrics(), spare=len(ids), remember=False)
         decoder, embed = self.sequence.runner.decoder, self.sequence.runner.embed_tokens
         rows = [prompted.logits]
@@ -268,38 +269,3 @@ class Session:
                 break
         emit(text.finish())
         return text, tokens
-
-
-def _question(query: object) -> str:
-    if not isinstance(query, str):
-        raise InputError(f"prompt: expected a text, got {type(query).__name__}")
-    return query
-
-
-def _limited(sampling: SamplingParams, max_new_tokens: int | None) -> SamplingParams:
-    if not isinstance(sampling, SamplingParams):
-        raise InputError(f"sampling: expected SamplingParams, got {type(sampling).__name__}")
-    if max_new_tokens is None:
-        return sampling
-    return replace(sampling, max_new_tokens=max_new_tokens)
-
-
-def _checked_ids(token_ids: Sequence[int], vocab_size: int) -> list[int]:
-    """Return ids of an answer as a list.
-
-    Raises:
-        InputError: If there is none, or one is no id of the vocabulary.
-    """
-    try:
-        found = [*token_ids]
-    except TypeError as err:
-        raise InputError(
-            f"score: token_ids must be a list of ids, got {type(token_ids).__name__}"
-        ) from err
-    wrong = [i for i in found if not is_whole(i) or not 0 <= i < vocab_size]
-    if wrong or not found:
-        raise InputError(
-            f"score: token_ids must be ids from 0 to {vocab_size - 1}, at least one, got "
-            f"{wrong[0] if wrong else found!r}"
-        )
-    return [int(i) for i in found]
