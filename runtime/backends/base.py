@@ -68,8 +68,8 @@ class StageSession(Protocol):
 class SequenceState(Protocol):
     """State that one sequence carries between calls.
 
-    `restore` and a decoder's `step` publish their result in one assignment: an exception or an
-    interrupt anywhere in them leaves the state as it was, and they can be called again.
+    A sequence relies on one thing: after an exception or an interrupt anywhere, in `restore` or in a
+    decoder's `step` too, `restore` to an earlier snapshot gives exactly that point.
     """
 
     @property
