@@ -51,7 +51,8 @@ from longllava_trt.planning.memory import count_weights
 from longllava_trt.reference.checkpoint import load_model
 from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
 from longllava_trt.runtime.backends.ort.decoder import Decoder
-from longllava_trt.runtime.backends.ort.session import Kernels, OnnxSession
+from longllava_trt.runtime.backends.ort.kernels import Kernels
+from longllava_trt.runtime.backends.ort.session import OnnxSession
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -168,7 +169,7 @@ def prepare(
 
     make: dict[str, Callable[[], OnnxContestant | JambaContestant]] = {
         "ours": lambda: bundle("fast"),
-        "bodies": lambda: bundle("bodies"),
+        "bodies": lambda: bundle("onnx"),
         "transformers": lambda: JambaContestant(jamba, embeds, steps),
         "compiled": compiled,
         "bfloat16": lambda: JambaContestant(copy.deepcopy(jamba).bfloat16(), embeds, steps),

@@ -110,7 +110,7 @@ def measure(bundle: Path, folder: Path, count: int, threads: int) -> Figures:
         begin, fed[:] = time.perf_counter(), []
         session.ask(question, max_new_tokens=_NEW_TOKENS)
         asked.append((time.perf_counter() - begin, sum(fed)))
-    state = session.context.state.state_dict()
+    state = session.sequence.state.state_dict()
     return Figures(
         images=shown.num_images,
         positions=shown.num_positions,

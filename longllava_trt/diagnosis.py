@@ -198,7 +198,7 @@ def _kernels() -> Finding:
             topic=topic,
             status="failed",
             detail=f"wrong here: relative error {error:.1e}, expected at most {_TOLERANCE:.0e}; "
-            "use --kernels bodies and report this",
+            "use --kernels onnx and report this",
         )
     return Finding(
         topic=topic,

@@ -5,6 +5,8 @@ family.py       what a family says: how config.json is read, what tensors are ca
 registry.py     model_type -> family, loaded when it is needed
 parameters.py   path and shape of every parameter; tensors.py: the same by a family's names
 clip.py         vision towers: their config.json, found or written
+chat.py         chat format: roles, separators, media markers
+image_policy.py how a still is cut into tiles, and the text around them
 contracts.py    names, shapes and dtypes of every stage
 checkpoint.py   where every tensor of a checkpoint lies
 llava_jamba/    LongLLaVA: CLIP, 2x2 pooling, MLP projector, Jamba

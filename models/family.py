@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+from longllava_trt.models.chat import ChatFormat
+from longllava_trt.models.image_policy import ImagePolicy
 from longllava_trt.models.spec import DecoderSpec, ModelSpec
 
 __all__ = ["ModelFamily", "ReadConfig", "ReadDecoder", "Renaming", "rename"]
@@ -62,16 +64,16 @@ class ModelFamily:
     """Whether a key may be in a file without meaning."""
     config_files: Callable[[ModelSpec, str], dict[str, str]]
     """Texts of the JSON files that describe a model in this family's format, saved in a dtype, by path."""
+    chat: ChatFormat
+    """Strings of its prompts."""
+    image_policy: ImagePolicy
+    """What becomes of stills in high resolution."""
     presets: Mapping[str, ModelSpec] = field(default_factory=dict)
     """Sizes that synthetic checkpoints come in."""
     published_presets: frozenset[str] = frozenset()
     """Presets that are too large to be filled with random numbers by accident."""
     positions_around_image: int = 0
     """Positions of the markers around an image that stands alone."""
-    chat_format: object | None = None
-    """The prompt's format."""
-    image_policy: object | None = None
-    """What becomes of images of other sizes than the tower's, and what stands between their parts."""
 
 
 def rename(name: str, renaming: Renaming) -> str:

@@ -12,5 +12,6 @@ G key/value heads, E experts. `T` is the model's dtype.
     cache.py           carried state
     checkpoint.py      strict loading
     generate.py        embedding assembly and greedy decoding
-    synthetic/         synthetic checkpoints: seeded random weights, or holes of the published sizes
+    prompt.py          a question and its images to ids, as the original's strings
+    synthetic/         synthetic checkpoints: seeded random weights, or sparse files of the published sizes
 """

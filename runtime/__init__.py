@@ -1,13 +1,21 @@
 """Run bundles. Knows no PyTorch, no oracle and no exporter; it meets export in the bundle alone.
 
-model.py         LongLLaVA: question, images and videos in, streamed answer out
-session.py       a context that is kept: ingest once, ask many, rewind, fork; session_file.py keeps it on disk
-sequence.py      text, images and state of one sequence, and the points to which it can go back
-inputs/          a message's images and videos to embeddings
-text/            the chat protocol, ids, and the answer's text
-prefill.py       embeddings to the decoder, in chunks that bound attention's memory
-decode.py        the decoding loop
-sampling.py      scores to a token, greedily or by a seeded draw
-timings.py       seconds by stage, and progress
-backends/        ONNX Runtime and TensorRT behind one protocol
+model.py          LongLLaVA: question, images and videos in, streamed answer out
+session.py        a sequence that is kept: ingest once, ask many, rewind, fork
+session_file.py   a session on disk
+sequence.py       text, images and state of one sequence; calls publish whole values
+draft.py          what one call adds to a sequence
+content.py        what a sequence holds, as one value
+lengths.py        positions that a message takes
+runner.py         what a sequence needs of a bundle: backend, limits, tokenizer, encoder, format
+options.py        how a bundle is run; open_backend.py opens what it asks for
+option_checks.py  what is wrong with an option's value
+request_checks.py what is wrong with a request
+prefill.py        embeddings to the decoder, in chunks that bound attention's memory
+decode.py         the decoding loop
+sampling.py       scores to a token, greedily or by a seeded draw
+timings.py        seconds by stage, and progress
+inputs/           images and videos: from a message to embeddings
+text/             ids, and the answer's text
+backends/         what runs the stages
 """

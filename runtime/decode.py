@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from longllava_trt.core.errors import LongLLaVAError
 from longllava_trt.runtime.sampling import Sampler, SamplingParams
 
 if TYPE_CHECKING:
@@ -23,33 +24,49 @@ def generate_tokens(
     logits: NDArray[np.float32],
     *,
     embed: Callable[[int], NDArray[np.float32]],
-    eos_token_id: int,
+    eos_token_ids: Collection[int],
     sampling: SamplingParams,
 ) -> Iterator[int]:
-    """Yield chosen tokens again and again, until the end-of-sequence token or the limit.
+    """Yield chosen tokens, until an end-of-sequence token or the limit.
 
-    The end-of-sequence token is forbidden before `min_new_tokens`, and is not yielded. Stop texts are the caller's
-    to look for: here are only ids.
+    End-of-sequence tokens are forbidden before `min_new_tokens`, and are not yielded. Stop texts
+    are the caller's to look for: here are only ids.
 
     Args:
         decoder: The decoder.
         state: After the prompt; carried on in place. The last token yielded has not been fed.
-        logits: Of the position after the prompt. [vocab_size].
-        embed: Returns a token's embedding. [1, 1, hidden_size].
-        eos_token_id: Ends the answer.
+        logits: Of the position after the prompt. [vocab_size], float32.
+        embed: Returns a token's embedding. [1, 1, hidden_size], float32.
+        eos_token_ids: Any of them ends the answer.
         sampling: How tokens are chosen, and how many.
+
+    Raises:
+        LongLLaVAError: If scores are not finite; names the position.
     """
     sampler = Sampler(sampling)
+    ends = list(eos_token_ids)
     answer: list[int] = []
     while True:
+        _check_finite(logits, state, len(answer))
         if len(answer) < sampling.min_new_tokens:
             logits = logits.copy()
-            logits[eos_token_id] = -np.inf
+            logits[ends] = -np.inf
         token = sampler.choose(logits, answer)
-        if token == eos_token_id:
+        if token in ends:
             return
         answer.append(token)
         yield token
         if len(answer) == sampling.max_new_tokens:
             return
         logits = decoder.step(embed(token), state)
+
+
+def _check_finite(logits: NDArray[np.float32], state: SequenceState, num_answered: int) -> None:
+    finite = np.isfinite(logits)
+    if not finite.all():
+        wrong = np.flatnonzero(~finite)
+        raise LongLLaVAError(
+            f"generate: scores after position {state.past_len} (token {num_answered + 1} of the "
+            f"answer) must be finite, got {logits[wrong[0]]} for id {wrong[0]} and {len(wrong)} such "
+            "in all; check the bundle with 'longllava-trt verify' and 'longllava-trt validate'"
+        )

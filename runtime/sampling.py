@@ -7,14 +7,13 @@ decoder and no text.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from longllava_trt.core.errors import InputError
+from longllava_trt.runtime.option_checks import check, number, whole_number
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -23,6 +22,9 @@ __all__ = ["Sampler", "SamplingParams", "keep_top_k", "keep_top_p", "penalise_re
 
 _LEAST_TEMPERATURE = 0.01
 """Below it, scores overflow long before the draw differs from the greedy choice."""
+_LARGEST = 1e30
+_PENALTIES = (0.01, 100.0)
+"""Beyond them, scores of a good bundle can overflow."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,33 +49,30 @@ class SamplingParams:
     """The end-of-sequence token is forbidden before so many; a stop text is not."""
 
     def __post_init__(self) -> None:
-        problems = [*self._out_of_range(), *self._contradictions()]
-        if problems:
-            raise InputError("sampling: " + "; ".join(problems))
+        object.__setattr__(self, "stop", _as_tuple(self.stop))
+        problems = [problem for problem in self._out_of_range() if problem]
+        check("sampling", problems or self._contradictions())
 
-    def _out_of_range(self) -> list[str]:
-        low = _LEAST_TEMPERATURE
-        checks = {
-            f"temperature must be 0 (greedy) or from {low} up, got {self.temperature}": (
-                self.temperature == 0 or low <= self.temperature < math.inf
+    def _out_of_range(self) -> list[str | None]:
+        low, penalty = _LEAST_TEMPERATURE, self.repetition_penalty
+        temperature = f"0 (greedy) or from {low} up"
+        top_p = "above 0 and at most 1"
+        positive = f"a positive number from {_PENALTIES[0]} to {_PENALTIES[1]:g}"
+        greedy = self.temperature == 0 and not isinstance(self.temperature, bool)
+        return [
+            None
+            if greedy
+            else number("temperature", self.temperature, temperature, least=low, most=_LARGEST),
+            whole_number("top_k", self.top_k, at_least=0, note=" (all tokens)"),
+            number("top_p", self.top_p, top_p, least=5e-324, most=1),
+            number(
+                "repetition_penalty", penalty, positive, least=_PENALTIES[0], most=_PENALTIES[1]
             ),
-            f"top_k must be at least 0 (all tokens), got {self.top_k}": self.top_k >= 0,
-            f"top_p must be above 0 and at most 1, got {self.top_p}": 0 < self.top_p <= 1,
-            f"repetition_penalty must be a positive number, got {self.repetition_penalty}": (
-                0 < self.repetition_penalty < math.inf
-            ),
-            f"seed must be at least 0, got {self.seed}": self.seed is None or self.seed >= 0,
-            "stop must be a sequence of texts, none of them empty": (
-                not isinstance(self.stop, str) and all(self.stop)
-            ),
-            f"max_new_tokens must be at least 1, got {self.max_new_tokens}": (
-                self.max_new_tokens >= 1
-            ),
-            f"min_new_tokens must be at least 0, got {self.min_new_tokens}": (
-                self.min_new_tokens >= 0
-            ),
-        }
-        return [problem for problem, holds in checks.items() if not holds]
+            whole_number("seed", self.seed, at_least=0, or_none=True),
+            _stop_problem(self.stop),
+            whole_number("max_new_tokens", self.max_new_tokens, at_least=1),
+            whole_number("min_new_tokens", self.min_new_tokens, at_least=0),
+        ]
 
     def _contradictions(self) -> list[str]:
         found = []
@@ -84,6 +83,17 @@ class SamplingParams:
                 f"min_new_tokens ({self.min_new_tokens}) exceeds max_new_tokens ({self.max_new_tokens})"
             )
         return found
+
+
+def _as_tuple(stop: object) -> object:
+    """Return a list or tuple as a tuple, so that it cannot change; anything else as it is."""
+    return tuple(stop) if isinstance(stop, list | tuple) else stop
+
+
+def _stop_problem(stop: object) -> str | None:
+    if isinstance(stop, tuple) and all(isinstance(text, str) and text for text in stop):
+        return None
+    return f"stop must be a sequence of texts, none of them empty, got {stop!r}"
 
 
 class Sampler:

@@ -23,19 +23,23 @@ from longllava_trt.core.errors import InputError
 from longllava_trt.core.manifest import MANIFEST_FILE
 from longllava_trt.core.publish import atomic_directory
 from longllava_trt.core.safetensors_header import DTYPES
-from longllava_trt.runtime.backends.ort.decoder import StateSnapshot
+from longllava_trt.models.image_policy import TileGrid
+from longllava_trt.runtime.backends.base import StateSnapshot
+from longllava_trt.runtime.content import (
+    RememberedTurn,
+    SequenceContent,
+    SequenceImage,
+    SequenceSnapshot,
+)
 from longllava_trt.runtime.inputs.images import ImageInput
-from longllava_trt.runtime.inputs.message import MediaOptions
-from longllava_trt.runtime.inputs.tiles import TileGrid
-from longllava_trt.runtime.sequence import MultimodalSequence, SequenceImage, SequenceSnapshot
-from longllava_trt.runtime.session import RememberedTurn, Session
+from longllava_trt.runtime.inputs.media import MediaOptions
+from longllava_trt.runtime.runner import Runner
+from longllava_trt.runtime.sequence import MultimodalSequence
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from longllava_trt.runtime.model import LongLLaVA
-
-__all__ = ["FORMAT_VERSION", "SESSION_FILE", "load_session", "save_session"]
+__all__ = ["FORMAT_VERSION", "SESSION_FILE", "read_session", "write_session"]
 
 FORMAT_VERSION = 1
 """Raised when a session written before can no longer be read."""
@@ -49,61 +53,61 @@ _DTYPES = {ours: theirs for theirs, ours in DTYPES.items()}
 Tensors = Mapping[str, "NDArray[Any]"]
 
 
-def save_session(session: Session, folder: Path, *, overwrite: bool) -> None:
+def write_session(
+    sequence: MultimodalSequence, media: MediaOptions, folder: Path, *, overwrite: bool
+) -> None:
     """Write a session; see `Session.save`."""
-    context = session.context
+    state, content = sequence.state, sequence.content
     with atomic_directory(folder, overwrite=overwrite, marker=SESSION_FILE) as staging:
-        _write_tensors(staging / _STATE_FILE, context.state.state_dict())
-        _write_tensors(staging / _CHECKPOINTS_FILE, _checkpoint_tensors(context))
+        _write_tensors(staging / _STATE_FILE, state.state_dict())
+        _write_tensors(staging / _CHECKPOINTS_FILE, _checkpoint_tensors(content))
         document = {
             "format_version": FORMAT_VERSION,
-            "bundle": _bundle_digest(context.model),
-            "num_positions": context.num_positions,
-            "checkpoint_every": context.checkpoint_every,
-            "media": asdict(session.media),
-            "said": context.fed_text,
-            "pending": context.pending,
-            "images": [_image_to_json(image) for image in context.images],
-            "checkpoints": [
-                {**mark._asdict(), "state": mark.state.past_len} for mark in context.checkpoints
-            ],
-            "turns": [turn._asdict() for turn in session.turns],
+            "bundle": _bundle_digest(sequence.runner),
+            "num_positions": content.state.past_len,
+            "checkpoint_every": sequence.checkpoint_every,
+            "media": asdict(media),
+            "said": content.fed_text,
+            "pending": content.pending,
+            "images": [_image_to_json(image) for image in content.images],
+            "checkpoints": [_checkpoint_to_json(mark) for mark in content.checkpoints],
+            "turns": [turn._asdict() for turn in content.turns],
             "files": _digests(staging),
         }
         text = json.dumps(document, ensure_ascii=False, indent=1)
         (staging / SESSION_FILE).write_text(text + "\n", encoding="utf-8")
 
 
-def load_session(model: LongLLaVA, folder: Path) -> Session:
+def read_session(runner: Runner, folder: Path) -> tuple[MultimodalSequence, MediaOptions]:
     """Read a session; see `LongLLaVA.load_session`."""
     path = folder / SESSION_FILE
     if not path.is_file():
         raise InputError(f"{folder}: not a session, it has no {SESSION_FILE}; save one first")
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-        _check_fits(raw, model, folder)
-        return _session_from(raw, model, folder)
+        _check_fits(raw, runner, folder)
+        return _sequence_from(raw, runner, folder), MediaOptions(**raw["media"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
         raise InputError(
             f"{path}: damaged ({type(err).__name__}: {err}); show the images again"
         ) from err
 
 
-def _check_fits(raw: Mapping[str, Any], model: LongLLaVA, folder: Path) -> None:
+def _check_fits(raw: Mapping[str, Any], runner: Runner, folder: Path) -> None:
     """Refuse, before anything large is read, what does not belong to this program, bundle or size."""
     if raw["format_version"] != FORMAT_VERSION:
         raise InputError(
             f"{folder}: session format must be {FORMAT_VERSION}, got {raw['format_version']}; show the images again"
         )
-    if raw["bundle"] != _bundle_digest(model):
+    if raw["bundle"] != _bundle_digest(runner):
         raise InputError(
-            f"{folder}: was made with another bundle than {model.bundle}, or with one that has been exported again; "
+            f"{folder}: was made with another bundle than {runner.bundle}, or with one that has been exported again; "
             "name that bundle, or show the images again"
         )
-    limit = model.options.max_context
+    limit = runner.capacity
     if raw["num_positions"] > limit:
         raise InputError(
-            f"{folder}: holds {raw['num_positions']} positions, the cache has {limit}; raise --max-context"
+            f"{folder}: holds {raw['num_positions']} positions, the cache has {limit}; {runner.more_capacity}"
         )
     found = _digests(folder)
     wrong = [name for name, digest in raw["files"].items() if found.get(name) != digest]
@@ -113,35 +117,58 @@ def _check_fits(raw: Mapping[str, Any], model: LongLLaVA, folder: Path) -> None:
         )
 
 
-def _session_from(raw: Mapping[str, Any], model: LongLLaVA, folder: Path) -> Session:
-    context = MultimodalSequence(model, checkpoint_every=raw["checkpoint_every"])
-    length: int = raw["num_positions"]
-    context.reserve(length)
-    context.state.load_state_dict(length, _read_tensors(folder / _STATE_FILE))
-    context.images = [_image_from_json(image) for image in raw["images"]]
-    context.fed_text, context.pending = raw["said"], raw["pending"]
-    context.checkpoints = _checkpoints_from(raw["checkpoints"], folder)
-    turns = [RememberedTurn(**turn) for turn in raw["turns"]]
-    return Session(context, media=MediaOptions(**raw["media"]), turns=turns)
+def _sequence_from(raw: Mapping[str, Any], runner: Runner, folder: Path) -> MultimodalSequence:
+    def content(state: StateSnapshot) -> SequenceContent:
+        return SequenceContent(
+            state,
+            tuple(_image_from_json(image) for image in raw["images"]),
+            raw["said"],
+            raw["pending"],
+            _checkpoints_from(raw["checkpoints"], folder),
+            tuple(RememberedTurn(**turn) for turn in raw["turns"]),
+        )
+
+    return MultimodalSequence.loaded(
+        runner,
+        raw["num_positions"],
+        _read_tensors(folder / _STATE_FILE),
+        content,
+        checkpoint_every=raw["checkpoint_every"],
+    )
 
 
-def _checkpoint_tensors(context: MultimodalSequence) -> dict[str, NDArray[Any]]:
+def _checkpoint_to_json(mark: SequenceSnapshot) -> dict[str, Any]:
+    return {
+        "state": mark.state.past_len,
+        "num_images": mark.num_images,
+        "said": mark.fed_text,
+        "pending": mark.pending,
+    }
+
+
+def _checkpoint_tensors(content: SequenceContent) -> dict[str, NDArray[Any]]:
     return {
         f"{number}.{name}": array
-        for number, mark in enumerate(context.checkpoints)
+        for number, mark in enumerate(content.checkpoints)
         for name, array in mark.state.recurrent.items()
     }
 
 
-def _checkpoints_from(raw: list[dict[str, Any]], folder: Path) -> list[SequenceSnapshot]:
+def _checkpoints_from(raw: list[dict[str, Any]], folder: Path) -> tuple[SequenceSnapshot, ...]:
     arrays: list[dict[str, NDArray[Any]]] = [{} for _ in raw]
     for key, array in _read_tensors(folder / _CHECKPOINTS_FILE):
         number, _, name = key.partition(".")
         arrays[int(number)][name] = array
-    return [
-        SequenceSnapshot(**{**mark, "state": StateSnapshot(mark["state"], recurrent)})
+    return tuple(
+        SequenceSnapshot(
+            StateSnapshot(mark["state"], recurrent),
+            mark["num_images"],
+            # the second name was written for a short time
+            mark["said"] if "said" in mark else mark["fed_text"],
+            mark["pending"],
+        )
         for mark, recurrent in zip(raw, arrays, strict=True)
-    ]
+    )
 
 
 def _image_to_json(image: SequenceImage) -> dict[str, Any]:
@@ -161,9 +188,9 @@ def _image_from_json(raw: Mapping[str, Any]) -> SequenceImage:
     return SequenceImage(shown, before)
 
 
-def _bundle_digest(model: LongLLaVA) -> str:
+def _bundle_digest(runner: Runner) -> str:
     """Return the hash of the manifest, which holds the hashes of all else."""
-    return hashlib.sha256((model.bundle / MANIFEST_FILE).read_bytes()).hexdigest()
+    return hashlib.sha256((runner.bundle / MANIFEST_FILE).read_bytes()).hexdigest()
 
 
 def _digests(folder: Path) -> dict[str, str]:

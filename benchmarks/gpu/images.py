@@ -62,7 +62,7 @@ def images(lane: BenchContext) -> Iterator[dict[str, Any]]:
                 shown = in_turns(pictures, count)
                 case = f"{bundle.name}, {count} images"
                 yield attempt(case, partial(measure_images, model, shown, beside=beside))
-            model.backend.overlap = iter  # type: ignore[assignment,method-assign]
+            model.runner.backend.overlap = iter  # type: ignore[assignment,method-assign]
             shown = in_turns(pictures, counts[1])
             case = f"{bundle.name}, {counts[1]} images, vision and decoder in turn"
             yield attempt(case, partial(measure_images, model, shown, beside=beside))
@@ -77,7 +77,6 @@ def _float32_bundles(lane: BenchContext) -> list[Path]:
 
 def _open_with_random_weights(bundle: Path) -> LongLLaVA:
     from longllava_trt.runtime.backends.kernels.backend import KernelsBackend
-
     from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
     options = RunOptions(backend="kernels", chunk_size=_CHUNK, vision_batch=_BATCH)
@@ -95,8 +94,8 @@ def _open_with_random_weights(bundle: Path) -> LongLLaVA:
 def _device_figures(model: LongLLaVA) -> dict[str, Any]:
     from longllava_trt.runtime.backends.kernels.decoder import KernelsDecoder
 
-    assert isinstance(model.decoder, KernelsDecoder), "Bug: it was opened with our kernels"
-    return {"memory_gib": used_gib(), "graphs": str(model.decoder.graphs_are_right)}
+    assert isinstance(model.runner.decoder, KernelsDecoder), "Bug: it was opened with our kernels"
+    return {"memory_gib": used_gib(), "graphs": str(model.runner.decoder.graphs_are_right)}
 
 
 def measure_images(

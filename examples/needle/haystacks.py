@@ -16,7 +16,7 @@ from examples.needle.pools import Pool
 from examples.needle.task import NOTHING, QUESTIONS
 from longllava_trt.reference.cache import empty_cache
 from longllava_trt.reference.model import LongLLaVA
-from longllava_trt.runtime.text.chat import (
+from longllava_trt.reference.prompt import (
     IMAGE_TOKEN_INDEX,
     build_prompt,
     tokenize_prompt,

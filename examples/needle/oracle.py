@@ -1,6 +1,6 @@
 """The reference's way to answer the same questions. Needs PyTorch, though importing this module does not.
 
-The prompt is built with the runtime's own functions; everything behind pixels and ids is the reference's.
+Pixels are the runtime's; everything else, ids included, is the reference's.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from examples.needle.evaluate import MAX_NEW_TOKENS, Answerer, Said
 from longllava_trt.runtime.inputs.pixels import load_processor_config, preprocess_batch
-from longllava_trt.runtime.text.chat import build_prompt, tokenize_prompt, wrap_images
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:
@@ -39,6 +38,7 @@ def ask_reference(checkpoint: Path) -> Answerer:
 
     from longllava_trt.reference.checkpoint import load_model
     from longllava_trt.reference.generate import assemble_embeds
+    from longllava_trt.reference.prompt import build_prompt, tokenize_prompt, wrap_images
 
     model = load_model(checkpoint)
     tokenizer, processor = ChatTokenizer(checkpoint), load_processor_config(checkpoint)

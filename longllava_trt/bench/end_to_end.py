@@ -15,10 +15,8 @@ from longllava_trt.bench.settings import BenchSettings
 from longllava_trt.bench.watch import RuntimeWatch
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.logs import Progress, ProgressEvent
-from longllava_trt.runtime.inputs.message import MediaOptions, build_message
 from longllava_trt.runtime.sampling import SamplingParams
 from longllava_trt.runtime.sequence import MultimodalSequence
-from longllava_trt.runtime.text.chat import ASSISTANT_ROLE, SEPARATOR
 
 if TYPE_CHECKING:
     from longllava_trt.runtime.model import LongLLaVA
@@ -135,19 +133,20 @@ def check_fits(model: LongLLaVA, settings: BenchSettings, pictures: tuple[Path, 
     Raises:
         InputError: If the prompt is empty, or the most images do not fit.
     """
-    most, limit = max(settings.image_counts), model.options.max_context
+    runner = model.runner
+    most, limit = max(settings.image_counts), runner.capacity
     # before a list is made of them
-    if most * model.num_image_tokens > limit:
+    if most * runner.num_image_tokens > limit:
         raise InputError(
-            f"bench: {most} images take {most * model.num_image_tokens} positions and more, the cache has {limit}; "
-            "show fewer images or raise --max-context"
+            f"bench: {most} images take {most * runner.num_image_tokens} positions and more, the cache has {limit}; "
+            f"show fewer images or {runner.more_capacity}"
         )
-    turn = build_message(settings.prompt, images=in_turns(pictures, most), options=MediaOptions())
-    MultimodalSequence(model, checkpoint_every=1, keep_checkpoints=False).check_fits(
+    turn = runner.message(settings.prompt, images=in_turns(pictures, most))
+    MultimodalSequence(runner, checkpoint_every=1, keep_checkpoints=False).check_fits(
         turn,
-        tail=SEPARATOR + ASSISTANT_ROLE,
+        tail=runner.chat.separator + runner.chat.assistant_role,
         spare=settings.new_tokens,
-        place="bench: the prompt takes",
+        where="bench: the prompt takes",
     )
 
 

@@ -110,28 +110,28 @@ def _cases(model: LongLLaVA) -> Iterator[_Case]:
 
 
 def _image_cases(model: LongLLaVA, random: np.random.Generator) -> Iterator[_Case]:
-    sizes = [d for d in model.vision.spec.inputs[0].shape if isinstance(d, int)]
+    sizes = [d for d in model.runner.vision.spec.inputs[0].shape if isinstance(d, int)]
     for batch in sorted({1, model.options.vision_batch}):
         pixels = {"pixel_values": random.standard_normal((batch, *sizes), dtype=np.float32)}
-        yield _Case("vision", batch, "images", partial(model.vision.run, pixels))
-        features = model.vision.run(pixels)
-        yield _Case("projector", batch, "images", partial(model.projector.run, features))
+        yield _Case("vision", batch, "images", partial(model.runner.vision.run, pixels))
+        features = model.runner.vision.run(pixels)
+        yield _Case("projector", batch, "images", partial(model.runner.projector.run, features))
 
 
 def _text_cases(model: LongLLaVA, random: np.random.Generator) -> Iterator[_Case]:
     """Yield a chunk as `run` feeds the first, and one token after it."""
-    chunk = model.chunker.size_at(0)
-    ids = random.integers(model.decoder.vocab_size, size=chunk).tolist()
-    embeds = model.embed_tokens(ids)
+    chunk = model.runner.chunker.size_at(0)
+    ids = random.integers(model.runner.decoder.vocab_size, size=chunk).tolist()
+    embeds = model.runner.embed_tokens(ids)
     for length in sorted({1, chunk}):
-        yield _Case("embed", length, "tokens", partial(model.embed_tokens, ids[:length]))
-    state = model.backend.new_state(capacity=chunk + 1)
+        yield _Case("embed", length, "tokens", partial(model.runner.embed_tokens, ids[:length]))
+    state = model.runner.backend.new_state(capacity=chunk + 1)
     start = state.snapshot()
     yield _Case(
         "decoder",
         chunk,
         "tokens",
-        partial(model.decoder.step, embeds, state),
+        partial(model.runner.decoder.step, embeds, state),
         before=partial(state.restore, start),
     )
     # the chunk has been timed meanwhile, and the state is after it
@@ -140,7 +140,7 @@ def _text_cases(model: LongLLaVA, random: np.random.Generator) -> Iterator[_Case
         "decoder",
         1,
         "tokens",
-        partial(model.decoder.step, embeds[:, :1], state),
+        partial(model.runner.decoder.step, embeds[:, :1], state),
         before=partial(state.restore, after),
         context=chunk,
     )

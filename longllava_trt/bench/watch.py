@@ -11,7 +11,7 @@ from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 from longllava_trt.core.logs import ProgressEvent
-from longllava_trt.runtime.backends.base import OrtBackend
+from longllava_trt.runtime.backends.ort.backend import OrtBackend
 
 if TYPE_CHECKING:
     from longllava_trt.runtime.backends.ort.session import OnnxSession
@@ -36,7 +36,7 @@ class RuntimeWatch:
     def over(cls, model: LongLLaVA) -> RuntimeWatch:
         """Return a watch over every stage that the model loads from now on in ONNX Runtime."""
         watch = cls()
-        model.backend = _WatchedBackend(model, watch)
+        model.runner.backend = _WatchedBackend(model, watch)
         return watch
 
     def add(self, seconds: float) -> None:

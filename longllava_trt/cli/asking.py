@@ -26,10 +26,16 @@ __all__ = [
     "chosen_media",
     "chosen_run_options",
     "chosen_sampling",
+    "kernels_name",
     "print_skipped",
 ]
 
-KERNELS = ("fast", "bodies")
+KERNELS = ("fast", "onnx")
+
+
+def kernels_name(text: str) -> str:
+    """Return the present name of a choice of kernels; `bodies` was the old one of `onnx`."""
+    return "onnx" if text == "bodies" else text
 
 
 def add_shown_options(parser: argparse.ArgumentParser) -> None:
@@ -170,9 +176,10 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
     )
     engine.add_argument(
         "--kernels",
+        type=kernels_name,
         choices=KERNELS,
         default="fast",
-        help="of ort; fast: this project's CPU kernels; bodies: plain ONNX Runtime, slower, with nothing of ours "
+        help="of ort; fast: this project's CPU kernels; onnx: plain ONNX Runtime, slower, with nothing of ours "
         "registered (default: %(default)s)",
     )
     engine.add_argument(

@@ -71,7 +71,7 @@ def add_parser(subparsers: Subparsers) -> None:
         type=comma_list,
         default=list(KERNELS),
         metavar="A,B",
-        help="what runs the bundle: fast, this project's CPU kernels; bodies, plain ONNX Runtime "
+        help="what runs the bundle: fast, this project's CPU kernels; onnx, plain ONNX Runtime "
         f"(default: {','.join(KERNELS)})",
     )
     parser.add_argument(

@@ -18,23 +18,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from longllava_trt.core.errors import InputError, MissingDependencyError
 from longllava_trt.core.logs import Progress
 from longllava_trt.core.parity import ParityReport
-
-if TYPE_CHECKING:
-    from longllava_trt.runtime.backends.ort.session import Kernels
+from longllava_trt.runtime.backends.ort.kernels import KERNEL_ALIASES, KERNELS, Kernels
 
 __all__ = ["KERNELS", "LEVELS", "validate"]
 
 LEVELS = ("op", "layer", "stage", "generation", "experts")
 """Depths, the deepest first, and `experts`, which only a bundle with quantised ones has; each row's name begins with
 one of them."""
-
-KERNELS: tuple[Kernels, ...] = ("fast", "bodies")
-"""Ways to run a bundle on a CPU."""
 
 
 def validate(  # noqa: PLR0913 - the options of the command line, one to one
@@ -71,6 +65,7 @@ def validate(  # noqa: PLR0913 - the options of the command line, one to one
         MissingDependencyError: If PyTorch is not installed.
     """
     _check_choices("levels", levels, LEVELS)
+    kernels = [KERNEL_ALIASES.get(name, name) for name in kernels]
     _check_choices("kernels", kernels, KERNELS)
     if seed < 0 or max_new_tokens < 1:
         raise InputError(

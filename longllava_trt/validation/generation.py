@@ -17,10 +17,10 @@ from PIL import Image
 
 from longllava_trt.core.parity import FLOAT32_MODEL, ParityRow, compare_logits, compare_tokens
 from longllava_trt.reference.generate import assemble_embeds, greedy_tokens
+from longllava_trt.reference.prompt import build_prompt, tokenize_prompt, wrap_images
 from longllava_trt.runtime.inputs.image_files import ImageSource, load_image
 from longllava_trt.runtime.inputs.pixels import load_processor_config, preprocess_batch
 from longllava_trt.runtime.model import LongLLaVA as RuntimeLongLLaVA
-from longllava_trt.runtime.text.chat import build_prompt, tokenize_prompt, wrap_images
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 from longllava_trt.validation.parity_case import ParityCase, array_of
 

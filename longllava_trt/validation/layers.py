@@ -24,7 +24,7 @@ from longllava_trt.validation.parity_case import ParityCase, array_of, state_arr
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from longllava_trt.runtime.backends.ort.session import Kernels
+    from longllava_trt.runtime.backends.ort.kernels import Kernels
 
 __all__ = ["LayerCase", "layer_rows"]
 

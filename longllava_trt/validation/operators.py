@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import onnxruntime
     from numpy.typing import NDArray
 
-    from longllava_trt.runtime.backends.ort.session import Kernels
+    from longllava_trt.runtime.backends.ort.kernels import Kernels
 
 __all__ = ["operator_rows"]
 
@@ -42,7 +42,7 @@ _GARBAGE = 1e3
 """Value of the cache beyond the valid positions: large, so that it would show, and finite, as the runtime promises."""
 _ATTENTION = "Attention"
 _OWN_KERNELS = frozenset({SELECTIVE_SCAN.op_type, SPARSE_MOE.op_type})
-"""Operators that `fast` runs in another way than `bodies`; the rest are standard ONNX and have one."""
+"""Operators that `fast` runs in another way than `onnx`; the rest are standard ONNX and have one."""
 
 
 class _Call(NamedTuple):
@@ -124,7 +124,7 @@ def operator_rows(
             # of quantised experts the reference has only what they stand for
             feeds = dict(zip(names, call.inputs, strict=False))
             feeds |= quantised_inputs(subject.bundle, subject.manifest, names)
-            kinds: Sequence[Kernels] = kernels if op_type in _OWN_KERNELS else ("bodies",)
+            kinds: Sequence[Kernels] = kernels if op_type in _OWN_KERNELS else ("onnx",)
             for kind in kinds:
                 label = f"{op_type}.{kind}" if op_type in _OWN_KERNELS else op_type
                 session = _load(model, kind)

@@ -25,7 +25,7 @@ from longllava_trt.validation.stages import (
 )
 
 if TYPE_CHECKING:
-    from longllava_trt.runtime.backends.ort.session import Kernels
+    from longllava_trt.runtime.backends.ort.kernels import Kernels
 
 __all__ = ["run_levels"]
 
@@ -91,8 +91,8 @@ def _parts(
     if cases.stage is not None:
         rows: list[ParityRow] = []
         if set(KERNELS) <= set(runs):
-            rows += kernel_rows(runs["bodies"], runs["fast"], name="bodies==fast")
-        if "bodies" in runs:
+            rows += kernel_rows(runs["onnx"], runs["fast"], name="onnx==fast")
+        if "onnx" in runs:
             rows += plain_rows(cases.stage, subject)
         yield "stage, across kernels", rows
     if _has_experts(subject, levels):
@@ -113,7 +113,7 @@ def _kernel_parts(
     # its sessions load when first used, so after those of the layers are gone
     runtime = LongLLaVA(subject.bundle, subject.manifest, options)
     if cases.stage is not None:
-        runs[kernels] = run_decoder(cases.stage, runtime.decoder)
+        runs[kernels] = run_decoder(cases.stage, runtime.runner.decoder)
         yield f"stage, {kernels}", list(stage_rows(cases.stage, runtime, runs[kernels]))
     if cases.generation is not None:
         yield f"generation, {kernels}", list(generation_rows(cases.generation, runtime))

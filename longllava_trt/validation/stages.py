@@ -129,15 +129,21 @@ def stage_rows(
     """
     place = f"stage.{runtime.options.kernels}"
     for session, name, given, want_name, want in (
-        (runtime.vision, "pixel_values", case.pixel_values, "image_features", case.image_features),
         (
-            runtime.projector,
+            runtime.runner.vision,
+            "pixel_values",
+            case.pixel_values,
+            "image_features",
+            case.image_features,
+        ),
+        (
+            runtime.runner.projector,
             "image_features",
             case.image_features,
             "image_embeds",
             case.image_embeds,
         ),
-        (runtime.embed, "input_ids", case.input_ids, "inputs_embeds", case.inputs_embeds),
+        (runtime.runner.embed, "input_ids", case.input_ids, "inputs_embeds", case.inputs_embeds),
     ):
         got = session.run({name: given})[want_name]
         yield compare(f"{place}.{session.spec.name}.{want_name}", got, want, FLOAT32_MODEL)
@@ -168,7 +174,7 @@ def plain_rows(case: StageCase, subject: ParityCase) -> Iterator[ParityRow]:
     """Compare the decoder's file, opened by its path in ONNX Runtime with nothing of ours anywhere near."""
     import onnxruntime
 
-    name = "stage.plain_onnxruntime.decoder.whole"
+    name = "stage.plain_onnxruntime.runner.decoder.whole"
     weights = subject.bundle / WEIGHTS_FOLDER
     if any(path.is_symlink() for path in weights.rglob("*.safetensors")):
         yield ParityRow.skipped(name, _PLAIN_REFUSES_LINKS)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from longllava_trt.models.family import ModelFamily
+from longllava_trt.models.llava_jamba.chat import CHAT
 from longllava_trt.models.llava_jamba.config import MODEL_TYPE, read_config, read_decoder
+from longllava_trt.models.llava_jamba.image_policy import IMAGE_POLICY
 from longllava_trt.models.llava_jamba.presets import PRESETS, PUBLISHED, config_files
 from longllava_trt.models.llava_jamba.weights import (
     canonical_name,
@@ -24,6 +26,8 @@ FAMILY = ModelFamily(
     stored_parts=stored_parts,
     is_tolerated=is_tolerated,
     config_files=config_files,
+    chat=CHAT,
+    image_policy=IMAGE_POLICY,
     presets=PRESETS,
     published_presets=PUBLISHED,
     # `<img>` and `</img>` are three tokens each (spec 5.8)

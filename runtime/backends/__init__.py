@@ -1,6 +1,6 @@
 """What runs a bundle's stages.
 
-base.py           the protocols
+base.py           the protocols, and the limits a backend states
 ort/              ONNX Runtime on a CPU
 trt/              TensorRT engines on a GPU
 kernels/          PyTorch with our Triton kernels on a GPU

@@ -1,35 +1,30 @@
-"""What runs a bundle's stages: ONNX Runtime on a CPU, TensorRT engines or our kernels on a GPU. All else knows protocols.
+"""Protocols of what runs a bundle's stages; concrete backends are in folders of their own.
 
-A backend loads stages when they are asked for, so that a question without images never loads the vision tower.
+A backend loads stages when they are asked for, so that a question without images never loads the
+vision tower. Nothing concrete is imported here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeVar
 
-from longllava_trt.core.manifest import Manifest
 from longllava_trt.core.stage_spec import StageSpec
-from longllava_trt.runtime.backends.ort.decoder import Decoder, DecoderState, StateSnapshot
-from longllava_trt.runtime.backends.ort.session import Kernels, OnnxSession
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
-    from longllava_trt.runtime.backends.trt.engines import Engines
-
 __all__ = [
     "BACKENDS",
     "Backend",
+    "BackendLimits",
     "BackendName",
-    "OrtBackend",
     "SequenceState",
     "StageSession",
+    "StateSnapshot",
     "StepDecoder",
-    "TrtBackend",
 ]
 
 BackendName = Literal["ort", "trt", "kernels"]
@@ -37,6 +32,28 @@ BACKENDS: tuple[BackendName, ...] = ("ort", "trt", "kernels")
 """ONNX Runtime; TensorRT; PyTorch with our Triton kernels, in `kernels/backend.py`."""
 
 Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BackendLimits:
+    """Largest sizes that a backend takes; None where it sets no limit of its own."""
+
+    capacity: int | None = None
+    """Positions of one sequence, prompt and answer together."""
+    longest_chunk: int | None = None
+    """Positions fed to the decoder in one call."""
+    largest_vision_batch: int | None = None
+    """Images encoded in one call."""
+    num_slots: int = 1
+    """Sequences decoded in one call."""
+
+
+class StateSnapshot(NamedTuple):
+    """Point to which a state can go back, as long as it has not gone back beyond it."""
+
+    past_len: int
+    recurrent: Mapping[str, NDArray[Any]]
+    """Copies of what is not appended to, by input name; never changed."""
 
 
 class StageSession(Protocol):
@@ -49,13 +66,22 @@ class StageSession(Protocol):
 
 
 class SequenceState(Protocol):
-    """What one sequence carries between calls; see `DecoderState`."""
+    """State that one sequence carries between calls.
 
-    past_len: int
-    capacity: int
+    A sequence relies on one thing: after an exception or an interrupt anywhere, in `restore` or in a
+    decoder's `step` too, `restore` to an earlier snapshot gives exactly that point.
+    """
+
+    @property
+    def past_len(self) -> int:
+        """Positions fed so far."""
+
+    @property
+    def capacity(self) -> int:
+        """Positions there is room for."""
 
     def reserve(self, capacity: int) -> None:
-        """Make room for so many positions in all."""
+        """Make room for this many positions in all."""
 
     def snapshot(self) -> StateSnapshot:
         """Return the present point."""
@@ -64,14 +90,14 @@ class SequenceState(Protocol):
         """Go back to a point."""
 
     def load_state_dict(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
-        """Take over a state, as `state_dict` returns it."""
+        """Take over a state, as `state_dict` returns it; drop this one if that fails."""
 
     def state_dict(self, *, copy: bool = False) -> dict[str, NDArray[Any]]:
         """Return the state by input name; views are valid until the next step, copies for ever."""
 
 
 class StepDecoder(Protocol):
-    """A loaded decoder; see `Decoder`. Takes states of its own kind."""
+    """A loaded decoder. Takes states of its own kind."""
 
     vocab_size: int
 
@@ -83,10 +109,15 @@ class StepDecoder(Protocol):
 
 
 class Backend(Protocol):
-    """Where a bundle runs."""
+    """Place where a bundle runs."""
 
     materialises_scores: bool
-    """Whether attention holds scores for a chunk beside all of its context, so that long contexts want short chunks."""
+    """Whether attention holds scores for a chunk beside all of its context, so that long contexts
+    want short chunks."""
+
+    @property
+    def limits(self) -> BackendLimits:
+        """Largest sizes it takes, known before any stage is loaded."""
 
     def load_stage(self, stage: str) -> StageSession:
         """Load a stage without carried state."""
@@ -99,81 +130,3 @@ class Backend(Protocol):
 
     def overlap(self, items: Iterator[Item]) -> Iterator[Item]:
         """Yield encoded images, made beside the decoder's work where that helps."""
-
-
-class OrtBackend:
-    """ONNX Runtime on a CPU.
-
-    Args:
-        bundle: Folder.
-        manifest: Its manifest.
-        kernels: As for `OnnxSession`.
-        num_threads: As for `OnnxSession`.
-    """
-
-    def __init__(
-        self, bundle: Path, manifest: Manifest, *, kernels: Kernels, num_threads: int | None
-    ) -> None:
-        self.materialises_scores = kernels == "bodies"
-        self._bundle, self._manifest = bundle, manifest
-        self._kernels, self._num_threads = kernels, num_threads
-
-    def load_stage(self, stage: str) -> OnnxSession:
-        """Load a stage."""
-        return OnnxSession(
-            self._bundle,
-            self._manifest,
-            stage,
-            kernels=self._kernels,
-            num_threads=self._num_threads,
-        )
-
-    def load_decoder(self) -> Decoder:
-        """Load the decoder."""
-        return Decoder(self.load_stage("decoder"))
-
-    def new_state(self, *, capacity: int) -> DecoderState:
-        """Return a fresh state; the decoder need not be loaded for it."""
-        return DecoderState.of_stage(self._manifest.stage("decoder").spec, capacity=capacity)
-
-    def overlap(self, items: Iterator[Item]) -> Iterator[Item]:
-        """Yield them as they are: all stages share the cores."""
-        return items
-
-
-class TrtBackend:
-    """TensorRT engines on the GPU at hand.
-
-    Args:
-        engines: The bundle's, from `open_engines`.
-    """
-
-    materialises_scores = False
-
-    def __init__(self, engines: Engines) -> None:
-        self._engines = engines
-        self._decoder: TrtDecoder | None = None
-
-    def load_stage(self, stage: str) -> StageSession:
-        """Load a stage and its weights."""
-        from longllava_trt.runtime.backends.trt.session import TrtSession
-
-        return TrtSession(self._engines, stage)
-
-    def load_decoder(self) -> TrtDecoder:
-        """Load the decoder and its weights, once."""
-        from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
-
-        if self._decoder is None:
-            self._decoder = TrtDecoder(self._engines)
-        return self._decoder
-
-    def new_state(self, *, capacity: int) -> SequenceState:
-        """Return a fresh state on the device."""
-        return self.load_decoder().new_state(capacity=capacity)
-
-    def overlap(self, items: Iterator[Item]) -> Iterator[Item]:
-        """Yield them one ahead: vision and decoder have streams of their own."""
-        from longllava_trt.runtime.inputs.prefetch import prefetch
-
-        return prefetch(items)

@@ -1,6 +1,11 @@
 """Images and videos: from a message to embeddings.
 
-message.py      stills, tiles and videos become one text and the images in it
+sources.py      what a caller may give as images and videos
+media.py        options: what is shown of them
+parts.py        a message as parts: texts, and groups of images
+message.py      a message from what a caller says and shows
+writer.py       stills and clips as parts, in one family's format
+original.py     the same as the original code writes it
 images.py       one image of a prompt: where its pixels come from, which text is around it
 image_files.py  image files to RGB
 pixels.py       RGB to the vision stage's pixel values

@@ -9,60 +9,72 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from longllava_trt.core.errors import InputError
-from longllava_trt.runtime.inputs.images import ImageInput, Load, open_images
+from longllava_trt.runtime.inputs.images import ImageInput, Load, ViewCutter, open_images
 from longllava_trt.runtime.inputs.pixels import ImageProcessorConfig, preprocess
 from longllava_trt.runtime.timings import StageTimer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from longllava_trt.runtime.backends.base import StageSession
-
-__all__ = ["Decoded", "ImageEncoder", "decode_ahead"]
+__all__ = ["DecodedImage", "EncodedImage", "ImageEncoder", "decode_images"]
 
 _MAX_WORKERS = 4
 
+Rows: TypeAlias = "NDArray[np.float32]"
 
-class Decoded(NamedTuple):
-    """One image on its way, or why there is none."""
 
-    values: NDArray[np.float32] | None
-    """Pixel values [3, image_size, image_size], later embeddings [num_image_tokens, hidden_size]."""
-    error: InputError | None = None
-    """Stands for this image and for all that come from the same source after it."""
+@dataclass(frozen=True, slots=True, eq=False)
+class DecodedImage:
+    """Pixels of one image, ready for the vision stage."""
+
+    pixels: NDArray[np.float32]
+    """[3, image_size, image_size], float32."""
     seconds: float = 0.0
+    """Time it took to decode and resize."""
 
 
-def decode_ahead(
+@dataclass(frozen=True, slots=True, eq=False)
+class EncodedImage:
+    """Embeddings of one image, ready for the decoder."""
+
+    embeddings: NDArray[np.float32]
+    """[num_image_tokens, hidden_size], float32."""
+
+
+def decode_images(
     groups: Sequence[Sequence[ImageInput]],
     *,
     processor: ImageProcessorConfig,
+    cutter: ViewCutter,
     num_workers: int | None,
     depth: int,
-) -> Iterator[Decoded]:
-    """Yield the pixel values of each image in order, decoding at most ``depth`` images ahead.
+) -> Iterator[DecodedImage | InputError]:
+    """Yield each image in order, decoding at most ``depth`` images ahead.
 
-    An exhibit that cannot be used yields one error in place of its remaining images; the next one goes on.
+    A group that cannot be used yields one error in place of its remaining images; the next group
+    goes on.
 
     Args:
         groups: Images that are shown together, such as a still's tiles.
         processor: What the vision stage expects.
+        cutter: How stills in high resolution are cut.
         num_workers: Threads; by default one a core, up to four.
         depth: Images that may be decoded and not yet taken.
     """
     workers = min(num_workers or os.cpu_count() or 1, _MAX_WORKERS)
-    ring: deque[Future[Decoded]] = deque()
+    ring: deque[Future[DecodedImage | InputError]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode-image")
     try:
-        for job in _jobs(groups, lambda load: pool.submit(_decode, load, processor)):
+        for job in _jobs(groups, cutter, lambda load: pool.submit(_decode, load, processor)):
             ring.append(job)
             if len(ring) >= depth:
                 yield ring.popleft().result()
@@ -73,50 +85,56 @@ def decode_ahead(
 
 
 def _jobs(
-    groups: Sequence[Sequence[ImageInput]], submit: Callable[[Load], Future[Decoded]]
-) -> Iterator[Future[Decoded]]:
+    groups: Sequence[Sequence[ImageInput]],
+    cutter: ViewCutter,
+    submit: Callable[[Load], Future[DecodedImage | InputError]],
+) -> Iterator[Future[DecodedImage | InputError]]:
     for group in groups:
         try:
-            for load in open_images(group):
+            for load in open_images(group, cutter):
                 yield submit(load)
         except InputError as err:
-            failed: Future[Decoded] = Future()
-            failed.set_result(Decoded(None, err))
+            failed: Future[DecodedImage | InputError] = Future()
+            failed.set_result(err)
             yield failed
 
 
-def _decode(load: Load, processor: ImageProcessorConfig) -> Decoded:
+def _decode(load: Load, processor: ImageProcessorConfig) -> DecodedImage | InputError:
     begin = time.perf_counter()
     try:
         pixels = preprocess(load(), processor)
     except InputError as err:
-        return Decoded(None, err)
-    return Decoded(pixels, None, time.perf_counter() - begin)
+        return err
+    return DecodedImage(pixels, time.perf_counter() - begin)
 
 
 class ImageEncoder:
     """Pixels to embeddings, a batch at a time.
 
     Args:
-        vision: Returns the vision stage, which is loaded only if there is an image.
-        projector: Returns the projector stage.
+        vision: Runs the vision stage on pixels [num_images, 3, image_size, image_size] float32.
+        projector: Runs the projector on what ``vision`` returns; gives embeddings
+            [num_images, num_image_tokens, hidden_size] float32.
         processor: What the vision stage expects.
+        cutter: How stills in high resolution are cut.
         batch_size: Images encoded at a time.
         num_workers: Threads that decode images; by default one a core, up to four.
     """
 
     def __init__(
         self,
-        vision: Callable[[], StageSession],
-        projector: Callable[[], StageSession],
+        vision: Callable[[Rows], Rows],
+        projector: Callable[[Rows], Rows],
         *,
         processor: ImageProcessorConfig,
+        cutter: ViewCutter,
         batch_size: int,
         num_workers: int | None,
     ) -> None:
         self._vision = vision
         self._projector = projector
         self._processor = processor
+        self._cutter = cutter
         self._batch_size = batch_size
         self._num_workers = num_workers
 
@@ -127,8 +145,8 @@ class ImageEncoder:
         timings: StageTimer,
         on_decoded: Callable[[int], None] = lambda _: None,
         on_encoded: Callable[[int], None] = lambda _: None,
-    ) -> Iterator[Decoded]:
-        """Yield each image's embeddings in order, or errors as `decode_ahead` does.
+    ) -> Iterator[EncodedImage | InputError]:
+        """Yield each image's embeddings in order, or errors as `decode_images` does.
 
         Args:
             groups: Images that are shown together.
@@ -136,28 +154,31 @@ class ImageEncoder:
             on_decoded: Called with the number of images decoded so far, after each batch.
             on_encoded: The same for images encoded.
         """
-        decoded = decode_ahead(
+        decoded = decode_images(
             groups,
             processor=self._processor,
+            cutter=self._cutter,
             num_workers=self._num_workers,
             depth=2 * self._batch_size,
         )
         count = 0
         try:
             while batch := list(islice(decoded, self._batch_size)):
-                timings.add("decode_image", sum(image.seconds for image in batch))
-                pixels = [image.values for image in batch if image.values is not None]
-                count += len(pixels)
+                images = [item for item in batch if isinstance(item, DecodedImage)]
+                timings.add("decode_image", sum(image.seconds for image in images))
+                count += len(images)
                 on_decoded(count)
-                embeds = iter(self._encode(np.stack(pixels), timings) if pixels else ())
+                encoded = iter(self._encode([image.pixels for image in images], timings))
                 on_encoded(count)
-                for image in batch:
-                    yield image if image.error else Decoded(next(embeds))
+                for item in batch:
+                    yield item if isinstance(item, InputError) else EncodedImage(next(encoded))
         finally:
             decoded.close()  # type: ignore[attr-defined]
 
-    def _encode(self, pixels: NDArray[np.float32], timings: StageTimer) -> NDArray[Any]:
+    def _encode(self, pixels: Sequence[Rows], timings: StageTimer) -> Iterable[Rows]:
+        if not pixels:
+            return ()
         with timings.measure("vision"):
-            features = self._vision().run({"pixel_values": pixels})["image_features"]
+            features = self._vision(np.stack(pixels))
         with timings.measure("projector"):
-            return self._projector().run({"image_features": features})["image_embeds"]
+            return self._projector(features)

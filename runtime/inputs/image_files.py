@@ -8,6 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +25,8 @@ __all__ = [
     "read_image_size",
 ]
 
-ImageSource = str | Path | Image.Image
-"""A file's path, or an image that is already open."""
+ImageSource = str | Path | Image.Image | bytes
+"""A file's path, an image that is already open, or the bytes of a file."""
 
 MAX_IMAGE_PIXELS = 178_956_970
 """Most pixels a header may announce: where Pillow itself stops warning and refuses."""
@@ -43,14 +44,14 @@ def load_image(source: ImageSource, *, position: int) -> Image.Image:
     counts. The header's size is checked before anything is decoded.
 
     Args:
-        source: A file's path, or an image that is already open.
+        source: A file's path, an image that is already open, or the bytes of a file.
         position: The image's place among the user's images, counted from 1; errors name it.
 
     Raises:
         InputError: Names the position and the path, and says what is wrong with the image.
     """
-    with _opened(source, position) as (image, place):
-        return _convert_to_rgb(image, place)
+    with _opened(source, position) as (image, where):
+        return _convert_to_rgb(image, where)
 
 
 def read_image_size(source: ImageSource, *, position: int) -> tuple[int, int]:
@@ -61,46 +62,52 @@ def read_image_size(source: ImageSource, *, position: int) -> tuple[int, int]:
 
 @contextmanager
 def _opened(source: ImageSource, position: int) -> Iterator[tuple[Image.Image, str]]:
-    """Lend an image of acceptable size, and the place that errors name."""
+    """Lend an image of acceptable size, and the where that errors name."""
     if isinstance(source, Image.Image):
-        place = f"image {position}"
-        _check_size(source.size, place)
-        yield source, place
+        where = f"image {position}"
+        _check_size(source.size, where)
+        yield source, where
         return
-    if not isinstance(source, str | Path):
+    if isinstance(source, bytes):
+        where = f"image {position}"
+        if not source:
+            raise InputError(f"{where}: the file is empty (0 bytes)")
+        opened = _read_header(BytesIO(source), where)
+    elif isinstance(source, str | Path):
+        path = Path(source)
+        where = f"image {position} ({path})"
+        check_file(path, where)
+        opened = _read_header(path, where)
+    else:
         raise InputError(
-            f"image {position}: expected a path or a PIL image, got {type(source).__name__}; "
-            "turn an array into an image with PIL.Image.fromarray"
+            f"image {position}: expected a path, bytes or a Pillow image, got {type(source).__name__}"
         )
-    path = Path(source)
-    place = f"image {position} ({path})"
-    check_file(path, place)
-    with _read_header(path, place) as image:
-        _check_size(image.size, place)
-        yield image, place
+    with opened as image:
+        _check_size(image.size, where)
+        yield image, where
 
 
-def _read_header(path: Path, place: str) -> Image.Image:
+def _read_header(file: Path | BytesIO, where: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             # our own limit, checked by the caller, stands in for Pillow's warning at half of it
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            return Image.open(path)
+            return Image.open(file)
     except UnidentifiedImageError as err:
-        raise InputError(f"{place}: {_explain_unidentified(path)}") from err
+        raise InputError(f"{where}: {_explain_unidentified(file)}") from err
     except Image.DecompressionBombError as err:
-        raise InputError(f"{place}: too large ({err}); scale it down first") from err
+        raise InputError(f"{where}: too large ({err}); scale it down first") from err
     except Exception as err:
         # header parsers of some thirty formats raise whatever they meet
-        raise InputError(f"{place}: its header cannot be read ({err}); check the file") from err
+        raise InputError(f"{where}: its header cannot be read ({err}); check the file") from err
 
 
-def _convert_to_rgb(image: Image.Image, place: str) -> Image.Image:
+def _convert_to_rgb(image: Image.Image, where: str) -> Image.Image:
     # the EXIF orientation is left alone: the original never applies it, and answers about the
     # pixels as they are stored
     if image.mode in ("I", "F"):
         raise InputError(
-            f"{place}: pixels are 32-bit (mode {image.mode}), whose range is not known; "
+            f"{where}: pixels are 32-bit (mode {image.mode}), whose range is not known; "
             "save it with 8 bits a channel"
         )
     try:
@@ -113,37 +120,37 @@ def _convert_to_rgb(image: Image.Image, place: str) -> Image.Image:
         return image.convert("RGB")
     except Exception as err:
         # decoders of some thirty formats raise whatever they meet
-        raise InputError(f"{place}: cannot be decoded ({err}); is it cut off or damaged?") from err
+        raise InputError(f"{where}: cannot be decoded ({err}); is it cut off or damaged?") from err
 
 
-def check_file(path: Path, place: str) -> None:
+def check_file(path: Path, where: str) -> None:
     """Refuse what is no file or an empty one.
 
     Raises:
-        InputError: Begins with ``place``.
+        InputError: Begins with ``where``.
     """
     try:
         num_bytes = path.stat().st_size
     except (OSError, ValueError) as err:
-        raise InputError(f"{place}: cannot be opened ({err}); check the path") from err
+        raise InputError(f"{where}: cannot be opened ({err}); check the path") from err
     if not path.is_file():
-        raise InputError(f"{place}: expected a file, got a folder or a device; name one file")
+        raise InputError(f"{where}: expected a file, got a folder or a device; name one file")
     if num_bytes == 0:
-        raise InputError(f"{place}: the file is empty (0 bytes); was its download cut off?")
+        raise InputError(f"{where}: the file is empty (0 bytes); was its download cut off?")
 
 
-def _check_size(size: tuple[int, int], place: str) -> None:
+def _check_size(size: tuple[int, int], where: str) -> None:
     width, height = size
     if width < 1 or height < 1:
-        raise InputError(f"{place}: has no pixels ({width}x{height})")
+        raise InputError(f"{where}: has no pixels ({width}x{height})")
     if width * height > MAX_IMAGE_PIXELS or max(size) > MAX_IMAGE_SIDE:
         raise InputError(
-            f"{place}: {width}x{height} is too large; at most {MAX_IMAGE_PIXELS:,} pixels and "
+            f"{where}: {width}x{height} is too large; at most {MAX_IMAGE_PIXELS:,} pixels and "
             f"{MAX_IMAGE_SIDE:,} a side are accepted: scale it down first"
         )
 
 
-def _explain_unidentified(path: Path) -> str:
-    if path.suffix.lower() in _VIDEO_SUFFIXES:
+def _explain_unidentified(file: Path | BytesIO) -> str:
+    if isinstance(file, Path) and file.suffix.lower() in _VIDEO_SUFFIXES:
         return "this is a video, and a still image is expected; show it with --video (in Python: videos=)"
     return "not an image in a format Pillow knows; give a PNG, JPEG, WebP, GIF, BMP or TIFF file"

@@ -9,16 +9,25 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from PIL import Image
 
 from longllava_trt.core.errors import InputError
+from longllava_trt.models.image_policy import ImagePolicy, TileGrid
 from longllava_trt.runtime.inputs.image_files import ImageSource, load_image
-from longllava_trt.runtime.inputs.tiles import TileGrid, overview_and_tiles, tile_grid
+from longllava_trt.runtime.inputs.tiles import overview_and_tiles
 from longllava_trt.runtime.inputs.video import VideoClip
 
-__all__ = ["FileStamp", "ImageInput", "Load", "check_unchanged", "file_stamp", "open_images"]
+__all__ = [
+    "FileStamp",
+    "ImageInput",
+    "Load",
+    "ViewCutter",
+    "check_unchanged",
+    "file_stamp",
+    "open_images",
+]
 
 Load: TypeAlias = Callable[[], Image.Image]
 """Decodes one image, in whatever thread it is called; raises `InputError` if that cannot be done."""
@@ -49,7 +58,7 @@ class ImageInput:
     """Of the file as it was shown."""
 
     @property
-    def place(self) -> str:
+    def where(self) -> str:
         """How errors name it."""
         kind = "image" if self.frame is None else "video"
         where = f" ({self.source})" if isinstance(self.source, str | Path) else ""
@@ -76,16 +85,36 @@ def check_unchanged(images: Sequence[ImageInput]) -> None:
     for image in images:
         if image.stamp is not None and file_stamp(image.source) != image.stamp:
             raise InputError(
-                f"rewind: {image.place} is gone or has changed since it was shown, and it must be encoded again; "
+                f"rewind: {image.where} is gone or has changed since it was shown, and it must be encoded again; "
                 "put it back, or rewind to a checkpoint"
             )
 
 
-def open_images(shown: Sequence[ImageInput]) -> Iterator[Load]:
+class ViewCutter(NamedTuple):
+    """How stills in high resolution are cut."""
+
+    policy: ImagePolicy
+    image_size: int
+    """Side of the square that the vision tower sees, in pixels."""
+
+    def grid(self, size: tuple[int, int]) -> TileGrid:
+        """Return the tiles of an image of this width and height."""
+        return self.policy.grid(size, image_size=self.image_size)
+
+    def cut(self, image: Image.Image) -> Iterator[Image.Image]:
+        """Yield the image and its tiles."""
+        return overview_and_tiles(image, self.policy, image_size=self.image_size)
+
+
+def open_images(shown: Sequence[ImageInput], cutter: ViewCutter) -> Iterator[Load]:
     """Yield what decodes each image, in order.
 
     Stills in files decode when called, so that threads can share the work. Whatever has a common source decodes here, once:
     a still with its tiles, the frames of a clip.
+
+    Args:
+        shown: Images that are shown together.
+        cutter: How stills in high resolution are cut.
 
     Raises:
         InputError: If such a source cannot be used.
@@ -94,12 +123,12 @@ def open_images(shown: Sequence[ImageInput]) -> Iterator[Load]:
         first = run[0]
         if first.source is None:
             raise InputError(
-                f"{first.place}: was shown from memory, and a saved session keeps no pixels; rewind to a checkpoint"
+                f"{first.where}: was shown from memory, and a saved session keeps no pixels; rewind to a checkpoint"
             )
         if first.frame is not None:
             yield from _frames(run)
         elif first.grid is not None:
-            yield from _tiles(run, first.grid)
+            yield from _tiles(run, first.grid, cutter)
         elif isinstance(first.source, Image.Image):
             # Pillow reads lazily, and not from two threads at once if an image is shown twice
             yield partial(_same, load_image(first.source, position=first.position))
@@ -134,18 +163,18 @@ def _frames(run: Sequence[ImageInput]) -> Iterator[Load]:
     source = run[0].source
     assert isinstance(source, str | Path), "Bug: a video is always a file"
     indices = tuple(image.frame for image in run if image.frame is not None)
-    clip = VideoClip(path=Path(source), place=run[0].place, indices=indices)
+    clip = VideoClip(path=Path(source), where=run[0].where, indices=indices)
     return (partial(_same, frame) for frame in clip.frames())
 
 
-def _tiles(run: Sequence[ImageInput], grid: TileGrid) -> Iterator[Load]:
+def _tiles(run: Sequence[ImageInput], grid: TileGrid, cutter: ViewCutter) -> Iterator[Load]:
     source = run[0].source
     assert source is not None, "Bug: the caller has checked the source"
     image = load_image(source, position=run[0].position)
-    if tile_grid(image.size) != grid:
-        raise InputError(f"{run[0].place}: is not the size its header says; save it again")
+    if cutter.grid(image.size) != grid:
+        raise InputError(f"{run[0].where}: is not the size its header says; save it again")
     wanted = {shown.tile for shown in run}
-    every = enumerate(overview_and_tiles(image))
+    every = enumerate(cutter.cut(image))
     return (partial(_same, tile) for number, tile in every if number in wanted)
 
 

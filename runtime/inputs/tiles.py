@@ -1,60 +1,40 @@
-"""High-resolution stills: an image's overview and its tiles, in memory.
+"""Tiles of a still in high resolution, cut in memory.
 
-Geometry and pixels only; `longllava_trt.runtime.text.chat.expand_tiles` says where the tiles stand in the text. The original writes each
-tile to a JPEG file and reads it back; that loss is not reproduced.
+Pixels only: `longllava_trt.models.image_policy` says where the tiles lie and which text stands
+around them. The original writes each tile to a JPEG file and reads it back; that loss is not
+reproduced.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from PIL import Image
 
-__all__ = ["TILE_SIDE", "TileGrid", "overview_and_tiles", "tile_grid"]
+from longllava_trt.models.image_policy import Box, ImagePolicy
 
-TILE_SIDE = 336
-"""Side of a tile in pixels: the vision tower's own."""
-
-_WHITE = (255, 255, 255)
+__all__ = ["overview_and_tiles"]
 
 
-class TileGrid(NamedTuple):
-    """How many tiles cover an image."""
-
-    rows: int
-    columns: int
-
-
-def tile_grid(size: tuple[int, int], *, side: int = TILE_SIDE) -> TileGrid:
-    """Return the grid that covers an image of this width and height."""
-    width, height = size
-    return TileGrid(rows=-(-height // side), columns=-(-width // side))
-
-
-def overview_and_tiles(image: Image.Image, *, side: int = TILE_SIDE) -> Iterator[Image.Image]:
-    """Yield the image as it is, then its tiles row by row.
-
-    The tiles are cut from the image on white, with borders of equal width on opposite sides. Where an odd number of
-    pixels is missing, that is one short: the last row's or column's tiles are then one pixel smaller, as the original's.
+def overview_and_tiles(
+    image: Image.Image, policy: ImagePolicy, *, image_size: int
+) -> Iterator[Image.Image]:
+    """Yield the image as it is, then its tiles in the policy's order.
 
     Args:
         image: RGB.
-        side: Side of a tile.
+        policy: Where tiles lie.
+        image_size: Side of the square that the vision tower sees, in pixels.
     """
     yield image
-    grid = tile_grid(image.size, side=side)
-    left, top = (grid.columns * side - image.width) // 2, (grid.rows * side - image.height) // 2
-    right, bottom = image.width + left, image.height + top
-    for y in range(-top, bottom, side):
-        for x in range(-left, right, side):
-            yield _on_white(image, (x, y, min(x + side, right), min(y + side, bottom)))
+    for box in policy.boxes(image.size, image_size=image_size):
+        yield _on_background(image, box, policy.background)
 
 
-def _on_white(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+def _on_background(image: Image.Image, box: Box, colour: tuple[int, int, int]) -> Image.Image:
     """Cut a box that may reach beyond the image."""
     left, top, right, bottom = box
     inner = (max(left, 0), max(top, 0), min(right, image.width), min(bottom, image.height))
-    tile = Image.new("RGB", (right - left, bottom - top), _WHITE)
+    tile = Image.new("RGB", (right - left, bottom - top), colour)
     tile.paste(image.crop(inner), (inner[0] - left, inner[1] - top))
     return tile

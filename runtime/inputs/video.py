@@ -26,7 +26,7 @@ def choose_frames(
     num_frames: int, *, fps: float, seconds_per_frame: float, max_frames: int
 ) -> tuple[int, ...]:
     """Return the indices of the frames to show: one an interval, thinned out evenly if they are too many."""
-    interval = max(int(fps * seconds_per_frame), 1)
+    interval = max(int(min(fps * seconds_per_frame, num_frames)), 1)
     kept = range(0, num_frames, interval)
     return tuple(kept[i] for i in subsample(len(kept), limit=max_frames))
 
@@ -43,7 +43,7 @@ class VideoClip:
     """A video file and the frames of it that are shown."""
 
     path: Path
-    place: str
+    where: str
     """How errors name it."""
     indices: tuple[int, ...]
     """Frames to show, counted from 0, ascending."""
@@ -56,12 +56,12 @@ class VideoClip:
         """
         wanted = iter(self.indices)
         index = next(wanted)
-        for number, frame in enumerate(_decode(self.path, self.place)):
+        for number, frame in enumerate(_decode(self.path, self.where)):
             if number == index:
                 yield _upright(frame)
                 if (index := next(wanted, -1)) < 0:
                     return
-        raise InputError(f"{self.place}: has fewer frames than a moment ago; leave it unchanged")
+        raise InputError(f"{self.where}: has fewer frames than a moment ago; leave it unchanged")
 
 
 def open_clip(
@@ -80,19 +80,19 @@ def open_clip(
         MissingDependencyError: If PyAV is not installed.
     """
     path = Path(source)
-    place = f"video {position} ({path})"
-    check_file(path, place)
-    fps = _read_fps(path, place)
-    num_frames = sum(1 for _ in _decode(path, place))
+    where = f"video {position} ({path})"
+    check_file(path, where)
+    fps = _read_fps(path, where)
+    num_frames = sum(1 for _ in _decode(path, where))
     if num_frames == 0:
-        raise InputError(f"{place}: has no frame; is it cut off or damaged?")
+        raise InputError(f"{where}: has no frame; is it cut off or damaged?")
     indices = choose_frames(
         num_frames, fps=fps, seconds_per_frame=seconds_per_frame, max_frames=max_frames
     )
-    return VideoClip(path=path, place=place, indices=indices)
+    return VideoClip(path=path, where=where, indices=indices)
 
 
-def _read_fps(path: Path, place: str) -> float:
+def _read_fps(path: Path, where: str) -> float:
     av = _import_av()
     try:
         with av.open(str(path)) as container:
@@ -100,18 +100,18 @@ def _read_fps(path: Path, place: str) -> float:
             rate = stream and (stream.guessed_rate or stream.average_rate)
     except av.FFmpegError as err:
         raise InputError(
-            f"{place}: not a video that can be read ({err.strerror}); check the file"
+            f"{where}: not a video that can be read ({err.strerror}); check the file"
         ) from err
     if stream is None:
-        raise InputError(f"{place}: holds no picture, only sound or text; name a video")
+        raise InputError(f"{where}: holds no picture, only sound or text; name a video")
     if not rate or rate < 0:
         raise InputError(
-            f"{place}: announces no frame rate, by which frames are chosen; convert it to MP4"
+            f"{where}: announces no frame rate, by which frames are chosen; convert it to MP4"
         )
     return float(rate)
 
 
-def _decode(path: Path, place: str) -> Iterator[Any]:
+def _decode(path: Path, where: str) -> Iterator[Any]:
     """Yield every frame of the first video stream."""
     av = _import_av()
     number = 0
@@ -123,7 +123,7 @@ def _decode(path: Path, place: str) -> Iterator[Any]:
                 yield frame
     except av.FFmpegError as err:
         raise InputError(
-            f"{place}: cannot be decoded after frame {number} ({err.strerror}); is it cut off or damaged?"
+            f"{where}: cannot be decoded after frame {number} ({err.strerror}); is it cut off or damaged?"
         ) from err
 
 

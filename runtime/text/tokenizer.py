@@ -1,8 +1,7 @@
 """Text to token ids and back, from a bundle's tokenizer.json.
 
 Uses the `tokenizers` package alone: transformers 5 rebuilds this tokenizer with a space before
-every text, which changes the ids after each image. Knows nothing of roles or images;
-`longllava_trt.runtime.text.chat` does.
+every text, which changes the ids after each image. Knows no role and no marker; a chat format does.
 """
 
 from __future__ import annotations
@@ -14,11 +13,9 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from longllava_trt.core.errors import InputError, ManifestError
+from longllava_trt.models.chat import ChatFormat
 
-__all__ = ["BOS_TOKEN", "ChatTokenizer", "TokenStream"]
-
-BOS_TOKEN = "<|startoftext|>"
-"""Opens every turn. It has one id wherever it occurs in a text."""
+__all__ = ["ChatTokenizer", "TokenStream"]
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -29,12 +26,13 @@ class ChatTokenizer:
 
     Args:
         bundle: Folder that holds tokenizer.json.
+        chat: Format that it will tokenise; None to take any tokenizer.
 
     Raises:
         ManifestError: If the file is missing or damaged, or is not this model family's tokenizer.
     """
 
-    def __init__(self, bundle: Path) -> None:
+    def __init__(self, bundle: Path, chat: ChatFormat | None = None) -> None:
         path = bundle / "tokenizer.json"
         if not path.is_file():
             raise ManifestError(
@@ -53,7 +51,8 @@ class ChatTokenizer:
         self._special_ids = frozenset(
             i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special
         )
-        self._check_protocol(path)
+        if chat is not None:
+            self._check_format(path, chat)
 
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, with no special token added.
@@ -90,16 +89,18 @@ class ChatTokenizer:
     def _is_byte_piece(self, token_id: int) -> bool:
         return _BYTE_PIECE.fullmatch(self._tokenizer.id_to_token(token_id) or "") is not None
 
-    def _check_protocol(self, path: Path) -> None:
+    def _check_format(self, path: Path, chat: ChatFormat) -> None:
         """Refuse a tokenizer under which every prompt would be silently wrong."""
-        if len(self.encode(BOS_TOKEN)) != 1 or self.decode(self.encode(BOS_TOKEN)):
+        token = chat.role_token
+        if token and (len(self.encode(token)) != 1 or self.decode(self.encode(token))):
             raise ManifestError(
-                f"{path}: '{BOS_TOKEN}' must be one special token; take the checkpoint's own file"
+                f"{path}: '{token}' must be one special token; take the checkpoint's own file"
             )
-        pieces = self._tokenizer.encode("</img>", add_special_tokens=False).tokens
-        if not pieces or not pieces[0].startswith("<"):
+        close = chat.image_close
+        pieces = self._tokenizer.encode(close, add_special_tokens=False).tokens
+        if close and (not pieces or not pieces[0].startswith(close[0])):
             raise ManifestError(
-                f"{path}: '</img>' becomes {pieces}, so the ids after an image are not those the "
+                f"{path}: '{close}' becomes {pieces}, so the ids after an image are not those the "
                 "model was trained with (a space before every text?); take the checkpoint's own "
                 "file, not one that transformers saved"
             )

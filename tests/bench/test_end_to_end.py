@@ -70,7 +70,7 @@ def test_answers_are_what_was_asked_for(model: LongLLaVA, tmp_path: Path) -> Non
     pictures = draw_pictures(tmp_path, 2)
     none, three = measure_answers(model, settings, pictures, watch=None, progress=events.append)
     assert (none.num_images, three.num_images) == (0, 3)
-    assert three.prompt_tokens >= none.prompt_tokens + 3 * model.num_image_tokens
+    assert three.prompt_tokens >= none.prompt_tokens + 3 * model.runner.num_image_tokens
     for answer in (none, three):
         assert len(answer.runs) == 2
         assert [run.steps for run in answer.runs] == [4, 4]
@@ -103,13 +103,13 @@ def test_stages_are_timed_by_image_and_by_batch(model: LongLLaVA) -> None:
 def test_each_repeat_of_the_decoder_begins_where_the_first_did(
     model: LongLLaVA, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, starts = model.decoder.step, list[tuple[int, int]]()
+    step, starts = model.runner.decoder.step, list[tuple[int, int]]()
 
     def noted(inputs_embeds: np.ndarray, state: object) -> np.ndarray:
         starts.append((inputs_embeds.shape[1], state.past_len))  # type: ignore[attr-defined]
         return step(inputs_embeds, state)
 
-    monkeypatch.setattr(model.decoder, "step", noted)
+    monkeypatch.setattr(model.runner.decoder, "step", noted)
     measure_stages(model, warmup=1, repeats=2, progress=None)
     assert starts == [(33, 0)] * 3 + [(1, 33)] * 3
 

@@ -21,7 +21,7 @@ from examples.needle.train import new_model
 from longllava_trt.reference.cache import empty_cache
 from longllava_trt.reference.model import LongLLaVA
 from longllava_trt.reference.operators import ScanInputs, TorchOperators
-from longllava_trt.runtime.text.chat import (
+from longllava_trt.reference.prompt import (
     IMAGE_TOKEN_INDEX,
     build_prompt,
     tokenize_prompt,

@@ -41,7 +41,7 @@ def run(script: list[int], *, others: float = 0, **options: Any) -> tuple[list[i
         cast("DecoderState", None),
         decoder.scores(),
         embed=lambda token: np.full((1, 1, 1), token, np.float32),
-        eos_token_id=EOS,
+        eos_token_ids=(EOS,),
         sampling=SamplingParams(**{"max_new_tokens": 10, **options}),
     )
     return list(tokens), decoder.fed
@@ -85,7 +85,7 @@ def test_logits_given_are_not_changed() -> None:
             cast("DecoderState", None),
             logits,
             embed=lambda _: np.zeros((1, 1, 1), np.float32),
-            eos_token_id=EOS,
+            eos_token_ids=(EOS,),
             sampling=SamplingParams(max_new_tokens=1),
         )
     )

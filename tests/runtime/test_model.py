@@ -36,7 +36,7 @@ PICTURES = [picture(i) for i in range(3)]
         {"chunk_size": 1},
         {"chunk_size": 37, "vision_batch": 1},
         {"chunk_size": 4096, "vision_batch": 2},
-        {"kernels": "bodies"},
+        {"kernels": "onnx"},
     ],
     ids=str,
 )
@@ -129,7 +129,9 @@ def test_prompt_tokens_count_144_for_an_image(model: LongLLaVA) -> None:
         return model.generate("Hi", images, max_new_tokens=1).prompt_tokens
 
     one, two = count(PICTURES[:1]), count(PICTURES[:2])
-    markers = len(model.tokenizer.encode("<img>")) + len(model.tokenizer.encode("</img>\n"))
+    markers = len(model.runner.tokenizer.encode("<img>")) + len(
+        model.runner.tokenizer.encode("</img>\n")
+    )
     # the texts on both sides of an image are tokenised apart, so only the joint may differ
     assert abs((two - one) - (144 + markers)) <= 1
 
@@ -194,7 +196,7 @@ def test_a_prompt_longer_than_the_cache_is_refused_before_any_work(tiny_bundle: 
         InputError, match=r"the cache has 100; show fewer images \(0 of the 1 images fit\)"
     ):
         model.generate("Hi", PICTURES[:1])
-    assert "decoder" not in vars(model)
+    assert "decoder" not in vars(model.runner)
 
 
 @pytest.mark.parametrize("file", ["decoder.onnx", "tokenizer.json", "weights"])

@@ -13,20 +13,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from longllava_trt.core.errors import InputError
-from longllava_trt.runtime.backends.ort.decoder import Decoder, DecoderState
-from longllava_trt.runtime.inputs.encoder import Decoded, ImageEncoder
-from longllava_trt.runtime.inputs.image_files import load_image
-from longllava_trt.runtime.inputs.message import MediaOptions
-from longllava_trt.runtime.inputs.pixels import load_processor_config, preprocess
-from longllava_trt.runtime.model import LongLLaVA, RunOptions
-from longllava_trt.runtime.session import Session
-from longllava_trt.runtime.text.chat import (
+from longllava_trt.reference.prompt import (
     ASSISTANT_ROLE,
     IMAGE_TOKEN_INDEX,
     build_prompt,
     tokenize_prompt,
     wrap_images,
 )
+from longllava_trt.runtime.backends.ort.decoder import Decoder, DecoderState
+from longllava_trt.runtime.inputs.encoder import EncodedImage, ImageEncoder
+from longllava_trt.runtime.inputs.image_files import load_image
+from longllava_trt.runtime.inputs.message import MediaOptions
+from longllava_trt.runtime.inputs.pixels import load_processor_config, preprocess
+from longllava_trt.runtime.model import LongLLaVA, RunOptions
+from longllava_trt.runtime.session import Session
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -103,21 +103,21 @@ def embeddings(model: LongLLaVA, prompt: str, images: Sequence[Path]) -> NDArray
 
     def encoded(path: Path) -> NDArray[np.float32]:
         pixels = preprocess(load_image(path, position=1), config)[None]
-        features = model.vision.run({"pixel_values": pixels})
-        return np.asarray(model.projector.run(features)["image_embeds"][0], np.float32)
+        features = model.runner.vision.run({"pixel_values": pixels})
+        return np.asarray(model.runner.projector.run(features)["image_embeds"][0], np.float32)
 
     left = iter(images)
     rows = [
-        encoded(next(left)) if i == IMAGE_TOKEN_INDEX else model.embed_tokens([i])[0]
-        for i in tokenize_prompt(prompt, model.tokenizer)
+        encoded(next(left)) if i == IMAGE_TOKEN_INDEX else model.runner.embed_tokens([i])[0]
+        for i in tokenize_prompt(prompt, model.runner.tokenizer)
     ]
     return np.concatenate(rows)[None]
 
 
 def feed(model: LongLLaVA, embeds: NDArray[np.float32], cuts: Sequence[int]) -> NDArray[np.float32]:
-    state = model.decoder.new_state(capacity=embeds.shape[1])
+    state = model.runner.decoder.new_state(capacity=embeds.shape[1])
     pieces = np.split(embeds, sorted(set(cuts)), axis=1)
-    return [model.decoder.step(piece, state) for piece in pieces if piece.shape[1]][-1]
+    return [model.runner.decoder.step(piece, state) for piece in pieces if piece.shape[1]][-1]
 
 
 @pytest.fixture(scope="module")
@@ -193,9 +193,9 @@ def test_remembered_turns_are_the_true_history(model: LongLLaVA, pictures: list[
 
 def written(session: Session) -> str:
     """Return all text of a context, with placeholders."""
-    context = session.context
-    waiting = context.fed_text + context.pending
-    return "<image>".join([*(image.before for image in context.images), waiting])
+    content = session.sequence.content
+    waiting = content.fed_text + content.pending
+    return "<image>".join([*(image.before for image in content.images), waiting])
 
 
 @pytest.mark.parametrize("to_image", [0, 1, 4, 7, 16, 19, 20])
@@ -399,8 +399,8 @@ def test_what_cannot_fit_is_refused_before_any_work(
     session = model.session()
     with pytest.raises(InputError, match=r"ingest: .* \(6 of the 20 images fit\)"):
         session.ingest(pictures)
-    assert "decoder" not in vars(model)
-    assert "vision" not in vars(model)
+    assert "decoder" not in vars(model.runner)
+    assert "vision" not in vars(model.runner)
     session.ingest(pictures[:6])
     with pytest.raises(InputError, match="generate: the prompt takes"):
         session.ask("What?", max_new_tokens=900)
@@ -423,9 +423,9 @@ def test_a_thousand_images_are_shown_once(
         fed.append(inputs_embeds.shape[1])
         return np.ones(512, np.float32)
 
-    def encode(_: ImageEncoder, groups: Any, **__: Any) -> Iterator[Decoded]:
-        embeds = np.zeros((model.num_image_tokens, 64), np.float32)
-        return (Decoded(embeds) for group in groups for _ in group)
+    def encode(_: ImageEncoder, groups: Any, **__: Any) -> Iterator[EncodedImage]:
+        embeds = np.zeros((model.runner.num_image_tokens, 64), np.float32)
+        return (EncodedImage(embeds) for group in groups for _ in group)
 
     monkeypatch.setattr(Decoder, "step", count)
     monkeypatch.setattr(ImageEncoder, "encode", encode)

@@ -106,7 +106,7 @@ def test_another_process_gives_the_same_answers(
 
 def test_files_are_plain_safetensors(session: Session, saved: Path) -> None:
     tensors = load_file(saved / "state.safetensors")
-    for name, array in session.context.state.state_dict(copy=True).items():
+    for name, array in session.sequence.state.state_dict(copy=True).items():
         np.testing.assert_array_equal(tensors[name], array)
     checkpoints = load_file(saved / "checkpoints.safetensors")
     assert {key.partition(".")[0] for key in checkpoints} == {"0", "1", "2"}
@@ -135,6 +135,21 @@ def flip(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["said", "fed_text"])
+def test_sessions_of_earlier_versions_are_read(
+    model: LongLLaVA, session: Session, saved: Path, name: str
+) -> None:
+    raw = json.loads((saved / "session.json").read_text())
+    for checkpoint in raw["checkpoints"]:
+        checkpoint[name] = checkpoint.pop("said")
+    edit(saved, checkpoints=raw["checkpoints"])
+    loaded = model.load_session(saved)
+    loaded.rewind(6)
+    twin = session.fork()
+    twin.rewind(6)
+    np.testing.assert_array_equal(loaded.score("And?", ANSWER), twin.score("And?", ANSWER))
 
 
 REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {

@@ -9,7 +9,7 @@ from longllava_trt.validation.parity_case import ParityCase
 from tests.validation.conftest import assert_all_passed, rows_of
 
 
-@pytest.mark.parametrize("kernels", ["fast", "bodies"])
+@pytest.mark.parametrize("kernels", ["fast", "onnx"])
 def test_every_layer_equals_reference(
     report: ParityReport, subject: ParityCase, kernels: str
 ) -> None:

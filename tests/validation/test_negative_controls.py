@@ -48,16 +48,16 @@ def validate_wrong(
     wrong = copy.deepcopy(subject.reference)
     spoil(wrong)
     return run_levels(
-        replace(subject, reference=wrong), levels, kernels=["bodies"], max_new_tokens=16
+        replace(subject, reference=wrong), levels, kernels=["onnx"], max_new_tokens=16
     )
 
 
 @pytest.mark.parametrize(
     ("ops", "operator_row", "first_layer"),
     [
-        (NoSkip, "op.SelectiveScan.bodies.len65.y", 0),
+        (NoSkip, "op.SelectiveScan.onnx.len65.y", 0),
         (ShiftedConv, "op.CausalConvWithState.len65.output", 0),
-        (RenormalisedRouter, "op.SparseMoE.bodies.len1.y", 1),
+        (RenormalisedRouter, "op.SparseMoE.onnx.len1.y", 1),
         (WithRotaryPositions, "op.Attention.len3.y", 4),
     ],
     ids=["no-skip", "shifted-conv", "renormalised-router", "rotary-positions"],
@@ -72,16 +72,16 @@ def test_a_wrong_operator_fails_at_every_level(
     assert_all_failed(
         report,
         operator_row,
-        *(f"layer.bodies.decoder.layers.{i}." for i in range(first_layer, 8)),
-        "stage.bodies.decoder.steps.logits",
+        *(f"layer.onnx.decoder.layers.{i}." for i in range(first_layer, 8)),
+        "stage.onnx.decoder.steps.logits",
         "stage.plain_onnxruntime.decoder.whole.logits",
-        "generation.bodies.",
+        "generation.onnx.",
     )
     family = operator_row.split(".")[1]
     others = [row for row in rows_of(report, "op.") if row.name.split(".")[1] != family]
     assert_all_passed(others)
     for layer in range(first_layer):
-        assert_all_passed(rows_of(report, f"layer.bodies.decoder.layers.{layer}."))
+        assert_all_passed(rows_of(report, f"layer.onnx.decoder.layers.{layer}."))
 
 
 def test_a_reference_that_forgets_its_ssm_state_fails_at_the_layers(subject: ParityCase) -> None:
@@ -102,11 +102,11 @@ def test_a_reference_that_forgets_its_ssm_state_fails_at_the_layers(subject: Par
     report = validate_wrong(subject, spoil, "layer")
     assert_all_failed(
         report,
-        "layer.bodies.decoder.layers.0.",
-        "layer.bodies.decoder.present.0.recurrent_state",
+        "layer.onnx.decoder.layers.0.",
+        "layer.onnx.decoder.present.0.recurrent_state",
     )
     # the first convolution sees embeddings only
-    assert_all_passed(rows_of(report, "layer.bodies.decoder.present.0.conv_state"))
+    assert_all_passed(rows_of(report, "layer.onnx.decoder.present.0.conv_state"))
 
 
 def test_a_runtime_that_forgets_its_ssm_state_fails_at_the_stage(
@@ -122,14 +122,14 @@ def test_a_runtime_that_forgets_its_ssm_state_fails_at_the_stage(
                     buffer.array[...] = 0
 
     monkeypatch.setattr(DecoderState, "advance", forgetful)
-    report = run_levels(subject, ["stage"], kernels=["bodies"])
+    report = run_levels(subject, ["stage"], kernels=["onnx"])
     assert_all_failed(
         report,
-        "stage.bodies.decoder.steps.",
-        "stage.bodies.decoder.chunks==whole.",
-        "stage.bodies.decoder.steps==whole.",
+        "stage.onnx.decoder.steps.",
+        "stage.onnx.decoder.chunks==whole.",
+        "stage.onnx.decoder.steps==whole.",
     )
-    assert_all_passed(rows_of(report, "stage.bodies.decoder.whole."))
+    assert_all_passed(rows_of(report, "stage.onnx.decoder.whole."))
 
 
 def test_pooling_after_the_projector_fails_at_the_projector(subject: ParityCase) -> None:
@@ -143,8 +143,8 @@ def test_pooling_after_the_projector_fails_at_the_projector(subject: ParityCase)
         model.project = project  # type: ignore[method-assign]
 
     report = validate_wrong(subject, spoil, "stage", "generation")
-    assert_all_failed(report, "stage.bodies.projector.", "generation.bodies.logits")
-    assert_all_passed(rows_of(report, "stage.bodies.vision.", "stage.bodies.decoder."))
+    assert_all_failed(report, "stage.onnx.projector.", "generation.onnx.logits")
+    assert_all_passed(rows_of(report, "stage.onnx.vision.", "stage.onnx.decoder."))
 
 
 def test_the_last_vision_layer_fails_at_the_vision_stage(subject: ParityCase) -> None:
@@ -153,8 +153,8 @@ def test_the_last_vision_layer_fails_at_the_vision_stage(subject: ParityCase) ->
         model.vision.feature_states = (last + 1,)
 
     report = validate_wrong(subject, spoil, "stage", "generation")
-    assert_all_failed(report, "stage.bodies.vision.", "generation.bodies.logits")
-    assert_all_passed(rows_of(report, "stage.bodies.projector.", "stage.bodies.decoder."))
+    assert_all_failed(report, "stage.onnx.vision.", "generation.onnx.logits")
+    assert_all_passed(rows_of(report, "stage.onnx.projector.", "stage.onnx.decoder."))
 
 
 def test_two_swapped_experts_fail_from_their_layer_on(subject: ParityCase) -> None:
@@ -164,10 +164,10 @@ def test_two_swapped_experts_fail_from_their_layer_on(subject: ParityCase) -> No
         experts[0], experts[1] = experts[1], experts[0]
 
     report = validate_wrong(subject, spoil, "layer", "stage", "generation")
-    assert_all_passed(rows_of(report, *(f"layer.bodies.decoder.layers.{i}." for i in range(3))))
+    assert_all_passed(rows_of(report, *(f"layer.onnx.decoder.layers.{i}." for i in range(3))))
     assert_all_failed(
         report,
-        *(f"layer.bodies.decoder.layers.{i}." for i in range(3, 8)),
-        "stage.bodies.decoder.steps.logits",
-        "generation.bodies.logits",
+        *(f"layer.onnx.decoder.layers.{i}." for i in range(3, 8)),
+        "stage.onnx.decoder.steps.logits",
+        "generation.onnx.logits",
     )

@@ -12,9 +12,9 @@ from tests.validation.conftest import assert_all_passed, rows_of
     "operator",
     [
         "SelectiveScan.fast",
-        "SelectiveScan.bodies",
+        "SelectiveScan.onnx",
         "SparseMoE.fast",
-        "SparseMoE.bodies",
+        "SparseMoE.onnx",
         "CausalConvWithState",
         "Attention",
     ],

@@ -61,7 +61,7 @@ def with_file_changed(made: Made, folder: Path, change: Callable[[np.ndarray], N
 def test_every_level_keeps_its_tolerance(report: ParityReport) -> None:
     assert report.passed, report.failures
     assert_all_passed(rows_of(report, "op.", "layer.", "stage.", "generation.", "experts.stored."))
-    for prefix in ("op.SparseMoE.fast", "op.SparseMoE.bodies", "stage.plain_onnxruntime"):
+    for prefix in ("op.SparseMoE.fast", "op.SparseMoE.onnx", "stage.plain_onnxruntime"):
         assert rows_of(report, prefix)
     assert len(rows_of(report, "experts.stored.")) == len(ROUTED)
 
@@ -113,10 +113,10 @@ def test_a_reference_with_another_scale_fails_from_its_layer_on(quantised: Made)
     state[name][17] *= 1.01
     wrong = type(subject.reference).from_tensors(subject.reference.config, state)
     report = run_levels(
-        replace(subject, reference=wrong), ["op", "layer"], kernels=["bodies", "fast"]
+        replace(subject, reference=wrong), ["op", "layer"], kernels=["onnx", "fast"]
     )
     assert_all_passed(rows_of(report, *(f"layer.fast.decoder.layers.{i}." for i in range(3))))
-    for kernels in ("fast", "bodies"):
+    for kernels in ("fast", "onnx"):
         for layer in range(3, 8):
             (row,) = rows_of(report, f"layer.{kernels}.decoder.layers.{layer}.hidden_states")
             assert row.status == "failed", row.line()

@@ -16,13 +16,13 @@ from tests.validation.conftest import Made, assert_all_passed, rows_of
 
 
 @pytest.mark.parametrize("stage", ["vision", "projector", "embed", "decoder"])
-@pytest.mark.parametrize("kernels", ["fast", "bodies"])
+@pytest.mark.parametrize("kernels", ["fast", "onnx"])
 def test_stage_equals_reference(report: ParityReport, kernels: str, stage: str) -> None:
     assert_all_passed(rows_of(report, f"stage.{kernels}.{stage}."))
 
 
 @pytest.mark.parametrize("way", ["chunks", "steps"])
-@pytest.mark.parametrize("kernels", ["fast", "bodies"])
+@pytest.mark.parametrize("kernels", ["fast", "onnx"])
 def test_whole_prompt_equals_pieces(report: ParityReport, kernels: str, way: str) -> None:
     rows = rows_of(report, f"stage.{kernels}.decoder.{way}==whole.")
     assert [row.name.rpartition(".")[2] for row in rows] == ["logits", "state"]
@@ -31,7 +31,7 @@ def test_whole_prompt_equals_pieces(report: ParityReport, kernels: str, way: str
 
 
 def test_kernels_agree_and_so_does_plain_onnxruntime(report: ParityReport) -> None:
-    assert_all_passed(rows_of(report, "stage.bodies==fast.decoder.steps.logits"))
+    assert_all_passed(rows_of(report, "stage.onnx==fast.decoder.steps.logits"))
     assert_all_passed(rows_of(report, "stage.plain_onnxruntime.decoder.whole."))
 
 
@@ -41,7 +41,7 @@ def test_linked_weights_skip_plain_onnxruntime_with_a_reason(made: Made, tmp_pat
     for path in (bundle / "weights").iterdir():
         path.unlink()
         path.symlink_to(made[1] / path.name)
-    report = run_levels(ParityCase.open(bundle, made[1]), ["stage"], kernels=["bodies"])
+    report = run_levels(ParityCase.open(bundle, made[1]), ["stage"], kernels=["onnx"])
     assert report.passed
     (row,) = rows_of(report, "stage.plain_onnxruntime.")
     assert row.status == "skipped"

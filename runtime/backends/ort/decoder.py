@@ -2,8 +2,8 @@
 
 Keys and values are written in place: one buffer is bound both as input and as output, and ONNX Runtime's
 TensorScatter then copies nothing. Its attention costs time and memory for every position of the buffer, used or not; so
-the buffer grows with the sequence, by an eighth at a time and within memory that was reserved at once. Conv and recurrent states are double-buffered, because a kernel may read a
-state after it has begun to write the next.
+the buffer grows with the sequence, by an eighth at a time. Convolution and recurrent states are double-buffered,
+because a kernel may read a state after it has begun to write the next.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import numpy as np
 
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.stage_spec import StageSpec, TensorSpec, present_name
+from longllava_trt.runtime.backends.base import StateSnapshot
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
     from longllava_trt.runtime.backends.ort.session import OnnxSession
 
-__all__ = ["Decoder", "DecoderState", "StateSnapshot"]
+__all__ = ["Decoder", "DecoderState"]
 
 _PAST = "past_key_values."
 _FIRST_EXTENT = 1024
@@ -43,48 +44,51 @@ class _Buffer(NamedTuple):
         return cls(array, onnxruntime.OrtValue.ortvalue_from_numpy(array))
 
     @classmethod
-    def zeros(cls, spec: TensorSpec) -> _Buffer:
-        """Allocate a tensor of a fixed size for a single sequence."""
-        shape = [d if isinstance(d, int) else 1 for d in spec.shape]
+    def zeros(cls, spec: TensorSpec, *, extent: int = 1) -> _Buffer:
+        """Allocate a tensor for a single sequence, with room for ``extent`` positions if it is a cache."""
+        named = {"capacity": extent}
+        shape = [d if isinstance(d, int) else named.get(d, 1) for d in spec.shape]
         return cls.over(np.zeros(shape, dtype=spec.dtype))
 
 
-class _Cache:
-    """Keys or values, [1, num_key_value_heads, extent, head_dim], in one block of memory.
+class _Buffers:
+    """All buffers of a sequence, for one size of its caches; which are current depends on the turn.
 
-    The block has room for all that was reserved, but pages that were never touched cost nothing. Only `extent` positions
-    are shown to ONNX Runtime, whose attention works through all it is shown.
+    Args:
+        caches: Keys and values by input name, each [1, num_key_value_heads, extent, head_dim].
+        rewritten: Convolution and recurrent states by input name, twice.
     """
 
-    def __init__(self, spec: TensorSpec, *, capacity: int, extent: int) -> None:
-        _, self._heads, _, self._head_dim = (d if isinstance(d, int) else 0 for d in spec.shape)
+    def __init__(
+        self, caches: Mapping[str, _Buffer], rewritten: tuple[dict[str, _Buffer], ...]
+    ) -> None:
+        self.caches = caches
+        self.rewritten = rewritten
+        self.bindings: dict[int, tuple[onnxruntime.IOBinding, NDArray[np.float32]]] = {}
+        """Made once for each turn; they name these very buffers."""
+
+    def grown(self, spec: TensorSpec, extent: int, *, used: int) -> _Buffers:
+        """Return buffers of which one cache holds more positions, the ``used`` ones copied."""
         # zeros, not garbage: attention weighs positions beyond the last with zero, and 0 * NaN is NaN
-        self._block = np.zeros(self._heads * capacity * self._head_dim, dtype=spec.dtype)
-        self.buffer = _Buffer.over(self._view(extent))
-
-    def extend(self, extent: int, *, used: int) -> None:
-        """Show more positions, moving the ``used`` ones to where they then belong."""
-        old, new = self.buffer.array, self._view(extent)
-        # from the last head, so that none is overwritten before it has been moved
-        for head in reversed(range(self._heads)):
-            new[0, head, :used] = old[0, head, :used]
-        self.buffer = _Buffer.over(new)
-
-    def _view(self, extent: int) -> NDArray[Any]:
-        shown = self._block[: self._heads * extent * self._head_dim]
-        return shown.reshape(1, self._heads, extent, self._head_dim)
+        cache = _Buffer.zeros(spec, extent=extent)
+        cache.array[:, :, :used] = self.caches[spec.name].array[:, :, :used]
+        return _Buffers({**self.caches, spec.name: cache}, self.rewritten)
 
 
-class StateSnapshot(NamedTuple):
-    """A point to which a state can go back, as long as it has not gone back beyond it."""
+class _Live(NamedTuple):
+    """What a state is at one moment; replaced as a whole."""
 
     past_len: int
-    recurrent: Mapping[str, NDArray[Any]]
-    """Copies of what is not appended to, by input name; never changed."""
+    turn: int
+    """Which of the two sets of convolution and recurrent states is current."""
+    buffers: _Buffers
 
 
 class DecoderState:
     """Everything one sequence carries between calls.
+
+    Every change builds the next state and publishes it in one assignment, so that a call that is
+    broken off anywhere leaves the state as it was.
 
     Args:
         spec: The decoder's carried-state inputs.
@@ -92,19 +96,13 @@ class DecoderState:
     """
 
     def __init__(self, spec: tuple[TensorSpec, ...], *, capacity: int) -> None:
-        self.past_len = 0
-        """Positions fed so far."""
         self.capacity = capacity
-        self._extent = min(capacity, _FIRST_EXTENT)
+        """Positions there is room for."""
         self._cache_specs = {t.name: t for t in spec if "capacity" in t.shape}
-        self._caches = self._new_caches(capacity, self._extent)
         rewritten = [t for t in spec if t.name not in self._cache_specs]
-        self.current = {t.name: _Buffer.zeros(t) for t in rewritten}
-        self.spare = {t.name: _Buffer.zeros(t) for t in rewritten}
-        self.current |= {name: cache.buffer for name, cache in self._caches.items()}
-        self._turn = 0
+        first, second = ({t.name: _Buffer.zeros(t) for t in rewritten} for _ in range(2))
+        self._live = _Live(0, 0, self._buffers(min(capacity, _FIRST_EXTENT), (first, second)))
         self._position = _Buffer.over(np.zeros(1, np.int64))
-        self._bindings: dict[int, tuple[onnxruntime.IOBinding, NDArray[np.float32]]] = {}
 
     @classmethod
     def of_stage(cls, stage: StageSpec, *, capacity: int) -> DecoderState:
@@ -112,23 +110,31 @@ class DecoderState:
         carried = tuple(t for t in stage.inputs if t.name.startswith(_PAST))
         return cls(carried, capacity=capacity)
 
+    @property
+    def past_len(self) -> int:
+        """Positions fed so far."""
+        return self._live.past_len
+
+    @property
+    def current(self) -> dict[str, _Buffer]:
+        """What the next call reads, by input name."""
+        _, turn, buffers = self._live
+        return {**buffers.rewritten[turn], **buffers.caches}
+
+    @property
+    def spare(self) -> dict[str, _Buffer]:
+        """Where the next call writes convolution and recurrent states, by input name."""
+        _, turn, buffers = self._live
+        return buffers.rewritten[1 - turn]
+
     def advance(self, seq_len: int) -> None:
         """Make the state just written the current one."""
-        self.past_len += seq_len
-        self._turn = 1 - self._turn
-        for name, written in self.spare.items():
-            self.spare[name], self.current[name] = self.current[name], written
+        past_len, turn, buffers = self._live
+        self._live = _Live(past_len + seq_len, 1 - turn, buffers)
 
     def reserve(self, capacity: int) -> None:
-        """Make room for more positions, keeping what is there. Copies the cache, so ask for enough at once."""
-        if capacity <= self.capacity:
-            return
-        for name, grown in self._new_caches(capacity, self._extent).items():
-            kept = self.current[name].array[:, :, : self.past_len]
-            grown.buffer.array[:, :, : self.past_len] = kept
-            self._caches[name], self.current[name] = grown, grown.buffer
-        self.capacity = capacity
-        self._bindings.clear()
+        """Allow more positions; memory is taken as they are fed."""
+        self.capacity = max(capacity, self.capacity)
 
     def make_room(self, seq_len: int) -> None:
         """Show the decoder enough of the cache for the next positions.
@@ -136,31 +142,32 @@ class DecoderState:
         Raises:
             InputError: If they exceed the capacity.
         """
-        needed = self.past_len + seq_len
+        past_len, turn, buffers = self._live
+        needed = past_len + seq_len
         if needed > self.capacity:
             raise InputError(
-                f"decoder: {self.past_len} positions fed and {seq_len} more exceed the cache of "
+                f"decoder: {past_len} positions fed and {seq_len} more exceed the cache of "
                 f"{self.capacity}; reserve more, shorten the prompt or show fewer images"
             )
-        if needed <= self._extent:
-            return
-        self._extent = min(self.capacity, needed + needed // _SPARE_SHARE)
-        for name, cache in self._caches.items():
-            cache.extend(self._extent, used=self.past_len)
-            self.current[name] = cache.buffer
-        self._bindings.clear()
+        extent = min(self.capacity, needed + needed // _SPARE_SHARE)
+        # one after another, so that no more than one is in memory twice
+        for name, spec in self._cache_specs.items():
+            if buffers.caches[name].array.shape[2] < needed:
+                buffers = buffers.grown(spec, extent, used=past_len)
+                self._live = _Live(past_len, turn, buffers)
 
     def snapshot(self) -> StateSnapshot:
         """Return the present point; copies the recurrent states alone."""
-        return StateSnapshot(
-            self.past_len, {name: self.current[name].array.copy() for name in self.spare}
-        )
+        past_len, turn, buffers = self._live
+        held = buffers.rewritten[turn]
+        return StateSnapshot(past_len, {name: held[name].array.copy() for name in held})
 
     def restore(self, mark: StateSnapshot) -> None:
         """Go back to a point of this sequence; keys and values after it are given up, and overwritten later."""
+        _, turn, buffers = self._live
         for name, array in mark.recurrent.items():
-            self.current[name].array[...] = array
-        self.past_len = mark.past_len
+            buffers.rewritten[1 - turn][name].array[...] = array
+        self._live = _Live(mark.past_len, 1 - turn, buffers)
 
     def binding(self, session: OnnxSession) -> tuple[onnxruntime.IOBinding, NDArray[np.float32]]:
         """Return a binding of all that lasts, and the logits it writes, for the one decoder that this state is fed to.
@@ -168,40 +175,49 @@ class DecoderState:
         It is made once for each turn of the double buffers: naming every value again would cost more than the rest of a
         step outside ONNX Runtime.
         """
-        self._position.array[0] = self.past_len
-        if self._turn not in self._bindings:
+        past_len, turn, buffers = self._live
+        self._position.array[0] = past_len
+        if turn not in buffers.bindings:
             logits = _Buffer.zeros(session.spec.outputs[0])
             made = session.session.io_binding()
             made.bind_ortvalue_input("past_len", self._position.value)
             made.bind_ortvalue_output("logits", logits.value)
+            spare = self.spare
             for name, buffer in self.current.items():
                 made.bind_ortvalue_input(name, buffer.value)
-                made.bind_ortvalue_output(present_name(name), self.spare.get(name, buffer).value)
-            self._bindings[self._turn] = made, logits.array
-        return self._bindings[self._turn]
+                made.bind_ortvalue_output(present_name(name), spare.get(name, buffer).value)
+            buffers.bindings[turn] = made, logits.array
+        return buffers.bindings[turn]
 
     def load_state_dict(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
-        """Take over a state of so many positions, as `state_dict` returns it. There must be room for it."""
-        self.past_len = 0
+        """Take over a state of so many positions, as `state_dict` returns it. There must be room for it.
+
+        Meant for a fresh state: if it fails, drop the state.
+        """
+        _, turn, buffers = self._live
+        self._live = _Live(0, turn, buffers)
         self.make_room(past_len)
+        _, turn, buffers = self._live
+        spare = buffers.rewritten[1 - turn]
         for name, array in arrays:
-            held = self.current[name].array
-            (held[:, :, :past_len] if name in self._caches else held)[...] = array
-        self.past_len = past_len
+            if name in buffers.caches:
+                buffers.caches[name].array[:, :, :past_len] = array
+            else:
+                spare[name].array[...] = array
+        self._live = _Live(past_len, 1 - turn, buffers)
 
     def state_dict(self, *, copy: bool = False) -> dict[str, NDArray[Any]]:
         """Return the state by input name, keys and values up to `past_len` only; views are valid until the next step."""
-        views = {
-            name: array[:, :, : self.past_len] if name in self._caches else array
-            for name, (array, _) in self.current.items()
-        }
+        past_len, turn, buffers = self._live
+        views = {name: buffer.array for name, buffer in buffers.rewritten[turn].items()}
+        for name, buffer in buffers.caches.items():
+            views[name] = buffer.array[:, :, :past_len]
         return {name: view.copy() for name, view in views.items()} if copy else views
 
-    def _new_caches(self, capacity: int, extent: int) -> dict[str, _Cache]:
-        return {
-            name: _Cache(spec, capacity=capacity, extent=extent)
-            for name, spec in self._cache_specs.items()
-        }
+    def _buffers(self, extent: int, rewritten: tuple[dict[str, _Buffer], ...]) -> _Buffers:
+        specs = self._cache_specs.items()
+        caches = {name: _Buffer.zeros(spec, extent=extent) for name, spec in specs}
+        return _Buffers(caches, rewritten)
 
 
 class Decoder:
@@ -224,7 +240,7 @@ class Decoder:
 
         Args:
             inputs_embeds: [1, seq_len, hidden_size].
-            state: Changed in place. If the call fails it may hold a part of these positions: drop it.
+            state: Changed in place; if the call fails it is as it was.
 
         Returns:
             Logits of the token that follows. [vocab_size].

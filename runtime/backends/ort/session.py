@@ -1,7 +1,7 @@
 """One stage of a bundle in ONNX Runtime on a CPU.
 
 The file on disk stays what it is. With `fast` kernels the graph is rewritten in memory as it is loaded: our
-operators and every product with stored weights become compiled kernels. With `bodies` ONNX Runtime runs the
+operators and every product with stored weights become compiled kernels. With `onnx` ONNX Runtime runs the
 file's own function bodies and nothing of ours is registered.
 """
 
@@ -11,13 +11,14 @@ import logging
 import mmap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from longllava_trt.core.errors import InputError, ManifestError
 from longllava_trt.core.manifest import WEIGHTS_FOLDER, Manifest
 from longllava_trt.core.stage_spec import StageSpec
+from longllava_trt.runtime.backends.ort.kernels import Kernels, kernels_named
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -27,8 +28,6 @@ __all__ = ["Kernels", "OnnxSession"]
 
 logger = logging.getLogger(__name__)
 
-Kernels = Literal["fast", "bodies"]
-
 
 class OnnxSession:
     """A loaded stage.
@@ -37,7 +36,7 @@ class OnnxSession:
         bundle: Folder.
         manifest: Its manifest.
         stage: Name of the stage.
-        kernels: `fast`, or `bodies` for plain ONNX Runtime.
+        kernels: `fast`, or `onnx` for plain ONNX Runtime.
         num_threads: Threads of one operator; by default one a core.
         extra_outputs: Values inside the graph to return as well, such as `layer_output_names`.
 
@@ -63,7 +62,9 @@ class OnnxSession:
                 "--dtype float32 (weights stay as they are on disk)"
             )
         self.spec: StageSpec = record.spec
-        self.session = _load(bundle, record.file, kernels, num_threads, extra_outputs)
+        self.session = _load(
+            bundle, record.file, kernels_named(kernels), num_threads, extra_outputs
+        )
         self.output_names = [t.name for t in record.spec.outputs] + list(extra_outputs)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -74,7 +74,7 @@ class TrtDecoder:
 
         Args:
             inputs_embeds: [1, seq_len, hidden_size], of the bundle's dtype.
-            state: Changed in place. If the call fails it may hold a part of these positions: drop it.
+            state: Changed in place; if the call fails it is as it was.
 
         Returns:
             Logits of the token that follows. [vocab_size].

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ml_dtypes  # noqa: F401 - teaches NumPy the name bfloat16
 import numpy as np
 
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.stage_spec import TensorSpec
-from longllava_trt.runtime.backends.ort.decoder import StateSnapshot
+from longllava_trt.runtime.backends.base import StateSnapshot
 from longllava_trt.runtime.backends.trt.cuda import Cuda, DeviceBlock
 from longllava_trt.runtime.backends.trt.engines import LoadedEngine
 
@@ -25,8 +25,18 @@ if TYPE_CHECKING:
 __all__ = ["TrtDecoderState"]
 
 
+class _Live(NamedTuple):
+    """What a state is at one moment; replaced as a whole."""
+
+    past_len: int
+    turn: int
+
+
 class TrtDecoderState:
     """Everything one sequence carries. Room for all positions of the engine is there from the start.
+
+    Every change is published in one assignment, so that a call that is broken off anywhere leaves
+    the state as it was.
 
     Args:
         cuda: Whose memory.
@@ -35,35 +45,44 @@ class TrtDecoderState:
     """
 
     def __init__(self, cuda: Cuda, loaded: LoadedEngine, *, stream: Any) -> None:
-        self.past_len = 0
-        """Positions fed so far."""
         self.graphs: dict[int, Callable[[], None]] = {}
         """A captured decode step for each way round that the buffers can be."""
-        self.turn = 0
-        """Which way round they are: 0 or 1."""
+        self._live = _Live(0, 0)
         self._cuda, self._stream = cuda, stream
         self._specs = {spec.name: spec for spec in loaded.spec.inputs}
         self._states = loaded.stage.states
         caches = [self._specs[s.input] for s in self._states if s.mode == "alias"]
         self.capacity = min((int(spec.shape[2]) for spec in caches), default=2**31 - 1)
-        self._current = {s.input: self._zeros(s.input) for s in self._states}
+        """Positions there is room for."""
+        self._caches = {s.input: self._zeros(s.input) for s in self._states if s.mode == "alias"}
         twice = [s.input for s in self._states if s.mode == "double-buffer"]
-        self._spare = {name: self._zeros(name) for name in twice}
+        self._rewritten = tuple({name: self._zeros(name) for name in twice} for _ in range(2))
+
+    @property
+    def past_len(self) -> int:
+        """Positions fed so far."""
+        return self._live.past_len
+
+    @property
+    def turn(self) -> int:
+        """Which of the two sets of double buffers is current: 0 or 1."""
+        return self._live.turn
 
     def bindings(self) -> dict[str, int]:
         """Return where inputs and outputs of the next call lie, by name."""
-        found = {s.input: self._current[s.input].address for s in self._states}
+        turn = self._live.turn
+        current, spare = self._rewritten[turn], self._rewritten[1 - turn]
+        found = {}
         for state in self._states:
-            block = self._spare.get(state.input, self._current[state.input])
-            found[state.output] = block.address
+            both = self._caches.get(state.input)
+            found[state.input] = (both or current[state.input]).address
+            found[state.output] = (both or spare[state.input]).address
         return found
 
     def advance(self, seq_len: int) -> None:
         """Make the state just written the current one."""
-        self.past_len += seq_len
-        self.turn ^= 1
-        for name, written in self._spare.items():
-            self._spare[name], self._current[name] = self._current[name], written
+        past_len, turn = self._live
+        self._live = _Live(past_len + seq_len, 1 - turn)
 
     def reserve(self, capacity: int) -> None:
         """Nothing to do: what the engine has room for is there, and `make_room` refuses more."""
@@ -82,43 +101,51 @@ class TrtDecoderState:
 
     def snapshot(self) -> StateSnapshot:
         """Return the present point; copies the recurrent states alone."""
-        return StateSnapshot(self.past_len, {name: self._read(name) for name in self._spare})
+        past_len, turn = self._live
+        return StateSnapshot(past_len, {n: self._read(n, turn) for n in self._rewritten[turn]})
 
     def restore(self, mark: StateSnapshot) -> None:
         """Go back to a point of this sequence; keys and values after it are given up, and overwritten later."""
+        turn = 1 - self._live.turn
         for name, array in mark.recurrent.items():
-            self._write(name, array)
-        self.past_len = mark.past_len
+            self._write(name, array, turn)
+        self._live = _Live(mark.past_len, turn)
 
     def load_state_dict(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
-        """Take over a state of so many positions, as `state_dict` returns it."""
-        self.past_len = 0
+        """Take over a state of so many positions, as `state_dict` returns it.
+
+        Meant for a fresh state: if it fails, drop the state.
+        """
+        turn = 1 - self._live.turn
+        self._live = _Live(0, 1 - turn)
         self.make_room(past_len)
         for name, array in arrays:
-            self._write(name, array)
-        self.past_len = past_len
+            self._write(name, array, turn)
+        self._live = _Live(past_len, turn)
 
     def state_dict(self, *, copy: bool = False) -> dict[str, NDArray[Any]]:
         """Return the state by input name, keys and values up to `past_len` only; always copies, off the device."""
         del copy
-        return {name: self._read(name) for name in self._current}
+        return {state.input: self._read(state.input, self._live.turn) for state in self._states}
 
-    def _read(self, name: str) -> NDArray[Any]:
+    def _read(self, name: str, turn: int) -> NDArray[Any]:
         """Return a state, of keys and values the positions that were fed."""
-        spec, is_cache = self._specs[name], name not in self._spare
+        spec, cache = self._specs[name], self._caches.get(name)
         shape = [int(d) for d in spec.shape]
-        if is_cache:
+        if cache is not None:
             shape[2] = self.past_len
         array = np.empty(shape, spec.dtype)
-        for host, device, nbytes in _runs(array, self._current[name].address, spec, is_cache):
+        block = cache or self._rewritten[turn][name]
+        for host, device, nbytes in _runs(array, block.address, spec, cache is not None):
             self._cuda.copy(host, device, nbytes, stream=self._stream)
         self._cuda.synchronize(self._stream)
         return array
 
-    def _write(self, name: str, array: NDArray[Any]) -> None:
-        spec, is_cache = self._specs[name], name not in self._spare
+    def _write(self, name: str, array: NDArray[Any], turn: int) -> None:
+        spec, cache = self._specs[name], self._caches.get(name)
         held = np.ascontiguousarray(array, spec.dtype)
-        for host, device, nbytes in _runs(held, self._current[name].address, spec, is_cache):
+        block = cache or self._rewritten[turn][name]
+        for host, device, nbytes in _runs(held, block.address, spec, cache is not None):
             self._cuda.copy(device, host, nbytes, stream=self._stream)
         self._cuda.synchronize(self._stream)
 

@@ -9,8 +9,10 @@ from typing import Any
 
 from longllava_trt.core.errors import ConfigError
 from longllava_trt.core.json_file import read_json_object
+from longllava_trt.models.chat import ChatFormat
 from longllava_trt.models.clip import preprocessor_config
 from longllava_trt.models.family import ModelFamily
+from longllava_trt.models.image_policy import Box, TileGrid, ViewTexts
 from longllava_trt.models.spec import (
     AttentionSpec,
     ConnectorSpec,
@@ -74,6 +76,28 @@ def config_files(spec: ModelSpec, dtype: str) -> dict[str, str]:
     return {name: json.dumps(value) for name, value in files.items()}
 
 
+class WholeImage:
+    """Shows a still in high resolution as an overview and one tile: itself."""
+
+    background = (0, 0, 0)
+
+    def grid(self, size: tuple[int, int], *, image_size: int) -> TileGrid:
+        """Return one tile whatever the size."""
+        return TileGrid(1, 1)
+
+    def boxes(self, size: tuple[int, int], *, image_size: int) -> list[Box]:
+        """Return the image's own box."""
+        return [(0, 0, *size)]
+
+    def texts(self, grid: TileGrid, chat: ChatFormat) -> ViewTexts:
+        """Return no text at all."""
+        return ViewTexts(("", ""), "")
+
+
+CHAT = ChatFormat(
+    user_role="USER: ", assistant_role="ASSISTANT: ", separator="\n", image_placeholder="<pic>"
+)
+
 FAMILY = ModelFamily(
     model_type=MODEL_TYPE,
     title="Toy",
@@ -84,6 +108,8 @@ FAMILY = ModelFamily(
     stored_parts=lambda key, _: (key,),
     is_tolerated=lambda _: False,
     config_files=config_files,
+    chat=CHAT,
+    image_policy=WholeImage(),
     presets={
         "toy": model_of(
             {

@@ -12,10 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from longllava_trt.core.errors import InputError
+from longllava_trt.models.llava_jamba.image_policy import IMAGE_POLICY
 from longllava_trt.runtime.backends.ort.decoder import Decoder, DecoderState
 from longllava_trt.runtime.inputs import encoder as ingest
-from longllava_trt.runtime.inputs.encoder import Decoded, decode_ahead
-from longllava_trt.runtime.inputs.images import ImageInput
+from longllava_trt.runtime.inputs.encoder import DecodedImage, decode_images
+from longllava_trt.runtime.inputs.images import ImageInput, ViewCutter
 from longllava_trt.runtime.inputs.pixels import ImageProcessorConfig, preprocess
 from longllava_trt.runtime.prefill import ChunkedPrefill, PrefillChunker
 from longllava_trt.runtime.timings import StageTimer
@@ -30,6 +32,9 @@ PROCESSOR = ImageProcessorConfig(
 )
 
 
+CUTTER = ViewCutter(IMAGE_POLICY, PROCESSOR.image_size)
+
+
 def shown(source: Path | Image.Image, position: int = 1) -> tuple[ImageInput]:
     return (ImageInput(source=source, position=position, opening="", ending=""),)
 
@@ -42,15 +47,21 @@ def write_stills(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def ahead(paths: list[Path], *, workers: int = 4, depth: int = 6) -> Iterator[Decoded]:
+def ahead(
+    paths: list[Path], *, workers: int = 4, depth: int = 6
+) -> Iterator[DecodedImage | InputError]:
     groups = [shown(path, i) for i, path in enumerate(paths, start=1)]
-    return decode_ahead(groups, processor=PROCESSOR, num_workers=workers, depth=depth)
+    return decode_images(
+        groups, processor=PROCESSOR, cutter=CUTTER, num_workers=workers, depth=depth
+    )
 
 
 @pytest.mark.parametrize("depth", [1, 3, 40])
 def test_order_is_that_of_the_images(tmp_path: Path, depth: int) -> None:
-    found = list(ahead(write_stills(tmp_path, 13), depth=depth))
-    levels = [image.values.mean() for image in found if image.values is not None]
+    found = [
+        i for i in ahead(write_stills(tmp_path, 13), depth=depth) if isinstance(i, DecodedImage)
+    ]
+    levels = [image.pixels.mean() for image in found]
     assert len(levels) == 13
     assert levels == sorted(levels)
     assert all(image.seconds > 0 for image in found)
@@ -60,8 +71,8 @@ def test_a_broken_image_takes_its_place_and_no_other(tmp_path: Path) -> None:
     paths = write_stills(tmp_path, 5)
     paths[2].write_bytes(paths[2].read_bytes()[:50])
     found = list(ahead(paths))
-    assert [image.error is not None for image in found] == [False, False, True, False, False]
-    assert str(found[2].error).startswith(f"image 3 ({paths[2]}): ")
+    assert [isinstance(image, InputError) for image in found] == [False, False, True, False, False]
+    assert str(found[2]).startswith(f"image 3 ({paths[2]}): ")
 
 
 def test_only_so_many_are_decoded_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,7 +109,7 @@ class RecordingDecoder:
 
     def step(self, inputs_embeds: NDArray[np.float32], state: DecoderState) -> NDArray[np.float32]:
         self.chunks.append(inputs_embeds[0])
-        state.past_len += inputs_embeds.shape[1]
+        state.advance(inputs_embeds.shape[1])
         return np.zeros(1, np.float32)
 
 

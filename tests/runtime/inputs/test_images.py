@@ -281,11 +281,9 @@ def test_bad_path_is_reported(tmp_path: Path, name: str, message: str) -> None:
     assert str(caught.value).startswith("image 2 (")
 
 
-@pytest.mark.parametrize(
-    "source", [None, 7, b"bytes", np.zeros((4, 4, 3))], ids=lambda s: type(s).__name__
-)
+@pytest.mark.parametrize("source", [None, 7, np.zeros((4, 4, 3))], ids=lambda s: type(s).__name__)
 def test_unsupported_source_is_reported(source: Any) -> None:
-    with pytest.raises(InputError, match="image 1: expected a path or a PIL image"):
+    with pytest.raises(InputError, match="image 1: expected a path, bytes or a Pillow image"):
         load_image(source, position=1)
 
 

@@ -12,10 +12,19 @@ import pytest
 from PIL import Image
 
 from longllava_trt.core.errors import InputError
-from longllava_trt.runtime.inputs.images import Load, open_images
-from longllava_trt.runtime.inputs.message import MediaOptions, Message, build_message
+from longllava_trt.models.llava_jamba.chat import CHAT
+from longllava_trt.models.llava_jamba.image_policy import IMAGE_POLICY
+from longllava_trt.runtime.inputs.images import Load, ViewCutter, open_images
+from longllava_trt.runtime.inputs.message import (
+    MediaOptions,
+    Message,
+    MessageFormat,
+    build_message,
+)
 
 FRAME = "<img><image></img>"
+CUTTER = ViewCutter(IMAGE_POLICY, image_size=336)
+FORM = MessageFormat(CHAT, CUTTER)
 
 
 def still(level: int, size: tuple[int, int] = (40, 30)) -> Image.Image:
@@ -41,36 +50,42 @@ def write_video(path: Path, level: int, num_frames: int) -> Path:
 
 
 def turn(query: str | None, images: Any = (), videos: Any = (), **options: Any) -> Message:
-    return build_message(query, images=images, videos=videos, options=MediaOptions(**options))
+    return build_message(
+        query, images=images, videos=videos, options=MediaOptions(**options), form=FORM
+    )
+
+
+def written(shown: Message) -> str:
+    return shown.written("<image>")
 
 
 def levels(shown: Message) -> list[int]:
     """Return the red of each image, in tens; there must be one for each placeholder."""
     images = [load() for load in loads(shown)]
-    assert len(images) == shown.num_images == shown.text.count("<image>")
+    assert len(images) == shown.num_images == written(shown).count("<image>")
     return [round(float(np.asarray(i)[..., 0].mean()) / 10) * 10 for i in images]
 
 
 def loads(shown: Message) -> Iterator[Load]:
-    return (load for group in shown.groups for load in open_images(group.images))
+    return (load for group in shown.groups for load in open_images(group.images, CUTTER))
 
 
 def test_stills_stand_where_the_text_says() -> None:
     shown = turn("<image> or <image>?", [still(10), still(20)])
-    assert shown.text == f"{FRAME} or {FRAME}?"
+    assert written(shown) == f"{FRAME} or {FRAME}?"
     assert levels(shown) == [10, 20]
 
 
 def test_clips_come_first_in_their_order_then_the_stills(films: list[Path]) -> None:
     shown = turn("Is <image> in it?", [still(10)], films)
     first, second = "<t>".join([FRAME] * 5), "<t>".join([FRAME] * 3)
-    assert shown.text == f"<vid>{first}</vid><vid>{second}</vid>Is {FRAME} in it?"
+    assert written(shown) == f"<vid>{first}</vid><vid>{second}</vid>Is {FRAME} in it?"
     assert levels(shown) == [100, 110, 120, 130, 140, 200, 210, 220, 10]
 
 
 def test_stills_without_placeholders_stand_between_clip_and_question(films: list[Path]) -> None:
     shown = turn("What?", [still(10)], films[1:])
-    assert shown.text == f"<vid>{'<t>'.join([FRAME] * 3)}</vid>{FRAME}\nWhat?"
+    assert written(shown) == f"<vid>{'<t>'.join([FRAME] * 3)}</vid>{FRAME}\nWhat?"
     assert levels(shown) == [200, 210, 220, 10]
 
 
@@ -81,7 +96,7 @@ def test_frames_are_capped_for_each_video(films: list[Path]) -> None:
 
 def test_official_clip_holds_frames_and_stills_and_is_capped_again(films: list[Path]) -> None:
     shown = turn("What?", [still(10)], films, official_compat=True)
-    assert shown.text == f"<vid>{(FRAME + '<t>') * 8}<img><image></img</vid>What?"
+    assert written(shown) == f"<vid>{(FRAME + '<t>') * 8}<img><image></img</vid>What?"
     assert levels(shown) == [100, 110, 120, 130, 140, 200, 210, 220, 10]
     # 4 and 3 frames and a still, of which linspace keeps the places 0, 2, 4 and 7
     capped = turn("What?", [still(10)], films, official_compat=True, max_frames=4)
@@ -91,7 +106,7 @@ def test_official_clip_holds_frames_and_stills_and_is_capped_again(films: list[P
 def test_official_stills_without_a_video_are_as_ever() -> None:
     stills = [still(10), still(20)]
     official = turn("<image> or <image>?", stills, official_compat=True)
-    assert official.text == turn("<image> or <image>?", stills).text
+    assert written(official) == written(turn("<image> or <image>?", stills))
 
 
 def test_tiles_follow_their_overview() -> None:
@@ -100,7 +115,7 @@ def test_tiles_follow_their_overview() -> None:
         [still(10, (672, 336)), still(20, (336, 672))],
         high_resolution=True,
     )
-    assert shown.text == (
+    assert written(shown) == (
         f"<img><image>\n{FRAME}{FRAME}</img> or <img><image>\n{FRAME}\n{FRAME}</img>?"
     )
     assert levels(shown) == [10, 10, 10, 20, 20, 20]
@@ -113,13 +128,15 @@ def test_official_tiles_keep_the_images_order_and_nest_in_the_text() -> None:
         high_resolution=True,
         official_compat=True,
     )
-    assert shown.text == f"<img><image>\n{FRAME}\n{FRAME}\n{FRAME}{FRAME}</img> or {FRAME}?"
+    assert written(shown) == f"<img><image>\n{FRAME}\n{FRAME}\n{FRAME}{FRAME}</img> or {FRAME}?"
     assert levels(shown) == [10, 10, 10, 20, 20, 20]
 
 
 def test_frames_are_not_tiled(films: list[Path]) -> None:
     shown = turn("What?", [still(10, (336, 336))], films[1:], high_resolution=True)
-    assert shown.text == (f"<vid>{'<t>'.join([FRAME] * 3)}</vid><img><image>\n{FRAME}</img>\nWhat?")
+    assert written(shown) == (
+        f"<vid>{'<t>'.join([FRAME] * 3)}</vid><img><image>\n{FRAME}</img>\nWhat?"
+    )
     assert levels(shown) == [200, 210, 220, 10, 10]
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from longllava_trt.runtime.inputs.tiles import TILE_SIDE, overview_and_tiles, tile_grid
+from longllava_trt.models.llava_jamba.image_policy import IMAGE_POLICY
+from longllava_trt.runtime.inputs.tiles import overview_and_tiles
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -45,20 +46,20 @@ def sliced(image: Image.Image, side: int) -> list[NDArray[np.uint8]]:
 
 
 @pytest.mark.parametrize("size", SIZES.values(), ids=SIZES)
-@pytest.mark.parametrize("side", [TILE_SIDE, 64, 7])
+@pytest.mark.parametrize("side", [336, 64, 7])
 def test_tiles_are_those_of_the_padded_image_in_rows(size: tuple[int, int], side: int) -> None:
     image = picture(size)
-    overview, *tiles = overview_and_tiles(image, side=side)
+    overview, *tiles = overview_and_tiles(image, IMAGE_POLICY, image_size=side)
     assert overview is image
     expected = sliced(image, side)
-    grid = tile_grid(size, side=side)
+    grid = IMAGE_POLICY.grid(size, image_size=side)
     assert len(tiles) == len(expected) == grid.rows * grid.columns
     for tile, pixels in zip(tiles, expected, strict=True):
         np.testing.assert_array_equal(np.asarray(tile), pixels)
 
 
 def test_odd_remainder_leaves_the_last_row_and_column_one_pixel_short() -> None:
-    _, *tiles = overview_and_tiles(picture((501, 999)))
+    _, *tiles = overview_and_tiles(picture((501, 999)), IMAGE_POLICY, image_size=336)
     assert [t.size for t in tiles] == [(336, 336), (335, 336)] * 2 + [(336, 335), (335, 335)]
 
 
@@ -67,11 +68,12 @@ def test_odd_remainder_leaves_the_last_row_and_column_one_pixel_short() -> None:
     [((336, 337), (2, 1)), ((1, 1), (1, 1)), ((1920, 1080), (4, 6)), ((672, 336), (1, 2))],
 )
 def test_grid_is_rows_by_columns(size: tuple[int, int], grid: tuple[int, int]) -> None:
-    assert tile_grid(size) == grid
+    assert IMAGE_POLICY.grid(size, image_size=336) == grid
 
 
 def test_borders_are_white_and_the_comparison_sees_another_colour() -> None:
-    _, tile = overview_and_tiles(Image.new("RGB", (100, 50), "black"))
+    black = Image.new("RGB", (100, 50), "black")
+    _, tile = overview_and_tiles(black, IMAGE_POLICY, image_size=336)
     pixels = np.asarray(tile)
     assert pixels[0].min() == 255
     assert pixels[143:193, 118:218].max() == 0

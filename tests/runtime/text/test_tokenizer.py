@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from longllava_trt.core.errors import InputError, ManifestError
-from longllava_trt.runtime.text.tokenizer import BOS_TOKEN, ChatTokenizer
+from longllava_trt.models.llava_jamba.chat import CHAT
+from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 
+ROLE_TOKEN = "<|startoftext|>"
 DATA = Path(__file__).parent / "data"
 REDUCED = DATA / "reduced-tokenizer"
 BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[4] / "shared" / "data" / "jamba-tokenizer"
@@ -36,12 +38,12 @@ needs_full = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def reduced() -> ChatTokenizer:
-    return ChatTokenizer(REDUCED)
+    return ChatTokenizer(REDUCED, CHAT)
 
 
 @pytest.fixture(scope="module")
 def full() -> ChatTokenizer:
-    return ChatTokenizer(FULL)
+    return ChatTokenizer(FULL, CHAT)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> ChatTokenizer:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=[BOS_TOKEN])
+    trainer = trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=[ROLE_TOKEN])
     tokenizer.train_from_iterator([], trainer)
     folder = tmp_path_factory.mktemp("byte-level")
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -174,7 +176,7 @@ def test_stream_of_a_byte_level_vocabulary_prints_whole_characters(
 
 def test_missing_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"tokenizer\.json: not found"):
-        ChatTokenizer(tmp_path)
+        ChatTokenizer(tmp_path, CHAT)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +187,7 @@ def test_missing_file_is_reported(tmp_path: Path) -> None:
 def test_damaged_file_is_reported(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "tokenizer.json").write_bytes(content)
     with pytest.raises(ManifestError, match="not a tokenizer"):
-        ChatTokenizer(tmp_path)
+        ChatTokenizer(tmp_path, CHAT)
 
 
 def add_prefix_space(raw: dict[str, Any]) -> None:
@@ -194,7 +196,7 @@ def add_prefix_space(raw: dict[str, Any]) -> None:
 
 
 def unregister_bos(raw: dict[str, Any]) -> None:
-    raw["added_tokens"] = [t for t in raw["added_tokens"] if t["content"] != BOS_TOKEN]
+    raw["added_tokens"] = [t for t in raw["added_tokens"] if t["content"] != ROLE_TOKEN]
 
 
 @pytest.mark.parametrize(
@@ -207,7 +209,7 @@ def test_tokenizer_that_would_spoil_prompts_is_refused(
 ) -> None:
     write_changed(tmp_path, change)
     with pytest.raises(ManifestError, match=message):
-        ChatTokenizer(tmp_path)
+        ChatTokenizer(tmp_path, CHAT)
 
 
 def test_limits_left_in_the_file_are_lifted(tmp_path: Path, reduced: ChatTokenizer) -> None:

@@ -15,8 +15,8 @@ import pytest
 from longllava_trt.core.engine_record import EngineRecord, EngineStage, StateBinding
 from longllava_trt.core.manifest import Manifest
 from longllava_trt.core.stage_spec import STAGES, present_name
-from longllava_trt.runtime.backends.base import TrtBackend
 from longllava_trt.runtime.backends.ort.session import OnnxSession
+from longllava_trt.runtime.backends.trt.backend import TrtBackend
 from longllava_trt.runtime.backends.trt.cuda import Cuda
 from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
 from longllava_trt.runtime.backends.trt.engines import Engines, open_engines
@@ -100,7 +100,7 @@ def test_a_conversation_on_engines_is_that_of_onnxruntime(
     options = RunOptions(backend="trt", chunk_size=512, vision_batch=2)
     backend = TrtBackend(engines)
     model = LongLLaVA(tiny_bundle, Manifest.load(tiny_bundle), options, backend=backend)
-    assert model.backend is backend
+    assert model.runner.backend is backend
     pictures = draw_pictures(tmp_path, PICTURE_COUNT)
     answers, scores = [], []
     for one in (model, LongLLaVA.from_bundle(tiny_bundle, RunOptions(num_threads=1))):
@@ -114,8 +114,8 @@ def test_a_conversation_on_engines_is_that_of_onnxruntime(
         answers.append(first.token_ids)
     assert answers[0] == answers[1]
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
-    assert isinstance(model.decoder, TrtDecoder)
-    assert model.decoder.graphs_are_right
+    assert isinstance(model.runner.decoder, TrtDecoder)
+    assert model.runner.decoder.graphs_are_right
 
 
 def test_the_gpu_lane_shows_images_to_a_bundle_without_weights(

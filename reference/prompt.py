@@ -1,16 +1,16 @@
-"""The chat protocol: from a question and a number of images to the ids the decoder is fed.
+"""The original's way from a question to ids: tags are written into one string, which is cut again.
 
-Strings and ids only; it opens no image and embeds nothing. The markers `<img>` and `</img>` are
-plain text to the tokenizer; only `<image>` is more than text: it is cut out, and its place is
-filled with an image's embeddings.
+The oracle for `longllava_trt.runtime`, which builds a message from parts and never writes the tags
+of images into a text. Strings and ids only. The markers `<img>` and `</img>` are plain text to the
+tokenizer; `<image>` is cut out, and its place is filled with an image's embeddings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from longllava_trt.core.errors import InputError
-from longllava_trt.runtime.text.tokenizer import BOS_TOKEN, ChatTokenizer
 
 __all__ = [
     "ASSISTANT_ROLE",
@@ -19,6 +19,7 @@ __all__ = [
     "SEPARATOR",
     "USER_ROLE",
     "WRAPPED_IMAGE",
+    "TextEncoder",
     "build_prompt",
     "expand_tiles",
     "prompt_length",
@@ -28,14 +29,22 @@ __all__ = [
     "wrap_video",
 ]
 
+
+class TextEncoder(Protocol):
+    """A tokenizer."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the ids of a text, with no special token added."""
+
+
 IMAGE_PLACEHOLDER = "<image>"
 """Where an image stands in a text."""
 
 IMAGE_TOKEN_INDEX = -200
 """Where an image stands among ids; never an id of the vocabulary."""
 
-USER_ROLE = f"{BOS_TOKEN}<|User|>\n"
-ASSISTANT_ROLE = f"{BOS_TOKEN}<|Assistant|>\n"
+USER_ROLE = "<|startoftext|><|User|>\n"
+ASSISTANT_ROLE = "<|startoftext|><|Assistant|>\n"
 SEPARATOR = "\n"
 """Ends every message."""
 
@@ -156,7 +165,7 @@ def build_prompt(user_text: str, history: Sequence[tuple[str, str]] = ()) -> str
     return prompt + USER_ROLE + user_text + SEPARATOR + ASSISTANT_ROLE
 
 
-def tokenize_prompt(prompt: str, tokenizer: ChatTokenizer) -> list[int]:
+def tokenize_prompt(prompt: str, tokenizer: TextEncoder) -> list[int]:
     """Return the prompt's ids, with `IMAGE_TOKEN_INDEX` for each image.
 
     The texts between placeholders are tokenised independently: joined, the `>` before an image and

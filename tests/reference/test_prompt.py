@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from longllava_trt.core.errors import InputError
-from longllava_trt.runtime.text.chat import (
+from longllava_trt.reference.prompt import (
     IMAGE_TOKEN_INDEX,
     build_prompt,
     expand_tiles,
@@ -21,8 +21,8 @@ from longllava_trt.runtime.text.chat import (
 )
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 
-DATA = Path(__file__).parent / "data"
-BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[4] / "shared" / "data" / "jamba-tokenizer"
+DATA = Path(__file__).parents[1] / "runtime" / "text" / "data"
+BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[3] / "shared" / "data" / "jamba-tokenizer"
 FULL = Path(os.environ.get("LONGLLAVA_TOKENIZER") or BESIDE_THE_CHECKOUT)
 GOLD: list[dict[str, Any]] = json.loads((DATA / "gold_prompts.json").read_text(encoding="utf-8"))
 STILLS = [vector for vector in GOLD if vector["question"] is not None]

@@ -1,0 +1,82 @@
+"""TensorRT engines on the GPU at hand as a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, TypeVar
+
+from longllava_trt.core.engine_record import EngineStage
+from longllava_trt.runtime.backends.base import BackendLimits, SequenceState, StageSession
+from longllava_trt.runtime.backends.trt.engines import Engines
+
+if TYPE_CHECKING:
+    from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
+
+__all__ = ["TrtBackend", "engine_limits"]
+
+Item = TypeVar("Item")
+
+
+class TrtBackend:
+    """TensorRT engines on the GPU at hand.
+
+    Args:
+        engines: The bundle's, from `open_engines`.
+    """
+
+    materialises_scores = False
+
+    def __init__(self, engines: Engines) -> None:
+        self._engines = engines
+        self._decoder: TrtDecoder | None = None
+
+    @cached_property
+    def limits(self) -> BackendLimits:
+        """Sizes that the engines were built for, from engine.json."""
+        return engine_limits(self._engines.record.stages)
+
+    def load_stage(self, stage: str) -> StageSession:
+        """Load a stage and its weights."""
+        from longllava_trt.runtime.backends.trt.session import TrtSession
+
+        return TrtSession(self._engines, stage)
+
+    def load_decoder(self) -> TrtDecoder:
+        """Load the decoder and its weights, once."""
+        from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
+
+        if self._decoder is None:
+            self._decoder = TrtDecoder(self._engines)
+        return self._decoder
+
+    def new_state(self, *, capacity: int) -> SequenceState:
+        """Return a fresh state on the device."""
+        return self.load_decoder().new_state(capacity=capacity)
+
+    def overlap(self, items: Iterator[Item]) -> Iterator[Item]:
+        """Yield them one ahead: vision and decoder have streams of their own."""
+        from longllava_trt.runtime.inputs.prefetch import prefetch
+
+        return prefetch(items)
+
+
+def engine_limits(stages: Mapping[str, EngineStage]) -> BackendLimits:
+    """Return what recorded engines take; a stage without an engine sets no limit."""
+    decoder, vision = stages.get("decoder"), stages.get("vision")
+    return BackendLimits(
+        capacity=None if decoder is None else _capacity(decoder),
+        longest_chunk=None if decoder is None else _largest(decoder, "inputs_embeds", axis=1),
+        largest_vision_batch=None if vision is None else _largest(vision, "pixel_values", axis=0),
+    )
+
+
+def _capacity(decoder: EngineStage) -> int | None:
+    specs = {spec.name: spec for spec in decoder.inputs}
+    caches = [specs[state.input].shape[2] for state in decoder.states if state.mode == "alias"]
+    return min((size for size in caches if isinstance(size, int)), default=None)
+
+
+def _largest(stage: EngineStage, name: str, *, axis: int) -> int | None:
+    """Return the largest size of one axis of an input, over all profiles."""
+    return max((p[name].max[axis] for p in stage.profiles.values() if name in p), default=None)

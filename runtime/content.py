@@ -1,0 +1,76 @@
+"""Content of a sequence at one moment, as one value that never changes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from longllava_trt.runtime.backends.base import StateSnapshot
+from longllava_trt.runtime.inputs.images import ImageInput
+
+__all__ = ["RememberedTurn", "SequenceContent", "SequenceImage", "SequenceSnapshot"]
+
+
+class SequenceImage(NamedTuple):
+    """An image that was fed."""
+
+    shown: ImageInput
+    before: str
+    """All text since the image before it."""
+
+
+class SequenceSnapshot(NamedTuple):
+    """Checkpoint to which a sequence can go back, as long as it has not gone back beyond it."""
+
+    state: StateSnapshot
+    num_images: int
+    fed_text: str
+    """Text fed since the last image."""
+    pending: str
+    """Text not fed yet."""
+
+
+class RememberedTurn(NamedTuple):
+    """A question that is history, with its answer."""
+
+    question: str
+    """With a placeholder for each image that was shown with it."""
+    answer: str
+    num_images: int
+    """In the sequence when it was answered."""
+
+
+class SequenceContent(NamedTuple):
+    """Everything a sequence holds."""
+
+    state: StateSnapshot
+    """Point of the decoder's state that belongs to the rest."""
+    images: tuple[SequenceImage, ...]
+    fed_text: str
+    """Text fed since the last image."""
+    pending: str
+    """Text not fed yet: its ids depend on how it goes on."""
+    checkpoints: tuple[SequenceSnapshot, ...]
+    """The first is the beginning, without any image."""
+    turns: tuple[RememberedTurn, ...] = ()
+    """What is remembered, oldest first."""
+
+    @classmethod
+    def beginning(cls, state: StateSnapshot, pending: str) -> SequenceContent:
+        """Return the content of a sequence that has not begun."""
+        return cls(state, (), "", pending, (SequenceSnapshot(state, 0, "", pending),))
+
+    def cut_to(self, checkpoint: SequenceSnapshot) -> SequenceContent:
+        """Return what was there at a checkpoint."""
+        count = checkpoint.num_images
+        return SequenceContent(
+            checkpoint.state,
+            self.images[:count],
+            checkpoint.fed_text,
+            checkpoint.pending,
+            tuple(c for c in self.checkpoints if c.num_images <= count),
+            self.turns_before(count),
+        )
+
+    def turns_before(self, image: int) -> tuple[RememberedTurn, ...]:
+        """Return the turns that were over when image number ``image`` was shown."""
+        return tuple(turn for turn in self.turns if turn.num_images < image)

@@ -1,0 +1,183 @@
+"""What one call adds to a sequence. Nothing of it counts until the sequence publishes its content.
+
+A draft feeds the decoder's working state; where it is given up, the sequence restores that state
+from its own content before the next call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from longllava_trt.core.errors import InputError
+from longllava_trt.runtime.backends.base import SequenceState
+from longllava_trt.runtime.content import SequenceContent, SequenceImage, SequenceSnapshot
+from longllava_trt.runtime.inputs.encoder import EncodedImage
+from longllava_trt.runtime.inputs.images import ImageInput
+from longllava_trt.runtime.inputs.message import ImageGroup, Message, OnBroken, Text
+from longllava_trt.runtime.prefill import ChunkedPrefill
+from longllava_trt.runtime.runner import Runner
+from longllava_trt.runtime.timings import RequestMetrics
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+__all__ = ["SequenceDraft", "Shown"]
+
+
+class Shown(NamedTuple):
+    """What became of a message's images."""
+
+    skipped: tuple[str, ...]
+    """What was left out, and why."""
+    error: InputError | None
+    """What is wrong with the image at which feeding ended."""
+
+
+class SequenceDraft:
+    """One call's additions.
+
+    Args:
+        runner: The loaded bundle.
+        state: The decoder's state, at the point of ``content``; carried on in place.
+        content: What the sequence holds.
+        checkpoint_every: A chunk ends, and a checkpoint is made, after this many images.
+        work: What is measured and reported.
+        on_checkpoint: Given the content at each checkpoint; without it none is kept.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        state: SequenceState,
+        content: SequenceContent,
+        *,
+        checkpoint_every: int,
+        work: RequestMetrics,
+        on_checkpoint: Callable[[SequenceContent], None] | None,
+    ) -> None:
+        self.images = [*content.images]
+        self.fed_text, self.pending = content.fed_text, content.pending
+        self._checkpoints = [*content.checkpoints]
+        self._turns = content.turns
+        self._runner, self._state, self._work = runner, state, work
+        self._every, self._on_checkpoint = checkpoint_every, on_checkpoint
+        self._feeder = ChunkedPrefill(
+            runner.decoder,
+            state,
+            plan=runner.chunker,
+            timings=work.timings,
+            on_fed=work.fed,
+        )
+
+    @property
+    def num_positions(self) -> int:
+        """Positions fed."""
+        return self._state.past_len
+
+    def content(self) -> SequenceContent:
+        """Return all there is; copies the recurrent states alone."""
+        return SequenceContent(
+            self._state.snapshot(),
+            tuple(self.images),
+            self.fed_text,
+            self.pending,
+            tuple(self._checkpoints),
+            self._turns,
+        )
+
+    def show(
+        self, turn: Message, encoded: Iterator[EncodedImage | InputError], on_broken: OnBroken
+    ) -> Shown:
+        """Feed a message up to its last image; what follows that waits.
+
+        Args:
+            turn: The message; must fit.
+            encoded: Its images.
+            on_broken: Whether a still that cannot be used is left out, or ends the message there.
+
+        Returns:
+            What was left out. The images before one that cannot be used are fed.
+        """
+        skipped: list[str] = []
+        error = None
+        for part in turn.parts:
+            if isinstance(part, Text):
+                self.pending += part.text
+                continue
+            broken = self._show_group(part, encoded)
+            if broken is None:
+                continue
+            # of a clip, frames may be in the sequence already
+            if on_broken == "stop" or part.images[0].frame is not None:
+                error = broken
+                break
+            skipped.append(str(broken))
+        self._feeder.flush()
+        return Shown(tuple(skipped), error)
+
+    def append_text(self, text: str) -> None:
+        """Add text, to be fed later."""
+        self.pending += text
+
+    def prefill_pending(self) -> NDArray[np.float32]:
+        """Feed the text that waits. Text after it must begin with a special token, or its ids could differ.
+
+        Returns:
+            Logits of the token that follows. [vocab_size], float32.
+        """
+        self._push_text(self.pending)
+        self._feeder.flush()
+        self.fed_text, self.pending = self.fed_text + self.pending, ""
+        assert self._feeder.logits is not None, "Bug: a message is never empty"
+        return self._feeder.logits
+
+    def replay(self, again: Sequence[SequenceImage], rows: Sequence[EncodedImage]) -> None:
+        """Feed images once more, with the text that was before each."""
+        for image, row in zip(again, rows, strict=True):
+            self._push_text(image.before)
+            self._feeder.push(row.embeddings)
+            self.images.append(image)
+            self.fed_text, self.pending = "", image.shown.ending
+        self._feeder.flush()
+
+    def _show_group(
+        self, group: ImageGroup, encoded: Iterator[EncodedImage | InputError]
+    ) -> InputError | None:
+        """Feed one group with the text before it; returns what is wrong with it."""
+        last = None
+        for image in group.images:
+            item = next(encoded)
+            if isinstance(item, InputError):
+                if last is not None:
+                    self.pending = last.ending
+                return item
+            self._push_image(image, item)
+            last = image
+        self.pending = group.closing
+        return None
+
+    def _push_image(self, image: ImageInput, item: EncodedImage) -> None:
+        text = self.pending + image.opening
+        self._push_text(text)
+        self._feeder.push(item.embeddings)
+        self.images.append(SequenceImage(image, self.fed_text + text))
+        self.fed_text, self.pending = "", ""
+        if len(self.images) % self._every == 0:
+            # whether or not it is kept: chunks must be the same either way
+            self._feeder.flush()
+            if self._on_checkpoint is not None:
+                self._checkpoint(image.ending, self._on_checkpoint)
+
+    def _checkpoint(self, ending: str, publish: Callable[[SequenceContent], None]) -> None:
+        reached = self.content()._replace(pending=ending)
+        mark = SequenceSnapshot(reached.state, len(self.images), "", ending)
+        self._checkpoints.append(mark)
+        publish(reached._replace(checkpoints=tuple(self._checkpoints)))
+
+    def _push_text(self, text: str) -> None:
+        ids = self._runner.tokenizer.encode(text)
+        if ids:
+            with self._work.timings.measure("embed"):
+                self._feeder.push(self._runner.embed_tokens(ids)[0])

@@ -1,0 +1,52 @@
+"""Options for images and videos: what is shown of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from longllava_trt.core.errors import InputError
+from longllava_trt.runtime.option_checks import check, flag, number, whole_number
+
+__all__ = ["MediaOptions", "OnBroken"]
+
+OnBroken = Literal["stop", "skip"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MediaOptions:
+    """How images and videos are shown."""
+
+    high_resolution: bool = False
+    """Show each still as an overview and its tiles of the vision tower's own size. Frames of a video are never tiled."""
+    seconds_per_frame: float = 1.0
+    """One frame is shown for this many seconds of video."""
+    max_frames: int = 128
+    """Most frames of a video, evenly spread; the model was shown up to 1200."""
+    official_compat: bool = False
+    """Write the original's strings byte for byte, faults included."""
+    on_broken: OnBroken = "stop"
+    """What a still that cannot be used does: `stop` with an error, or `skip` it and say so in the result."""
+
+    def __post_init__(self) -> None:
+        seconds = "a number from 0 (every frame)"
+        check(
+            "media",
+            [
+                flag("high_resolution", self.high_resolution),
+                number(
+                    "seconds_per_frame", self.seconds_per_frame, seconds, least=0, most=_LONGEST
+                ),
+                whole_number("max_frames", self.max_frames, at_least=1),
+                flag("official_compat", self.official_compat),
+            ],
+        )
+        if self.on_broken not in ("stop", "skip"):
+            raise InputError(f"media: on_broken must be 'stop' or 'skip', got '{self.on_broken}'")
+        if self.official_compat and self.on_broken == "skip":
+            raise InputError(
+                "media: official_compat writes one text for all images; leave out on_broken='skip'"
+            )
+
+
+_LONGEST = float("1e308")

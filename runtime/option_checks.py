@@ -1,0 +1,61 @@
+"""Checks of option values: what is wrong with them, as sentences for one error."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from numbers import Integral, Real
+from typing import TypeGuard
+
+from longllava_trt.core.errors import InputError
+
+__all__ = ["check", "choice", "flag", "is_whole", "number", "whole_number"]
+
+
+def check(where: str, problems: Iterable[str | None]) -> None:
+    """Raise one `InputError` that lists all problems, if there is any."""
+    found = [problem for problem in problems if problem]
+    if found:
+        raise InputError(f"{where}: {'; '.join(found)}")
+
+
+def whole_number(
+    name: str, value: object, *, at_least: int, or_none: bool = False, note: str = ""
+) -> str | None:
+    """Say what is wrong with an integer; a bool is none."""
+    if or_none and value is None:
+        return None
+    if is_whole(value) and value >= at_least:
+        return None
+    return f"{name} must be at least {at_least}{note}, got {_shown(value, is_whole(value))}"
+
+
+def is_whole(value: object) -> TypeGuard[int]:
+    """Say whether a value is an integer, Python's or NumPy's; a bool is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def number(name: str, value: object, expected: str, *, least: float, most: float) -> str | None:
+    """Say what is wrong with a finite number; ``expected`` names the range in words."""
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if is_number and math.isfinite(value) and least <= value <= most:  # type: ignore[arg-type, operator]
+        return None
+    return f"{name} must be {expected}, got {_shown(value, is_number)}"
+
+
+def flag(name: str, value: object) -> str | None:
+    """Say what is wrong with True or False."""
+    return None if isinstance(value, bool) else f"{name} must be True or False, got {value!r}"
+
+
+def choice(name: str, value: object, choices: Iterable[str]) -> str | None:
+    """Say what is wrong with one of some names."""
+    known = [*choices]
+    if isinstance(value, str) and value in known:
+        return None
+    return f"{name} must be one of {', '.join(known)}, got '{value}'"
+
+
+def _shown(value: object, is_right_type: bool) -> str:
+    """Show a value; one of the wrong type with its type."""
+    return f"{value}" if is_right_type else f"{value!r} ({type(value).__name__})"

@@ -1,0 +1,208 @@
+"""What a sequence needs of a loaded bundle: backend, limits, tokenizer, image encoder, chat format.
+
+Stages load when first needed. `LongLLaVA` is the face of this; sequences and sessions know this only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from longllava_trt.core.errors import ConfigError, ManifestError
+from longllava_trt.core.json_file import read_json_object
+from longllava_trt.core.manifest import Manifest
+from longllava_trt.models.family import ModelFamily
+from longllava_trt.models.registry import load_decoder_spec, load_family
+from longllava_trt.models.spec import DecoderSpec
+from longllava_trt.runtime.backends.base import Backend, SequenceState, StageSession, StepDecoder
+from longllava_trt.runtime.inputs.encoder import ImageEncoder
+from longllava_trt.runtime.inputs.images import ViewCutter
+from longllava_trt.runtime.inputs.media import MediaOptions
+from longllava_trt.runtime.inputs.message import Message, MessageFormat, build_message
+from longllava_trt.runtime.inputs.pixels import load_processor_config
+from longllava_trt.runtime.inputs.sources import Images, Videos
+from longllava_trt.runtime.open_backend import open_backend
+from longllava_trt.runtime.options import RunOptions
+from longllava_trt.runtime.prefill import PrefillChunker
+from longllava_trt.runtime.text.tokenizer import ChatTokenizer
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+__all__ = ["Runner"]
+
+logger = logging.getLogger(__name__)
+
+
+class Runner:
+    """A loaded bundle, without any sequence.
+
+    Args:
+        bundle: Folder.
+        manifest: Its manifest.
+        options: How to run it.
+        backend: What runs its stages; by default the one that ``options`` names.
+
+    Raises:
+        ManifestError: If a file of the bundle is missing, or cannot be used.
+    """
+
+    def __init__(
+        self,
+        bundle: Path,
+        manifest: Manifest,
+        options: RunOptions,
+        *,
+        backend: Backend | None = None,
+    ) -> None:
+        self.bundle = bundle
+        self.manifest = manifest
+        self.options = options
+        family, decoder = _read_model(bundle)
+        self.chat = family.chat
+        self.processor = load_processor_config(bundle)
+        self.form = MessageFormat(
+            self.chat, ViewCutter(family.image_policy, self.processor.image_size)
+        )
+        self.tokenizer = ChatTokenizer(bundle, self.chat)
+        self.vocab_size = int(manifest.stage("decoder").spec.outputs[0].shape[-1])
+        self.eos_token_ids = read_end_ids(bundle / "generation_config.json", self.vocab_size)
+        self.num_image_tokens = int(manifest.stage("projector").spec.outputs[0].shape[1])
+        heads = (attention.num_heads for attention in decoder.attention_layers.values())
+        self._num_heads = max(heads, default=1)
+        self.backend = backend or open_backend(bundle, manifest, options)
+
+    @property
+    def capacity(self) -> int:
+        """Most positions of one sequence, prompt and answer together."""
+        return _least(self.options.max_context, self.backend.limits.capacity)
+
+    @property
+    def more_capacity(self) -> str:
+        """What gives a sequence more positions, for errors."""
+        if self.capacity < self.options.max_context:
+            return "build engines with a larger --max-context"
+        return "raise --max-context"
+
+    @cached_property
+    def chunker(self) -> PrefillChunker:
+        """Length of the chunks that are fed."""
+        return PrefillChunker(
+            longest=_adapted(
+                "chunk_size",
+                self.options.chunk_size,
+                self.backend.limits.longest_chunk,
+            ),
+            num_heads=self._num_heads,
+            weight_bytes=sum(weight.nbytes for weight in self.manifest.weights.values()),
+            materialises_scores=self.backend.materialises_scores,
+        )
+
+    @cached_property
+    def vision(self) -> StageSession:
+        """The vision stage."""
+        return self.backend.load_stage("vision")
+
+    @cached_property
+    def projector(self) -> StageSession:
+        """The projector stage."""
+        return self.backend.load_stage("projector")
+
+    @cached_property
+    def embed(self) -> StageSession:
+        """The embed stage."""
+        return self.backend.load_stage("embed")
+
+    @cached_property
+    def decoder(self) -> StepDecoder:
+        """The decoder stage."""
+        return self.backend.load_decoder()
+
+    @cached_property
+    def encoder(self) -> ImageEncoder:
+        """Images to embeddings; its stages load with the first image."""
+        return ImageEncoder(
+            lambda pixels: self.vision.run({"pixel_values": pixels})["image_features"],
+            lambda features: self.projector.run({"image_features": features})["image_embeds"],
+            processor=self.processor,
+            cutter=self.form.cutter,
+            batch_size=_adapted(
+                "vision_batch",
+                self.options.vision_batch,
+                self.backend.limits.largest_vision_batch,
+            ),
+            num_workers=self.options.num_threads,
+        )
+
+    def new_state(self, *, capacity: int) -> SequenceState:
+        """Return the decoder's state of a sequence that has not begun."""
+        return self.backend.new_state(capacity=_least(capacity, self.backend.limits.capacity))
+
+    def embed_tokens(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Return the embeddings of ids. [1, len(ids), hidden_size], float32."""
+        input_ids = np.array([ids], dtype=np.int64)
+        embeds: NDArray[np.float32] = self.embed.run({"input_ids": input_ids})["inputs_embeds"]
+        return embeds
+
+    def message(
+        self,
+        query: str | None,
+        *,
+        images: Images = (),
+        videos: Videos = (),
+        options: MediaOptions | None = None,
+    ) -> Message:
+        """Return a message in this model's format; see `build_message`."""
+        return build_message(
+            query, images=images, videos=videos, options=options or MediaOptions(), form=self.form
+        )
+
+
+def read_end_ids(path: Path, vocab_size: int) -> tuple[int, ...]:
+    """Return the ids that end an answer, from a bundle's generation_config.json.
+
+    Raises:
+        ManifestError: If `eos_token_id` is neither an id of the vocabulary nor a list of such.
+    """
+    found = _read_json(path).get("eos_token_id")
+    ids = found if isinstance(found, list) else [found]
+    good = [
+        i for i in ids if isinstance(i, int) and not isinstance(i, bool) and 0 <= i < vocab_size
+    ]
+    if not ids or len(good) < len(ids):
+        raise ManifestError(
+            f"{path}: 'eos_token_id' must be an id from 0 to {vocab_size - 1} or a list of such, got "
+            f"{found!r}; without one no answer would end: correct it in the checkpoint and export again"
+        )
+    return tuple(dict.fromkeys(good))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return read_json_object(path, whose="a bundle carries it")
+    except ConfigError as err:
+        raise ManifestError(f"{err}; export the bundle again") from err
+
+
+def _read_model(bundle: Path) -> tuple[ModelFamily, DecoderSpec]:
+    try:
+        return load_family(bundle), load_decoder_spec(bundle)
+    except ConfigError as err:
+        raise ManifestError(f"{err}; export the bundle again") from err
+
+
+def _least(wanted: int, limit: int | None) -> int:
+    return wanted if limit is None else min(wanted, limit)
+
+
+def _adapted(option: str, wanted: int, limit: int | None) -> int:
+    """Return an option's value within the backend's limit, and say so if that is another."""
+    used = _least(wanted, limit)
+    if used != wanted:
+        logger.info("%s: %d is more than the backend takes, %d is used", option, wanted, used)
+    return used
