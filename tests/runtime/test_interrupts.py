@@ -167,6 +167,7 @@ def moments(call: Callable[[], object]) -> list[int]:
     return sorted({*first.values(), *last.values()})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remember", [False, True])
 def test_an_interrupt_anywhere_in_a_question_changes_nothing(
     model: LongLLaVA, pictures: list[Path], remember: bool
@@ -190,6 +191,7 @@ def test_an_interrupt_anywhere_in_a_question_changes_nothing(
         np.testing.assert_array_equal(scores(session), before)
 
 
+@pytest.mark.slow
 def test_an_interrupt_anywhere_in_ingest_leaves_whole_images(
     model: LongLLaVA, pictures: list[Path]
 ) -> None:
@@ -213,6 +215,7 @@ def test_an_interrupt_anywhere_in_ingest_leaves_whole_images(
     assert seen == {3, 4, 8, 10}
 
 
+@pytest.mark.slow
 def test_an_interrupt_anywhere_in_rewind_leaves_one_or_the_other(
     model: LongLLaVA, pictures: list[Path]
 ) -> None:

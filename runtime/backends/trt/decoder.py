@@ -96,7 +96,7 @@ class TrtDecoder:
         self, inputs_embeds: NDArray[Any], state: TrtDecoderState, *, is_graph: bool
     ) -> NDArray[np.float32]:
         shapes = {"inputs_embeds": inputs_embeds.shape}
-        context = choose(self._contexts, shapes, largest=self.largest, place="decoder")
+        context = choose(self._contexts, shapes, largest=self.largest, where="decoder")
 
         def launch() -> None:
             context.shape(shapes)

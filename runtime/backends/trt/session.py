@@ -181,7 +181,7 @@ class TrtSession:
             value = inputs[spec.name]
             spec.check(value.shape, str(value.dtype), dims=dims, place=self.spec.name)
         shapes = {spec.name: inputs[spec.name].shape for spec in self.spec.inputs}
-        context = choose(self._contexts, shapes, largest=self.largest, place=self.spec.name)
+        context = choose(self._contexts, shapes, largest=self.largest, where=self.spec.name)
         for name in shapes:
             self._staged[name].write(inputs[name])
         context.shape(shapes)
@@ -196,7 +196,7 @@ def choose(
     shapes: Mapping[str, tuple[int, ...]],
     *,
     largest: Mapping[str, int],
-    place: str,
+    where: str,
 ) -> ProfileContext:
     """Return the context of the narrowest profile that takes some shapes.
 
@@ -209,7 +209,7 @@ def choose(
             return context
     limits = ", ".join(f"{name} up to {size}" for name, size in largest.items())
     raise InputError(
-        f"{place}: its engine was built for {limits}, got {shapes}; feed less at once, or build with larger limits"
+        f"{where}: its engine was built for {limits}, got {shapes}; feed less at once, or build with larger limits"
     )
 
 
