@@ -51,8 +51,13 @@ class StageSession(Protocol):
 class SequenceState(Protocol):
     """What one sequence carries between calls; see `DecoderState`."""
 
-    past_len: int
-    capacity: int
+    @property
+    def past_len(self) -> int:
+        """Positions fed so far."""
+
+    @property
+    def capacity(self) -> int:
+        """Positions there is room for."""
 
     def reserve(self, capacity: int) -> None:
         """Make room for so many positions in all."""

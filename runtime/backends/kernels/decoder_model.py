@@ -19,7 +19,6 @@ from longllava_trt.plugins_trt.kernels.causal_conv import causal_conv
 from longllava_trt.plugins_trt.kernels.rms_norm import rms_norm, rms_norms_of_dt_b_c
 from longllava_trt.plugins_trt.kernels.selective_scan import selective_scan
 from longllava_trt.plugins_trt.kernels.sparse_moe import sparse_moe
-from longllava_trt.plugins_trt.launch_plans.mixers import STEP_TOKENS
 from longllava_trt.runtime.backends.kernels.state import SlotSpan
 from longllava_trt.runtime.backends.kernels.weights import Weights
 
@@ -66,7 +65,7 @@ def decode(model: DecoderModel, inputs_embeds: torch.Tensor, span: SlotSpan) -> 
     Args:
         model: Weights.
         inputs_embeds: Contiguous; never written. [slots, seq_len, hidden_size], T.
-        span: Written in place, its lengths too.
+        span: What is read, and where the next states go.
 
     Returns:
         Scores of the token that follows. [slots, vocab_size], float32.
@@ -76,15 +75,15 @@ def decode(model: DecoderModel, inputs_embeds: torch.Tensor, span: SlotSpan) -> 
     """
     config, eps = model.config, model.config.rms_norm_eps
     x, delta = inputs_embeds, None
-    for layer, states in zip(model.layers, span.layers, strict=True):
+    for layer, states, written in zip(model.layers, span.layers, span.written, strict=True):
         h, x = rms_norm(x, layer["input_norm"], eps=eps, delta=delta)
         if "qkv" in layer:
             delta = _attend(config, layer, h, states, span.past_len)
         else:
-            delta = _scan(config, layer, h, states)
+            delta = _scan(config, layer, h, states, written)
         h, x = rms_norm(x, layer["ff_norm"], eps=eps, delta=delta)
         delta = _feed_forward(config, layer, h)
-    span.past_len.add_(inputs_embeds.shape[1])
+    torch.add(span.past_len, inputs_embeds.shape[1], out=span.next_len)
     assert delta is not None, "Bug: a decoder has layers"
     last = delta[:, -1].contiguous()
     h, _ = rms_norm(x[:, -1].contiguous(), model.final_norm, eps=eps, delta=last)
@@ -102,17 +101,17 @@ def _attend(
     return linear(y.flatten(2), layer["o_proj"])
 
 
-def _scan(config: DecoderConfig, layer: Layer, h: torch.Tensor, states: States) -> torch.Tensor:
+def _scan(
+    config: DecoderConfig, layer: Layer, h: torch.Tensor, states: States, written: States
+) -> torch.Tensor:
     conv_state, recurrent_state = states
-    # a step's states have one program to each channel, so that they can be written where they are read
-    in_place = h.shape[1] <= STEP_TOKENS
     u, z = _project_in(layer["in_proj"], h)
-    u, new_conv = causal_conv(
+    u, _ = causal_conv(
         u.transpose(1, 2),
         layer["conv_weight"],
         layer["conv_bias"],
         conv_state,
-        present_state=conv_state if in_place else None,
+        present_state=written[0],
     )
     u = u.transpose(1, 2)
     dt, B, C = rms_norms_of_dt_b_c(
@@ -122,7 +121,7 @@ def _scan(config: DecoderConfig, layer: Layer, h: torch.Tensor, states: States) 
         layer["C_norm"],
         eps=config.rms_norm_eps,
     )
-    y, new_state = selective_scan(
+    y, _ = selective_scan(
         u,
         linear(dt, layer["dt_proj"]),
         layer["A_log"],
@@ -132,11 +131,8 @@ def _scan(config: DecoderConfig, layer: Layer, h: torch.Tensor, states: States) 
         z,
         layer["dt_bias"],
         recurrent_state,
-        state_out=recurrent_state if in_place else None,
+        state_out=written[1],
     )
-    if not in_place:
-        conv_state.copy_(new_conv)
-        recurrent_state.copy_(new_state)
     return linear(y, layer["out_proj"])
 
 

@@ -118,7 +118,11 @@ class EmbedStage(KernelsStage):
             )
 
 
-_STAGES = {"vision": VisionStage, "projector": ProjectorStage, "embed": EmbedStage}
+_STAGES: dict[str, type[VisionStage | ProjectorStage | EmbedStage]] = {
+    "vision": VisionStage,
+    "projector": ProjectorStage,
+    "embed": EmbedStage,
+}
 
 
 def make_stage(
@@ -132,4 +136,5 @@ def _patch_rows(pixels: torch.Tensor, config: VisionConfig) -> torch.Tensor:
     """Cut images into rows of pixels: [num_images, num_patches, 3 * patch_size ** 2]."""
     side, patch = config.patches_per_side, config.patch_size
     grid = pixels.unflatten(2, (side, patch)).unflatten(4, (side, patch))
-    return grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    rows: torch.Tensor = grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    return rows
