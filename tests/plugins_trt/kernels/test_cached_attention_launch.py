@@ -175,7 +175,10 @@ def test_nothing_spills(arch: int, dtypes: str, head_dims: str) -> None:
     sizes = sum(5 if dtype == "fp32" else 6 for dtype in dtypes.split(","))
     assert len(lines) == 2 * sizes * len(head_dims.split(","))
     spilled = {line: int(line.split()[4]) for line in lines}
-    # masks of a padded head, and float32: a few registers wait in memory
-    allowed = 64 if head_dims == "80,96" or dtypes == "fp32" else 0
-    assert [line for line, count in spilled.items() if count > allowed] == []
+    # masks of a padded head, angles, and float32: a few registers wait in memory
+    most = 64 if head_dims == "80,96" or dtypes == "fp32" else 0
+    too_many = [
+        line for line, count in spilled.items() if count > (64 if "rotary" in line else most)
+    ]
+    assert too_many == []
     assert max(int(line.split()[3]) for line in lines) <= SHARED_KIB[arch] * 1024
