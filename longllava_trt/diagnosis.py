@@ -55,6 +55,7 @@ def diagnose(*, plugins: Path | None = None) -> list[Finding]:
         plugins: A plugin library to load into TensorRT as well.
     """
     findings = [*_machine(), *_packages(), *_providers(), *_gpu(), *_tensorrt(plugins)]
+    findings += _backends()
     if not any(f.status == "failed" for f in findings):
         findings.append(_kernels())
     return findings
@@ -174,6 +175,29 @@ def _tensorrt(plugins: Path | None) -> Iterator[Finding]:
         return
     names = ", ".join(f"{name} {version}" for name, version in creators.items())
     yield Finding(topic="plugins", status="ok", detail=f"{names} in {plugins}")
+
+
+def _backends() -> Iterator[Finding]:
+    """Yield what can be said to `--backend` here, of those that a machine may lack, and why not."""
+    from longllava_trt.plugins_trt.device import current_target
+    from longllava_trt.plugins_trt.registry import import_tensorrt
+    from longllava_trt.runtime.backends.kernels.requirements import is_interpreted, missing
+
+    target = current_target()
+    lack = None if target else "needs an NVIDIA GPU and its driver; a CPU runs ONNX bundles"
+    try:
+        import_tensorrt()
+    except LongLLaVAError as err:
+        lack = str(err)
+    lacks = {"trt": lack, "kernels": missing("bfloat16")}
+    where = "on the CPU, under Triton's interpreter" if is_interpreted() else "on the GPU"
+    able = {"trt": f"runs engines for {target}", "kernels": f"runs bundles {where}"}
+    for backend, problem in lacks.items():
+        yield Finding(
+            topic=f"--backend {backend}",
+            status="absent" if problem else "ok",
+            detail=problem or able[backend],
+        )
 
 
 def _kernels() -> Finding:

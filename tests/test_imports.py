@@ -51,19 +51,26 @@ ROOF = tuple(f"longllava_trt.{name}" for name in _ABOVE)
 EXPORTS = ("longllava_trt.export", "longllava_trt.reference")
 RUNS_BUNDLES = (*EXPORTS, "longllava_trt.validation")
 """Rooms that running a bundle does without; validation compares with the oracle, so it may need torch."""
-PURE = ("__init__", "naive", "sparse_moe_formats", "sparse_moe_naive")
+PURE = ("__init__", "cached_attention_naive", "naive", "sparse_moe_formats", "sparse_moe_naive")
 KERNELS = tuple(
     f"longllava_trt.plugins_trt.kernels.{file.stem}"
     for file in (ROOT / "plugins_trt" / "kernels").glob("*.py")
     if file.stem not in PURE
 )
 """Triton kernels and the lists of them; the plain versions need no Triton."""
+ASKS_FIRST = ("__init__", "requirements", "weight_plan")
+ON_KERNELS = tuple(
+    f"longllava_trt.runtime.backends.kernels.{file.stem}"
+    for file in (ROOT / "runtime" / "backends" / "kernels").glob("*.py")
+    if file.stem not in ASKS_FIRST
+)
+"""The backend that is PyTorch and Triton, all but what says that they are missing."""
 
 CASES = {
-    "runtime-without-torch": (TORCH, RUNS_BUNDLES),
+    "runtime-without-torch": (TORCH, (*RUNS_BUNDLES, *ON_KERNELS)),
     "runtime-without-exporter": (EXPORTER, RUNS_BUNDLES),
     "runtime-without-oracle": (EXPORTS, RUNS_BUNDLES),
-    "runtime-without-triton": (("triton",), (*RUNS_BUNDLES, *KERNELS)),
+    "runtime-without-triton": (("triton",), (*RUNS_BUNDLES, *KERNELS, *ON_KERNELS)),
     "floor-without-anything-heavy": (
         (*TORCH, *EXPORTER, "onnxruntime", "onnxruntime_extensions", "numba", "tensorrt", "triton"),
         (*EXPORTS, *ROOF, "longllava_trt.plugins_trt", "longllava_trt.runtime"),

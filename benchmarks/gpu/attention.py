@@ -39,32 +39,34 @@ _CASES: tuple[Case, ...] = (
 _DRY_CASES: tuple[Case, ...] = ((1, 20, 0), (1, 20, 30), (2, 1, 40))
 
 
-def attention(lane: BenchContext) -> Iterator[dict[str, Any]]:
+def attention(context: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a case."""
-    for batch, seq_len, past in _DRY_CASES if lane.is_dry else _CASES:
+    for batch, seq_len, past in _DRY_CASES if context.is_dry else _CASES:
         case = f"batch {batch}, {seq_len} queries behind {past}"
-        yield attempt(case, partial(_row, lane, batch, seq_len, past))
+        yield attempt(case, partial(_row, context, batch, seq_len, past))
 
 
-def _row(lane: BenchContext, batch: int, seq_len: int, past: int) -> dict[str, Any]:
+def _row(context: BenchContext, batch: int, seq_len: int, past: int) -> dict[str, Any]:
     import torch
 
     from longllava_trt.plugins_trt.kernels.cached_attention import cached_attention
 
-    sizes = (4, 2, 16) if lane.is_dry else (_HEADS, _KV_HEADS, _HEAD_DIM)
-    dtype = torch.float32 if lane.is_dry else torch.bfloat16
-    fresh = partial(attention_inputs, batch, seq_len, past, *sizes, dtype=dtype, device=lane.device)
+    sizes = (4, 2, 16) if context.is_dry else (_HEADS, _KV_HEADS, _HEAD_DIM)
+    dtype = torch.float32 if context.is_dry else torch.bfloat16
+    fresh = partial(
+        attention_inputs, batch, seq_len, past, *sizes, dtype=dtype, device=context.device
+    )
     tensors = fresh()
     row = _errors(tensors, cached_attention(**tensors), seq_len)
     work = attention_work(batch, seq_len, past, *sizes, itemsize=dtype.itemsize)
     held = 2 * tensors["key_cache"].numel() * dtype.itemsize
-    wanted = sets_beyond_cache(held, device=lane.device)
+    wanted = sets_beyond_cache(held, device=context.device)
     sets = [tensors]
     sets += [fresh() for _ in range(wanted - 1)]
-    ms = time_ms(lambda i: cached_attention(**sets[i]), device=lane.device, sets=len(sets))
-    row |= share(work, ms, lane) | _rates(work, ms)
+    ms = time_ms(lambda i: cached_attention(**sets[i]), device=context.device, sets=len(sets))
+    row |= share(work, ms, context) | _rates(work, ms)
     calls = [_peer(each, past, seq_len) for each in sets]
-    peer_ms = time_ms(lambda i: calls[i](), device=lane.device, sets=len(sets))
+    peer_ms = time_ms(lambda i: calls[i](), device=context.device, sets=len(sets))
     # behind a cache it computes the whole rectangle
     square = batch * 4 * seq_len * (past + seq_len) * sizes[0] * sizes[2]
     done = Work(work.bytes_, flops=square if past else work.flops)

@@ -52,17 +52,17 @@ def random_decoder(context: BenchContext, preset: str, quant: MoeQuant) -> Kerne
     import torch
 
     from longllava_trt.models.contracts import stage_specs
-    from longllava_trt.reference.synthetic.presets import PRESETS
+    from longllava_trt.models.registry import find_preset
     from longllava_trt.runtime.backends.kernels.decoder import KernelsDecoder
     from longllava_trt.runtime.backends.kernels.decoder_model import DecoderModel
     from longllava_trt.runtime.backends.kernels.device import DeviceStream
     from longllava_trt.runtime.backends.kernels.weight_plan import plan_decoder
     from longllava_trt.runtime.backends.kernels.weights import random_weights
 
-    config = PRESETS[preset]
+    config = find_preset(preset)
     dtype = "float32" if context.is_dry else "bfloat16"
     stream = DeviceStream(torch.device(context.device))
-    weights = random_weights(plan_decoder(config.decoder, dtype, quant), stream)
+    weights = random_weights(plan_decoder(config, dtype, quant), stream)
     model = DecoderModel.of(config.decoder, weights)
     return KernelsDecoder(model, stage_specs(config, dtype)["decoder"], stream)
 
@@ -112,7 +112,7 @@ def _at_depths(
 def _embeds(context: BenchContext, decoder: KernelsDecoder, batch: int, length: int) -> Tensor:
     import torch
 
-    shape = (batch, length, decoder.model.config.hidden_size)
+    shape = (batch, length, decoder.model.spec.hidden_size)
     return torch.randn(shape, device=context.device).to(decoder.model.dtype)
 
 
@@ -196,17 +196,15 @@ def _count(context: BenchContext) -> int:
 
 def _decode_work(decoder: KernelsDecoder, depth: int) -> Work:
     """Return the bytes of a step: weights of the layers that a token meets, and keys and values."""
-    config = decoder.model.config
-    nbytes = decoder.model.lm_head.nbytes
-    for layer in decoder.model.layers:
+    spec, itemsize = decoder.model.spec, decoder.model.dtype.itemsize
+    nbytes: float = decoder.model.lm_head.nbytes
+    for number, layer in enumerate(decoder.model.layers):
+        experts = spec.moe_layers.get(number)
         for name, tensor in layer.items():
-            share = (
-                config.num_experts_per_tok / config.num_experts if name.startswith("experts") else 1
-            )
+            is_shared = experts is not None and name.startswith("experts")
+            share = experts.top_k / experts.num_experts if experts and is_shared else 1
             nbytes += tensor.nbytes * share
-    attention = config.layer_kinds.count("attention")
-    itemsize = decoder.model.dtype.itemsize
-    nbytes += attention * 2 * depth * config.num_key_value_heads * config.head_dim * itemsize
+    nbytes += sum(2 * depth * m.kv_size * itemsize for m in spec.attention_layers.values())
     return Work(nbytes)
 
 
@@ -258,7 +256,7 @@ def _profiles(decoder: KernelsDecoder, state: KernelsState, chunk: int) -> Itera
             state.past_len -= chunk
             state.pool.past_len.fill_(state.past_len)
         with decoder.stream.active():
-            shape = (1, length, decoder.model.config.hidden_size)
+            shape = (1, length, decoder.model.spec.hidden_size)
             embeds = torch.randn(shape, device="cuda").to(decoder.model.dtype)
             decoder.feed(embeds, [state])
             torch.cuda.synchronize()

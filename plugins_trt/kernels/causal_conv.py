@@ -205,8 +205,7 @@ def causal_conv(
         weight: Contiguous. [d_inner, 1, d_conv], T.
         bias: Contiguous. [d_inner], T.
         past_state: Contiguous; never written. [batch, d_inner, d_conv - 1], T.
-        present_state: Where to put the result; allocated if omitted. May be ``past_state`` for up to
-            `STEP_TOKENS` tokens: one thread then reads a channel's columns before it writes them.
+        present_state: Where to put the result, allocated if omitted; not ``past_state``.
 
     Returns:
         output: Its memory is laid out as the input's, without gaps. [batch, d_inner, seq_len], T.

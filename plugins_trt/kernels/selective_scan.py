@@ -302,8 +302,7 @@ def selective_scan(
         z: [batch, seq_len, d_inner], T.
         dt_bias: [d_inner], T.
         state: Never written. [batch, d_inner, d_state], float32.
-        state_out: Where to put the result; allocated if omitted. May be ``state`` for up to
-            `STEP_TOKENS` tokens.
+        state_out: Where to put the result, allocated if omitted; not ``state``.
         chunks: As for `launch.scan_chunks`.
 
     Returns:

@@ -12,7 +12,9 @@ import torch
 from longllava_trt.core.errors import ConfigError, ManifestError
 from longllava_trt.core.manifest import VISION_CONFIG_FOLDER, Manifest, WeightRecord
 from longllava_trt.core.stage_spec import PAST_PREFIX, STAGES
-from longllava_trt.models.llava_jamba.config import LongLLaVAConfig, load_config
+from longllava_trt.models.registry import load_model_spec
+from longllava_trt.models.spec import ExpertsSpec, ModelSpec
+from longllava_trt.runtime.backends.base import BackendLimits
 from longllava_trt.runtime.backends.kernels.decoder import KernelsDecoder
 from longllava_trt.runtime.backends.kernels.decoder_model import DecoderModel
 from longllava_trt.runtime.backends.kernels.device import DeviceStream, torch_dtype
@@ -77,12 +79,17 @@ class KernelsBackend:
             stage: plan_stage(stage, self._config, manifest.dtype)
             for stage in STAGES
             if stage != "decoder"
-        } | {"decoder": plan_decoder(self._config.decoder, manifest.dtype, manifest.moe_quant)}
+        } | {"decoder": plan_decoder(self._config, manifest.dtype, manifest.moe_quant)}
         if self._device.type == "cuda":
             free, _ = torch.cuda.mem_get_info()
             check_memory(self._need(chunk_size), free=free)
         self._decoder: KernelsDecoder | None = None
         self._vision_stream: DeviceStream | None = None
+
+    @property
+    def limits(self) -> BackendLimits:
+        """None: memory is all that limits it, and that was looked at when it was opened."""
+        return BackendLimits()
 
     def load_stage(self, stage: str) -> KernelsStage:
         """Load a stage and its weights. Vision and projector share a stream beside the decoder's."""
@@ -131,7 +138,11 @@ class KernelsBackend:
             if spec.name.startswith(PAST_PREFIX)
         )
         # what a feed-forward of one position holds at once
-        row = 3 * decoder.intermediate_size * decoder.num_experts_per_tok + 6 * decoder.hidden_size
+        widths = [
+            f.intermediate_size * (f.top_k if isinstance(f, ExpertsSpec) else 1)
+            for f in (layer.feed_forward for layer in decoder.layers)
+        ]
+        row = 3 * max(widths) + 6 * decoder.hidden_size
         return MemoryNeed(
             weights=sum(map(total_bytes, self._plans.values())),
             caches=caches,
@@ -141,10 +152,10 @@ class KernelsBackend:
         )
 
 
-def _config_of(bundle: Path) -> LongLLaVAConfig:
+def _config_of(bundle: Path) -> ModelSpec:
     vision = bundle / VISION_CONFIG_FOLDER
     try:
-        return load_config(bundle, vision_tower=vision if vision.is_dir() else None)
+        return load_model_spec(bundle, vision_tower=vision if vision.is_dir() else None)
     except ConfigError as err:
         raise ManifestError(
             f"{bundle}: does not say how its model is built ({err}); export it again"

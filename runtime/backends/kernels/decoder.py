@@ -1,7 +1,7 @@
 """The decoder on our kernels: `Decoder`'s methods, steps of several sequences at once, decode steps as CUDA graphs.
 
-A sequence's first decode step launches its kernels one by one, which compiles what has not been compiled; the second is
-captured, and those after it are replayed. A decoder's very first proves that replays are right, as `graph_proof` has it.
+A sequence's first decode step launches its kernels one by one, which compiles what has not been compiled; the next two are
+captured, one for each half of its states, and those after them are replayed. A decoder's very first proves that replays are right, as `graph_proof` has it.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class KernelsDecoder:
 
         Args:
             inputs_embeds: [1, seq_len, hidden_size], of the bundle's dtype.
-            state: Changed in place. If the call fails it may hold a part of these positions: drop it.
+            state: Moves on when the call is done; one that is cut off or fails leaves it as it was.
 
         Returns:
             Logits of the token that follows. [vocab_size].
@@ -82,10 +82,8 @@ class KernelsDecoder:
             ContractError: If they are of another shape or dtype.
         """
         self._check(inputs_embeds, batch=1)
-        with self.stream.active():
-            logits = self.feed(self.stream.to_device(inputs_embeds), [state])
-            found: NDArray[np.float32] = self.stream.to_host(logits)[0]
-        return found
+        logits: NDArray[np.float32] = self._feed_array(inputs_embeds, [state])[0]
+        return logits
 
     def step_batch(
         self, inputs_embeds: NDArray[Any], states: Sequence[KernelsState]
@@ -109,10 +107,7 @@ class KernelsDecoder:
                 f"decoder: a batch takes one position a sequence, got {inputs_embeds.shape[1]}; "
                 "feed prompts one at a time"
             )
-        with self.stream.active():
-            logits = self.feed(self.stream.to_device(inputs_embeds), states)
-            found: NDArray[np.float32] = self.stream.to_host(logits)
-        return found
+        return self._feed_array(inputs_embeds, states)
 
     def feed(self, inputs_embeds: torch.Tensor, states: Sequence[KernelsState]) -> torch.Tensor:
         """Feed positions that are on the device. Call it while the stream is active; does not wait for the device.
@@ -124,34 +119,46 @@ class KernelsDecoder:
         Returns:
             Logits, valid until the next call. [len(states), vocab_size], float32.
         """
+        logits = self._begin(inputs_embeds, states)
+        _publish(states, inputs_embeds.shape[1])
+        return logits
+
+    def _feed_array(
+        self, inputs_embeds: NDArray[Any], states: Sequence[KernelsState]
+    ) -> NDArray[np.float32]:
+        """Feed positions and wait; the states move on once their logits are here."""
+        with self.stream.active():
+            logits = self._begin(self.stream.to_device(inputs_embeds), states)
+            found: NDArray[np.float32] = self.stream.to_host(logits)
+        _publish(states, inputs_embeds.shape[1])
+        return found
+
+    def _begin(self, inputs_embeds: torch.Tensor, states: Sequence[KernelsState]) -> torch.Tensor:
+        """Launch what computes the logits and the states after them."""
         pool, slots = self._slots_of(states)
-        seq_len = inputs_embeds.shape[1]
         for state in states:
-            state.make_room(seq_len)
-        is_step = seq_len == 1
+            state.make_room(inputs_embeds.shape[1])
+        is_step = inputs_embeds.shape[1] == 1
         if is_step and self.graphs_are_right is None and _has_room(states):
             self.graphs_are_right = self._prove(inputs_embeds, states)
         is_graph = is_step and bool(self.graphs_are_right)
-        logits = self._launch(inputs_embeds, pool, slots, is_graph=is_graph)
-        for state in states:
-            state.past_len += seq_len
-        return logits
+        return self._launch(inputs_embeds, pool, slots, is_graph=is_graph)
 
     def _launch(
         self, inputs_embeds: torch.Tensor, pool: StatePool, slots: list[int], *, is_graph: bool
     ) -> torch.Tensor:
-        """Run on all slots between the first and the last, and undo what that did to those not asked for."""
+        """Run on all slots between the first and the last; those not asked for keep their states."""
         first, last = min(slots), max(slots) + 1
-        idle = sorted(set(range(first, last)) - set(slots))
+        others = sorted(set(range(pool.num_slots)) - set(slots))
         if slots == list(range(first, last)):
-            return self._run(inputs_embeds, pool, (first, last), is_graph=is_graph)
-        kept = pool.keep(idle)
-        rows = [slot - first for slot in slots]
-        shape = (last - first, *inputs_embeds.shape[1:])
-        spread = torch.zeros(shape, dtype=inputs_embeds.dtype, device=inputs_embeds.device)
-        spread[rows] = inputs_embeds
-        logits = self._run(spread, pool, (first, last), is_graph=is_graph)[rows]
-        pool.put_back(idle, kept)
+            logits = self._run(inputs_embeds, pool, (first, last), is_graph=is_graph)
+        else:
+            rows = [slot - first for slot in slots]
+            shape = (last - first, *inputs_embeds.shape[1:])
+            spread = torch.zeros(shape, dtype=inputs_embeds.dtype, device=inputs_embeds.device)
+            spread[rows] = inputs_embeds
+            logits = self._run(spread, pool, (first, last), is_graph=is_graph)[rows]
+        pool.carry_over(others)
         return logits
 
     def _run(
@@ -164,11 +171,12 @@ class KernelsDecoder:
             if inputs_embeds.shape[1] == 1:
                 pool.warm.add(span)
             return launch(inputs_embeds)
-        if span not in pool.graphs:
-            pool.graphs[span] = CapturedStep(
+        key = (*span, pool.half)
+        if key not in pool.graphs:
+            pool.graphs[key] = CapturedStep(
                 launch, inputs_embeds, stream=self.stream, memory=self._graph_memory
             )
-        return pool.graphs[span](inputs_embeds)
+        return pool.graphs[key](inputs_embeds)
 
     def _prove(self, inputs_embeds: torch.Tensor, states: Sequence[KernelsState]) -> bool:
         """Say whether replayed steps give what launched ones give; leaves the states as they were."""
@@ -177,10 +185,11 @@ class KernelsDecoder:
         def take_steps(is_graph: bool) -> Results:
             marks = [state.snapshot() for state in states]
             try:
-                logits = [
-                    self.stream.to_host(self._launch(inputs_embeds, pool, slots, is_graph=is_graph))
-                    for _ in range(PROOF_STEPS)
-                ]
+                logits = []
+                for _ in range(PROOF_STEPS):
+                    found = self._launch(inputs_embeds, pool, slots, is_graph=is_graph)
+                    logits.append(self.stream.to_host(found))
+                    _publish(states, 1)
                 after = {
                     f"{state.slot}.{name}": array
                     for state in states
@@ -220,6 +229,12 @@ class KernelsDecoder:
         dtype = str(inputs_embeds.dtype)
         dims = {"batch": batch}
         self.embeds_spec.check(inputs_embeds.shape, dtype, dims=dims, place="decoder")
+
+
+def _publish(states: Sequence[KernelsState], seq_len: int) -> None:
+    """Make the states just written the present ones."""
+    lengths = {state.slot: state.past_len + seq_len for state in states}
+    states[0].pool.publish(lengths)
 
 
 def _has_room(states: Sequence[KernelsState]) -> bool:

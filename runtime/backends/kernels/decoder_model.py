@@ -12,14 +12,13 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import linear
 
-from longllava_trt.models.llava_jamba.config import DecoderConfig
+from longllava_trt.models.spec import AttentionSpec, DecoderSpec, ExpertsSpec, FeedForwardSpec
 from longllava_trt.plugins_trt.kernels.activations import apply_swiglu
 from longllava_trt.plugins_trt.kernels.cached_attention import cached_attention
 from longllava_trt.plugins_trt.kernels.causal_conv import causal_conv
 from longllava_trt.plugins_trt.kernels.rms_norm import rms_norm, rms_norms_of_dt_b_c
 from longllava_trt.plugins_trt.kernels.selective_scan import selective_scan
 from longllava_trt.plugins_trt.kernels.sparse_moe import sparse_moe
-from longllava_trt.plugins_trt.launch_plans.mixers import STEP_TOKENS
 from longllava_trt.runtime.backends.kernels.state import SlotSpan
 from longllava_trt.runtime.backends.kernels.weights import Weights
 
@@ -33,26 +32,26 @@ States = tuple[torch.Tensor, torch.Tensor]
 class DecoderModel:
     """A decoder's weights."""
 
-    config: DecoderConfig
+    spec: DecoderSpec
     layers: tuple[Layer, ...]
     """Each layer's tensors by name."""
     final_norm: torch.Tensor
     lm_head: torch.Tensor
 
     @classmethod
-    def of(cls, config: DecoderConfig, weights: Weights) -> DecoderModel:
+    def of(cls, spec: DecoderSpec, weights: Weights) -> DecoderModel:
         """Sort weights by layer.
 
         Args:
-            config: The decoder.
+            spec: The decoder.
             weights: As `plan_decoder` names them.
         """
-        layers: list[dict[str, torch.Tensor]] = [{} for _ in range(config.num_hidden_layers)]
+        layers: list[dict[str, torch.Tensor]] = [{} for _ in range(spec.num_layers)]
         for name, tensor in weights.items():
             if name.startswith("layers."):
                 _, layer, short = name.split(".")
                 layers[int(layer)][short] = tensor
-        return cls(config, tuple(layers), weights["final_norm"], weights["lm_head"])
+        return cls(spec, tuple(layers), weights["final_norm"], weights["lm_head"])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -66,7 +65,7 @@ def decode(model: DecoderModel, inputs_embeds: torch.Tensor, span: SlotSpan) -> 
     Args:
         model: Weights.
         inputs_embeds: Contiguous; never written. [slots, seq_len, hidden_size], T.
-        span: Written in place, its lengths too.
+        span: What is read, and where the next states go.
 
     Returns:
         Scores of the token that follows. [slots, vocab_size], float32.
@@ -74,17 +73,19 @@ def decode(model: DecoderModel, inputs_embeds: torch.Tensor, span: SlotSpan) -> 
     Stream:
         Runs on PyTorch's current stream; does not synchronise.
     """
-    config, eps = model.config, model.config.rms_norm_eps
+    eps = model.spec.rms_norm_eps
     x, delta = inputs_embeds, None
-    for layer, states in zip(model.layers, span.layers, strict=True):
+    for spec, layer, states, written in zip(
+        model.spec.layers, model.layers, span.layers, span.written, strict=True
+    ):
         h, x = rms_norm(x, layer["input_norm"], eps=eps, delta=delta)
-        if "qkv" in layer:
-            delta = _attend(config, layer, h, states, span.past_len)
+        if isinstance(spec.mixer, AttentionSpec):
+            delta = _attend(spec.mixer, layer, h, states, span.past_len)
         else:
-            delta = _scan(config, layer, h, states)
+            delta = _scan(layer, h, states, written, eps=eps)
         h, x = rms_norm(x, layer["ff_norm"], eps=eps, delta=delta)
-        delta = _feed_forward(config, layer, h)
-    span.past_len.add_(inputs_embeds.shape[1])
+        delta = _feed_forward(spec.feed_forward, layer, h)
+    torch.add(span.past_len, inputs_embeds.shape[1], out=span.next_len)
     assert delta is not None, "Bug: a decoder has layers"
     last = delta[:, -1].contiguous()
     h, _ = rms_norm(x[:, -1].contiguous(), model.final_norm, eps=eps, delta=last)
@@ -92,27 +93,27 @@ def decode(model: DecoderModel, inputs_embeds: torch.Tensor, span: SlotSpan) -> 
 
 
 def _attend(
-    config: DecoderConfig, layer: Layer, h: torch.Tensor, states: States, past_len: torch.Tensor
+    spec: AttentionSpec, layer: Layer, h: torch.Tensor, states: States, past_len: torch.Tensor
 ) -> torch.Tensor:
-    heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-    qkv = linear(h, layer["qkv"]).unflatten(-1, (heads + 2 * kv_heads, config.head_dim))
+    heads, kv_heads = spec.num_heads, spec.num_kv_heads
+    qkv = linear(h, layer["qkv"]).unflatten(-1, (heads + 2 * kv_heads, spec.head_dim))
     q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=2)
     key_cache, value_cache = states
     y = cached_attention(q, k, v, key_cache, value_cache, past_len)
     return linear(y.flatten(2), layer["o_proj"])
 
 
-def _scan(config: DecoderConfig, layer: Layer, h: torch.Tensor, states: States) -> torch.Tensor:
+def _scan(
+    layer: Layer, h: torch.Tensor, states: States, written: States, *, eps: float
+) -> torch.Tensor:
     conv_state, recurrent_state = states
-    # a step's states have one program to each channel, so that they can be written where they are read
-    in_place = h.shape[1] <= STEP_TOKENS
     u, z = _project_in(layer["in_proj"], h)
-    u, new_conv = causal_conv(
+    u, _ = causal_conv(
         u.transpose(1, 2),
         layer["conv_weight"],
         layer["conv_bias"],
         conv_state,
-        present_state=conv_state if in_place else None,
+        present_state=written[0],
     )
     u = u.transpose(1, 2)
     dt, B, C = rms_norms_of_dt_b_c(
@@ -120,9 +121,9 @@ def _scan(config: DecoderConfig, layer: Layer, h: torch.Tensor, states: States) 
         layer["dt_norm"],
         layer["B_norm"],
         layer["C_norm"],
-        eps=config.rms_norm_eps,
+        eps=eps,
     )
-    y, new_state = selective_scan(
+    y, _ = selective_scan(
         u,
         linear(dt, layer["dt_proj"]),
         layer["A_log"],
@@ -132,11 +133,8 @@ def _scan(config: DecoderConfig, layer: Layer, h: torch.Tensor, states: States) 
         z,
         layer["dt_bias"],
         recurrent_state,
-        state_out=recurrent_state if in_place else None,
+        state_out=written[1],
     )
-    if not in_place:
-        conv_state.copy_(new_conv)
-        recurrent_state.copy_(new_state)
     return linear(y, layer["out_proj"])
 
 
@@ -149,8 +147,8 @@ def _project_in(weight: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, to
     return linear(h, weight[:inner]), linear(h, weight[inner:])
 
 
-def _feed_forward(config: DecoderConfig, layer: Layer, h: torch.Tensor) -> torch.Tensor:
-    if "router" not in layer:
+def _feed_forward(spec: FeedForwardSpec, layer: Layer, h: torch.Tensor) -> torch.Tensor:
+    if not isinstance(spec, ExpertsSpec):
         return linear(apply_swiglu(linear(h, layer["gate_up"])), layer["down"])
     rows = h.flatten(0, 1)
     y = sparse_moe(
@@ -158,7 +156,7 @@ def _feed_forward(config: DecoderConfig, layer: Layer, h: torch.Tensor) -> torch
         linear(rows, layer["router"]),
         layer["experts_gate_up"],
         layer["experts_down"],
-        top_k=config.num_experts_per_tok,
+        top_k=spec.top_k,
         gate_up_scales=layer.get("experts_gate_up_scales"),
         down_scales=layer.get("experts_down_scales"),
     )

@@ -11,7 +11,7 @@ from torch.nn.functional import gelu, layer_norm, linear, scaled_dot_product_att
 
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.stage_spec import StageSpec
-from longllava_trt.models.llava_jamba.config import LongLLaVAConfig, VisionConfig
+from longllava_trt.models.spec import ModelSpec, VisionSpec
 from longllava_trt.plugins_trt.kernels.activations import apply_quick_gelu
 from longllava_trt.runtime.backends.kernels.device import DeviceStream
 from longllava_trt.runtime.backends.kernels.weights import Weights
@@ -33,7 +33,7 @@ class KernelsStage(ABC):
     """
 
     def __init__(
-        self, spec: StageSpec, config: LongLLaVAConfig, weights: Weights, stream: DeviceStream
+        self, spec: StageSpec, config: ModelSpec, weights: Weights, stream: DeviceStream
     ) -> None:
         self.spec = spec
         self.config, self.weights, self.stream = config, weights, stream
@@ -61,26 +61,33 @@ class KernelsStage(ABC):
 
 
 class VisionStage(KernelsStage):
-    """CLIP's tower up to its penultimate layer."""
+    """CLIP's tower up to the last layer that the feature needs."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Encode [num_images, 3, image_size, image_size], float32, to [num_images, num_patches, hidden_size]."""
-        vision, w = self.config.vision, self.weights
+        """Encode [num_images, 3, image_size, image_size], float32, to [num_images, num_features, feature_size], T."""
+        vision, w = self.config.require_vision(), self.weights
         patches = linear(_patch_rows(x.to(w["patches"].dtype), vision), w["patches"])
         first = w["class_embedding"].expand(x.shape[0], 1, -1)
         h = torch.cat([first, patches], dim=1) + w["positions"]
-        h = self._norm(h, "pre_norm")
+        states = [self._norm(h, "pre_norm")]
         for layer in range(vision.num_run_layers):
-            h = self._layer(h, f"layers.{layer}.")
-        return h[:, 1:]
+            h = self._layer(states[-1], f"layers.{layer}.")
+            # a state that is no feature is not kept
+            states = [*states, h] if len(vision.feature_states) > 1 else [h]
+        last = vision.num_run_layers
+        chosen = [states[i - last - 1] for i in vision.feature_states]
+        features = chosen[0] if len(chosen) == 1 else torch.cat(chosen, dim=-1)
+        return features if vision.keep_class_token else features[:, 1:]
 
     def _layer(self, x: torch.Tensor, name: str) -> torch.Tensor:
-        heads = self.config.vision.num_attention_heads
+        vision = self.config.require_vision()
+        heads = vision.num_heads
         qkv = self._linear(self._norm(x, f"{name}norm1"), f"{name}qkv")
         q, k, v = qkv.unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
         y = scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         x = x + self._linear(y, f"{name}out")
-        inner = apply_quick_gelu(self._linear(self._norm(x, f"{name}norm2"), f"{name}fc1"))
+        inner = self._linear(self._norm(x, f"{name}norm2"), f"{name}fc1")
+        inner = apply_quick_gelu(inner) if vision.activation == "quick_gelu" else gelu(inner)
         return x + self._linear(inner, f"{name}fc2")
 
     def _linear(self, x: torch.Tensor, name: str) -> torch.Tensor:
@@ -88,17 +95,24 @@ class VisionStage(KernelsStage):
 
     def _norm(self, x: torch.Tensor, name: str) -> torch.Tensor:
         weight, bias = self.weights[name], self.weights[f"{name}_bias"]
-        return layer_norm(x, weight.shape, weight, bias, self.config.vision.layer_norm_eps)
+        return layer_norm(
+            x, weight.shape, weight, bias, self.config.require_vision().layer_norm_eps
+        )
 
 
 class ProjectorStage(KernelsStage):
-    """2x2 pooling and the MLP behind it."""
+    """Pooling, and the linear layers behind it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Project [num_images, num_patches, width] to [num_images, num_image_tokens, hidden_size]."""
-        half, w = self.config.vision.patches_per_side // 2, self.weights
-        pooled = x.unflatten(1, (half, 2, half, 2)).mean(dim=(2, 4)).flatten(1, 2)
-        return linear(gelu(linear(pooled, w["fc0"], w["fc0_bias"])), w["fc2"], w["fc2_bias"])
+        """Project [num_images, num_features, feature_size], T, to [num_images, num_image_tokens, hidden_size], T."""
+        spec, w = self.config.require_connector(), self.weights
+        if spec.pooling > 1:
+            side = self.config.require_vision().patches_per_side // spec.pooling
+            grid = x.unflatten(1, (side, spec.pooling, side, spec.pooling))
+            x = grid.mean(dim=(2, 4)).flatten(1, 2)
+        for layer in range(spec.num_layers):
+            x = linear(gelu(x) if layer else x, w[f"fc{layer}"], w.get(f"fc{layer}_bias"))
+        return x
 
 
 class EmbedStage(KernelsStage):
@@ -118,18 +132,23 @@ class EmbedStage(KernelsStage):
             )
 
 
-_STAGES = {"vision": VisionStage, "projector": ProjectorStage, "embed": EmbedStage}
+_STAGES: dict[str, type[VisionStage | ProjectorStage | EmbedStage]] = {
+    "vision": VisionStage,
+    "projector": ProjectorStage,
+    "embed": EmbedStage,
+}
 
 
 def make_stage(
-    spec: StageSpec, config: LongLLaVAConfig, weights: Weights, stream: DeviceStream
+    spec: StageSpec, config: ModelSpec, weights: Weights, stream: DeviceStream
 ) -> KernelsStage:
     """Return the stage of a contract."""
     return _STAGES[spec.name](spec, config, weights, stream)
 
 
-def _patch_rows(pixels: torch.Tensor, config: VisionConfig) -> torch.Tensor:
+def _patch_rows(pixels: torch.Tensor, config: VisionSpec) -> torch.Tensor:
     """Cut images into rows of pixels: [num_images, num_patches, 3 * patch_size ** 2]."""
     side, patch = config.patches_per_side, config.patch_size
     grid = pixels.unflatten(2, (side, patch)).unflatten(4, (side, patch))
-    return grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    rows: torch.Tensor = grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+    return rows

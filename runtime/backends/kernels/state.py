@@ -1,21 +1,22 @@
 """What sequences carry between calls, in slots of tensors that are allocated once.
 
-A pool has the caches and the recurrent states of several slots. Kernels work on neighbouring slots at once and write all
-of it in place, but for a chunk of many positions, whose new states are copied over the old. How long each sequence is, the
-device knows too, so that a captured step stays right as they grow.
+A pool has the caches and the recurrent states of several slots; kernels work on neighbouring slots at once. Keys and values
+are appended in place. All that is rewritten, lengths too, is there twice: a call reads one half and writes the other, and
+one assignment then makes that the present one. A call that is cut off has changed nothing. How long each sequence is, the
+device knows as well as the host, so that a captured step stays right as they grow.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from longllava_trt.core.errors import ContractError, InputError
 from longllava_trt.core.stage_spec import PAST_PREFIX, TensorSpec
+from longllava_trt.runtime.backends.base import StateSnapshot
 from longllava_trt.runtime.backends.kernels.device import DeviceStream, torch_dtype
-from longllava_trt.runtime.backends.ort.decoder import StateSnapshot
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,15 +25,28 @@ if TYPE_CHECKING:
 
 __all__ = ["KernelsState", "SlotSpan", "StatePool"]
 
+Pair = tuple[torch.Tensor, torch.Tensor]
+
 
 class SlotSpan(NamedTuple):
     """Neighbouring slots, as the kernels take them."""
 
-    layers: tuple[tuple[torch.Tensor, torch.Tensor], ...]
-    """Of each layer key and value [slots, kv_heads, capacity, head_dim], or conv state [slots, d_inner, d_conv - 1] and
-    recurrent state [slots, d_inner, d_state]."""
+    layers: tuple[Pair, ...]
+    """Of each layer key and value [slots, kv_heads, capacity, head_dim], written in place; or conv state [slots, d_inner,
+    d_conv - 1] and recurrent state [slots, d_inner, d_state], only read."""
+    written: tuple[Pair, ...]
+    """Where the next of these go; keys and values have one place."""
     past_len: torch.Tensor
-    """Positions fed. [slots], int32."""
+    """Positions fed; only read. [slots], int32."""
+    next_len: torch.Tensor
+    """Where those after the call go. [slots], int32."""
+
+
+class _Point(NamedTuple):
+    """Which half is the present one, and how many positions each slot was fed."""
+
+    half: int
+    lengths: tuple[int, ...]
 
 
 class StatePool:
@@ -54,26 +68,92 @@ class StatePool:
         stream: DeviceStream,
     ) -> None:
         self.stream, self.num_slots, self.capacity = stream, num_slots, capacity
-        self.graphs: dict[tuple[int, int], CapturedStep] = {}
-        """Captured steps by the span of slots, first and one past the last."""
+        self.graphs: dict[tuple[int, int, int], CapturedStep] = {}
+        """Captured steps by the span of slots, first and one past the last, and the half that is read."""
         self.warm: set[tuple[int, int]] = set()
         """Spans of which a step has been launched, so that all its kernels are compiled."""
         self._specs = {spec.name: spec for spec in specs if spec.name.startswith(PAST_PREFIX)}
-        with stream.active():
-            # zeros, not garbage: a position that is weighed with zero must be finite
-            self.tensors = {name: self._zeros(spec) for name, spec in self._specs.items()}
-            self.past_len = torch.zeros(num_slots, dtype=torch.int32, device=stream.device)
         self.caches = tuple(n for n, s in self._specs.items() if "capacity" in s.shape)
         """Names of keys and values."""
         self.recurrent = tuple(name for name in self._specs if name not in self.caches)
         """Names of all that is rewritten in each call."""
+        with stream.active():
+            # zeros, not garbage: a position that is weighed with zero must be finite
+            tensors = {name: self._zeros(spec) for name, spec in self._specs.items()}
+            other = {
+                n: torch.zeros_like(t) if n in self.recurrent else t for n, t in tensors.items()
+            }
+            self._halves = (tensors, other)
+            self._lengths = torch.zeros(2, num_slots, dtype=torch.int32, device=stream.device)
+        self._point = _Point(0, (0,) * num_slots)
+
+    @property
+    def half(self) -> int:
+        """Which half is read next: 0 or 1."""
+        return self._point.half
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Positions that each slot was fed."""
+        return self._point.lengths
+
+    @property
+    def tensors(self) -> Mapping[str, torch.Tensor]:
+        """The present states by name, all slots."""
+        return self._halves[self.half]
+
+    @property
+    def past_len(self) -> torch.Tensor:
+        """The lengths as the device knows them. [num_slots], int32."""
+        return self._lengths[self.half]
 
     def span(self, first: int, last: int) -> SlotSpan:
-        """Return slots from the first to one before the last; views."""
-        tensors = [tensor[first:last] for tensor in self.tensors.values()]
-        return SlotSpan(
-            tuple(zip(tensors[::2], tensors[1::2], strict=True)), self.past_len[first:last]
+        """Return slots from the first to one before the last, as the next call takes them; views."""
+        read, write = (
+            [tensor[first:last] for tensor in self._halves[half].values()]
+            for half in (self.half, 1 - self.half)
         )
+        return SlotSpan(
+            tuple(zip(read[::2], read[1::2], strict=True)),
+            tuple(zip(write[::2], write[1::2], strict=True)),
+            self._lengths[self.half, first:last],
+            self._lengths[1 - self.half, first:last],
+        )
+
+    def carry_over(self, slots: Sequence[int]) -> None:
+        """Copy what is rewritten to the half that is written, for slots that a call leaves alone. Call it while active."""
+        if not slots:
+            return
+        for slot in slots:
+            self._lengths[1 - self.half, slot] = self.lengths[slot]
+        for dtype in {tensor.dtype for tensor in self.tensors.values()}:
+            names = [name for name in self.recurrent if self.tensors[name].dtype == dtype]
+            now, then = (
+                [self._halves[half][name][slot] for name in names for slot in slots]
+                for half in (self.half, 1 - self.half)
+            )
+            if now:
+                # one launch for all that are of one dtype
+                torch._foreach_copy_(then, now)
+
+    def publish(self, lengths: Mapping[int, int]) -> None:
+        """Make the half just written the present one.
+
+        Args:
+            lengths: Of the slots whose length is another now.
+        """
+        kept = self._point.lengths
+        self._point = _Point(
+            1 - self.half, tuple(lengths.get(slot, kept[slot]) for slot in range(self.num_slots))
+        )
+
+    def set_length(self, slot: int, past_len: int) -> None:
+        """Say that a slot was fed so many positions."""
+        with self.stream.active():
+            self._lengths[self.half, slot] = past_len
+        lengths = list(self.lengths)
+        lengths[slot] = past_len
+        self._point = _Point(self.half, tuple(lengths))
 
     def reserve(self, capacity: int) -> None:
         """Make room for more positions in every slot; copies the caches, and captured steps are forgotten."""
@@ -86,19 +166,41 @@ class StatePool:
             for name in self.caches:
                 grown = self._zeros(self._specs[name])
                 grown[:, :, :before] = self.tensors[name]
-                self.tensors[name] = grown
+                for half in self._halves:
+                    half[name] = grown
 
-    def keep(self, slots: Sequence[int]) -> list[torch.Tensor]:
-        """Return copies of what a step would change in some slots. Call it while active."""
-        held = [self.past_len, *(self.tensors[name] for name in self.recurrent)]
-        return [tensor[slot].clone() for tensor in held for slot in slots]
+    def write_slot(
+        self, slot: int, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]
+    ) -> None:
+        """Give a slot another state; what ``arrays`` lacks stays as it is.
 
-    def put_back(self, slots: Sequence[int], kept: list[torch.Tensor]) -> None:
-        """Undo what was done since `keep`; positions behind the last are overwritten later anyway."""
-        held = [self.past_len, *(self.tensors[name] for name in self.recurrent)]
-        places = [tensor[slot] for tensor in held for slot in slots]
-        for place, value in zip(places, kept, strict=True):
-            place.copy_(value)
+        Raises:
+            ContractError: If an array is none of this model's, or of another shape. The slot is then as it was, but for
+                its keys and values.
+        """
+        with self.stream.active():
+            self.carry_over(range(self.num_slots))
+            for name, array in arrays:
+                if name not in self._specs:
+                    raise ContractError(
+                        f"decoder: carries no '{name}'; the state is another model's"
+                    )
+                held = self.rows_of(name, slot, past_len, half=1 - self.half)
+                if tuple(held.shape) != array.shape:
+                    raise ContractError(
+                        f"decoder: '{name}' must be {list(held.shape)}, got {list(array.shape)}; "
+                        "the state is another model's"
+                    )
+                held.copy_(self.stream.to_device(array))
+            self._lengths[1 - self.half, slot] = past_len
+            self.publish({slot: past_len})
+
+    def rows_of(
+        self, name: str, slot: int, past_len: int, *, half: int | None = None
+    ) -> torch.Tensor:
+        """Return a slot's part of a tensor, of the present half by default; of keys and values the positions that were fed."""
+        rows = self._halves[self.half if half is None else half][name][slot : slot + 1]
+        return rows[:, :, :past_len] if name in self.caches else rows
 
     def _zeros(self, spec: TensorSpec) -> torch.Tensor:
         sizes = {"batch": self.num_slots, "capacity": self.capacity}
@@ -116,8 +218,15 @@ class KernelsState:
 
     def __init__(self, pool: StatePool, slot: int) -> None:
         self.pool, self.slot = pool, slot
-        self.past_len = 0
-        """Positions fed so far."""
+
+    @property
+    def past_len(self) -> int:
+        """Positions fed so far. Setting it says so of whatever the state holds: for measurements alone."""
+        return self.pool.lengths[self.slot]
+
+    @past_len.setter
+    def past_len(self, past_len: int) -> None:
+        self.pool.set_length(self.slot, past_len)
 
     @property
     def capacity(self) -> int:
@@ -146,7 +255,7 @@ class KernelsState:
 
     def restore(self, mark: StateSnapshot) -> None:
         """Go back to a point of this sequence; keys and values after it are given up, and overwritten later."""
-        self._write(mark.past_len, mark.recurrent.items())
+        self.pool.write_slot(self.slot, mark.past_len, mark.recurrent.items())
 
     def load_state_dict(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
         """Take over a state of so many positions, as `state_dict` returns it. There must be room for it.
@@ -155,9 +264,11 @@ class KernelsState:
             InputError: If there is none.
             ContractError: If an array is none of this model's, or of another shape.
         """
-        self.past_len = 0
-        self.make_room(past_len)
-        self._write(past_len, arrays)
+        if past_len > self.capacity:
+            raise InputError(
+                f"decoder: a state of {past_len} positions exceeds the cache of {self.capacity}; reserve more"
+            )
+        self.pool.write_slot(self.slot, past_len, arrays)
 
     def state_dict(self, *, copy: bool = False) -> dict[str, NDArray[Any]]:
         """Return the state by input name, keys and values up to `past_len` only; always copies, off the device."""
@@ -167,24 +278,5 @@ class KernelsState:
     def _read(self, names: Iterable[str]) -> Iterator[tuple[str, NDArray[Any]]]:
         for name in names:
             with self.pool.stream.active():
-                yield name, self.pool.stream.to_host(self._held(name, self.past_len))
-
-    def _write(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
-        for name, array in arrays:
-            if name not in self.pool.tensors:
-                raise ContractError(f"decoder: carries no '{name}'; the state is another model's")
-            held = self._held(name, past_len)
-            if tuple(held.shape) != array.shape:
-                raise ContractError(
-                    f"decoder: '{name}' must be {list(held.shape)}, got {list(array.shape)}; the state is another model's"
-                )
-            with self.pool.stream.active():
-                held.copy_(self.pool.stream.to_device(array))
-        with self.pool.stream.active():
-            self.pool.past_len[self.slot] = past_len
-        self.past_len = past_len
-
-    def _held(self, name: str, past_len: int) -> torch.Tensor:
-        """Return this slot's part of a tensor; of keys and values the positions that were fed."""
-        rows = self.pool.tensors[name][self.slot : self.slot + 1]
-        return rows[:, :, :past_len] if name in self.pool.caches else rows
+                rows = self.pool.rows_of(name, self.slot, self.past_len)
+                yield name, self.pool.stream.to_host(rows)

@@ -7,12 +7,31 @@ memory that is no more than one tensor behind another. Knows neither files nor P
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from longllava_trt.core.manifest import MoeQuant
-from longllava_trt.models.llava_jamba.config import DecoderConfig, LongLLaVAConfig, VisionConfig
-from longllava_trt.models.llava_jamba.weights import VISION_PREFIX
+from longllava_trt.models.parameters import (
+    EMBEDDING,
+    EXPERT_MATRICES,
+    HEAD,
+    PROJECTOR,
+    VISION,
+    expert_path,
+    packed_experts_path,
+    router_path,
+)
+from longllava_trt.models.registry import family_of
+from longllava_trt.models.spec import (
+    AttentionSpec,
+    ConnectorSpec,
+    DenseSpec,
+    ExpertsSpec,
+    LayerSpec,
+    MambaSpec,
+    ModelSpec,
+    VisionSpec,
+)
 from longllava_trt.plugins_trt.kernels.sparse_moe_formats import GROUP
 
 __all__ = ["FusedWeight", "plan_decoder", "plan_stage", "total_bytes"]
@@ -42,89 +61,93 @@ def total_bytes(plan: tuple[FusedWeight, ...]) -> int:
     return sum(weight.nbytes for weight in plan)
 
 
-def plan_decoder(config: DecoderConfig, dtype: str, quant: MoeQuant) -> tuple[FusedWeight, ...]:
+def plan_decoder(spec: ModelSpec, dtype: str, quant: MoeQuant) -> tuple[FusedWeight, ...]:
     """Return the decoder's weights.
 
     Args:
-        config: The decoder.
+        spec: The model.
         dtype: Of arithmetic, and of all that is not quantised.
         quant: How experts are stored.
     """
-    hidden = config.hidden_size
-    plan = []
-    for layer in range(config.num_hidden_layers):
-        parts = _layer(config, layer, dtype, quant)
-        plan += [
-            FusedWeight(
-                f"layers.{layer}.{name}",
-                shape,
-                kind,
-                tuple(f"model.layers.{layer}.{part}" for part in made_of),
-            )
-            for name, shape, kind, made_of in parts
-        ]
-    plan += [
-        FusedWeight("final_norm", (hidden,), dtype, ("model.final_layernorm.weight",)),
-        FusedWeight("lm_head", (config.vocab_size, hidden), dtype, ("lm_head.weight",)),
+    decoder = spec.decoder
+    hidden = decoder.hidden_size
+    plan = [
+        FusedWeight(f"layers.{number}.{name}", shape, kind, made_of)
+        for number, layer in enumerate(decoder.layers)
+        for name, shape, kind, made_of in _layer(layer, number, hidden, dtype, quant)
     ]
-    return tuple(plan)
+    head = EMBEDDING if decoder.tie_embeddings else HEAD
+    plan += [
+        FusedWeight("final_norm", (hidden,), dtype, ("final_norm.weight",)),
+        FusedWeight("lm_head", (decoder.vocab_size, hidden), dtype, (head,)),
+    ]
+    return _as_stored(spec, plan)
 
 
-def plan_stage(stage: str, config: LongLLaVAConfig, dtype: str) -> tuple[FusedWeight, ...]:
+def plan_stage(stage: str, spec: ModelSpec, dtype: str) -> tuple[FusedWeight, ...]:
     """Return the weights of `vision`, `projector` or `embed`."""
     if stage == "vision":
-        return tuple(_vision(config.vision, dtype))
-    decoder = config.decoder
-    hidden = decoder.hidden_size
+        return _as_stored(spec, _vision(spec.require_vision(), dtype))
     if stage == "embed":
-        name = "model.embed_tokens.weight"
-        return (FusedWeight("embed_tokens", (decoder.vocab_size, hidden), dtype, (name,)),)
-    sizes = {0: (hidden, config.vision.hidden_size), 2: (hidden, hidden)}
-    plan = []
-    for number, shape in sizes.items():
-        name = f"model.mm_projector.{number}"
-        plan += [
-            FusedWeight(f"fc{number}", shape, dtype, (f"{name}.weight",)),
-            FusedWeight(f"fc{number}_bias", shape[:1], dtype, (f"{name}.bias",)),
-        ]
-    return tuple(plan)
+        shape = (spec.decoder.vocab_size, spec.decoder.hidden_size)
+        return _as_stored(spec, [FusedWeight("embed_tokens", shape, dtype, (EMBEDDING,))])
+    width = spec.require_vision().feature_size
+    return _as_stored(
+        spec, _projector(spec.require_connector(), width, spec.decoder.hidden_size, dtype)
+    )
+
+
+def _as_stored(spec: ModelSpec, plan: Iterable[FusedWeight]) -> tuple[FusedWeight, ...]:
+    """Name the parts as the family's checkpoints do."""
+    name = family_of(spec).tensor_name
+    return tuple(replace(w, parts=tuple(name(path) for path in w.parts)) for w in plan)
 
 
 Part = tuple[str, tuple[int, ...], str, tuple[str, ...]]
+"""Name, shape, dtype, and the paths of its parts."""
 
 
-def _layer(config: DecoderConfig, layer: int, dtype: str, quant: MoeQuant) -> Iterator[Part]:
-    hidden = config.hidden_size
-    yield "input_norm", (hidden,), dtype, ("input_layernorm.weight",)
-    yield "ff_norm", (hidden,), dtype, ("pre_moe_layernorm.weight",)
-    if config.layer_kinds[layer] == "attention":
-        rows = hidden + 2 * config.num_key_value_heads * config.head_dim
-        qkv = tuple(f"self_attn.{name}_proj.weight" for name in ("q", "k", "v"))
-        yield "qkv", (rows, hidden), dtype, qkv
-        yield "o_proj", (hidden, hidden), dtype, ("self_attn.o_proj.weight",)
+def _layer(
+    layer: LayerSpec, number: int, hidden: int, dtype: str, quant: MoeQuant
+) -> Iterator[Part]:
+    place = f"layers.{number}."
+    yield "input_norm", (hidden,), dtype, (f"{place}mixer_norm.weight",)
+    yield "ff_norm", (hidden,), dtype, (f"{place}feed_forward_norm.weight",)
+    mixer, forward = layer.mixer, layer.feed_forward
+    if isinstance(mixer, AttentionSpec):
+        yield from _attention(mixer, f"{place}attention.", hidden, dtype)
     else:
-        yield from _mamba(config, dtype)
-    if config.is_moe_layer(layer):
-        yield "router", (config.num_experts, hidden), dtype, ("moe.router.weight",)
-        yield from _experts(config, dtype, quant)
-        return
-    inner = config.intermediate_size
-    gate_up = tuple(f"moe.experts.0.{name}_proj.weight" for name in ("gate", "up"))
+        yield from _mamba(mixer, f"{place}mamba.", hidden, dtype)
+    if isinstance(forward, ExpertsSpec):
+        yield "router", (forward.num_experts, hidden), dtype, (router_path(number),)
+        yield from _experts(forward, number, hidden, dtype, quant)
+    else:
+        yield from _dense(forward, f"{place}feed_forward.", hidden, dtype)
+
+
+def _attention(spec: AttentionSpec, place: str, hidden: int, dtype: str) -> Iterator[Part]:
+    qkv = tuple(f"{place}{name}_proj.weight" for name in ("q", "k", "v"))
+    yield "qkv", (spec.q_size + 2 * spec.kv_size, hidden), dtype, qkv
+    yield "o_proj", (hidden, spec.q_size), dtype, (f"{place}o_proj.weight",)
+
+
+def _dense(spec: DenseSpec, place: str, hidden: int, dtype: str) -> Iterator[Part]:
+    inner = spec.intermediate_size
+    gate_up = tuple(f"{place}{name}.weight" for name in ("gate", "up"))
     yield "gate_up", (2 * inner, hidden), dtype, gate_up
-    yield "down", (hidden, inner), dtype, ("moe.experts.0.down_proj.weight",)
+    yield "down", (hidden, inner), dtype, (f"{place}down.weight",)
 
 
-def _mamba(config: DecoderConfig, dtype: str) -> Iterator[Part]:
-    hidden, inner = config.hidden_size, config.d_inner
-    rank, state = config.mamba_dt_rank, config.mamba_d_state
+def _mamba(spec: MambaSpec, place: str, hidden: int, dtype: str) -> Iterator[Part]:
+    inner, rank, state = spec.d_inner, spec.dt_rank, spec.d_state
     shapes = {
         "in_proj": ((2 * inner, hidden), "in_proj.weight"),
-        "conv_weight": ((inner, 1, config.mamba_d_conv), "conv1d.weight"),
+        "conv_weight": ((inner, 1, spec.d_conv), "conv1d.weight"),
         "conv_bias": ((inner,), "conv1d.bias"),
         "x_proj": ((rank + 2 * state, inner), "x_proj.weight"),
-        "dt_norm": ((rank,), "dt_layernorm.weight"),
-        "B_norm": ((state,), "B_layernorm.weight"),
-        "C_norm": ((state,), "C_layernorm.weight"),
+        "dt_norm": ((rank,), "dt_norm.weight"),
+        "B_norm": ((state,), "B_norm.weight"),
+        "C_norm": ((state,), "C_norm.weight"),
         "dt_proj": ((inner, rank), "dt_proj.weight"),
         "dt_bias": ((inner,), "dt_proj.bias"),
         "A_log": ((inner, state), "A_log"),
@@ -132,19 +155,19 @@ def _mamba(config: DecoderConfig, dtype: str) -> Iterator[Part]:
         "out_proj": ((hidden, inner), "out_proj.weight"),
     }
     for name, (shape, part) in shapes.items():
-        yield name, shape, dtype, (f"mamba.{part}",)
+        yield name, shape, dtype, (f"{place}{part}",)
 
 
-def _experts(config: DecoderConfig, dtype: str, quant: MoeQuant) -> Iterator[Part]:
-    count, hidden, inner = config.num_experts, config.hidden_size, config.intermediate_size
+def _experts(
+    spec: ExpertsSpec, layer: int, hidden: int, dtype: str, quant: MoeQuant
+) -> Iterator[Part]:
+    count, inner = spec.num_experts, spec.intermediate_size
     sizes = {"gate_up": (2 * inner, hidden), "down": (hidden, inner)}
     for matrix, (rows, columns) in sizes.items():
         if quant == "none":
-            kinds = matrix.split("_")
+            kinds = [name for name in EXPERT_MATRICES if name in matrix.split("_")]
             parts = tuple(
-                f"moe.experts.{expert}.{kind}_proj.weight"
-                for expert in range(count)
-                for kind in kinds
+                expert_path(layer, expert, kind) for expert in range(count) for kind in kinds
             )
             yield f"experts_{matrix}", (count, rows, columns), dtype, parts
             continue
@@ -152,16 +175,24 @@ def _experts(config: DecoderConfig, dtype: str, quant: MoeQuant) -> Iterator[Par
         codes = columns if is_int8 else columns // 2
         scales = () if is_int8 else (-(-columns // GROUP),)
         kind = "int8" if is_int8 else "uint8"
-        name = f"moe.experts.{matrix}"
-        yield f"experts_{matrix}", (count, rows, codes), kind, (name,)
-        yield f"experts_{matrix}_scales", (count, rows, *scales), "float32", (f"{name}_scales",)
+        path = packed_experts_path(layer, matrix)
+        yield f"experts_{matrix}", (count, rows, codes), kind, (path,)
+        yield f"experts_{matrix}_scales", (count, rows, *scales), "float32", (f"{path}_scales",)
 
 
-def _vision(config: VisionConfig, dtype: str) -> Iterator[FusedWeight]:
+def _projector(spec: ConnectorSpec, width: int, hidden: int, dtype: str) -> Iterator[FusedWeight]:
+    for layer in range(spec.num_layers):
+        path, columns = f"{PROJECTOR}{2 * layer}", hidden if layer else width
+        yield FusedWeight(f"fc{layer}", (hidden, columns), dtype, (f"{path}.weight",))
+        if spec.bias:
+            yield FusedWeight(f"fc{layer}_bias", (hidden,), dtype, (f"{path}.bias",))
+
+
+def _vision(config: VisionSpec, dtype: str) -> Iterator[FusedWeight]:
     width, inner, patch = config.hidden_size, config.intermediate_size, config.patch_size
 
     def made(name: str, shape: tuple[int, ...], *parts: str) -> FusedWeight:
-        return FusedWeight(name, shape, dtype, tuple(VISION_PREFIX + part for part in parts))
+        return FusedWeight(name, shape, dtype, tuple(VISION + part for part in parts))
 
     def linear(name: str, shape: tuple[int, ...], *parts: str) -> Iterator[FusedWeight]:
         yield made(name, shape, *(f"{part}.weight" for part in parts))

@@ -30,7 +30,8 @@ def number(tensor: Any) -> np.ndarray:
 
 def normalised(x: np.ndarray, weight: np.ndarray, *, eps: float = EPS) -> np.ndarray:
     """Normalise in float64; the keyword breaks it on purpose."""
-    return weight * x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+    y: np.ndarray = weight * x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
+    return y
 
 
 @pytest.mark.parametrize("dtype", LIMITS)
