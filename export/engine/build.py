@@ -272,6 +272,7 @@ def _record_stage(job: _Job, name: str, file: Path, *, key: str, built: BuiltSta
         num_layers=built.audit.num_layers,
         plugins=built.audit.plugins,
         attention=built.audit.attention,
+        kernels=built.kernels,
         seconds=round(built.seconds, 3),
         peak_rss_bytes=peak_rss_bytes(),
     )
