@@ -27,7 +27,7 @@ from longllava_trt.core.stage_spec import STAGES, StageSpec, present_name
 from longllava_trt.export.engine.cache import stage_key, usable_engines
 from longllava_trt.export.engine.profiles import EngineLimits, engine_spec, stage_profiles
 from longllava_trt.export.engine.stage import BuiltStage, EngineWeights, build_stage
-from longllava_trt.export.engine.target import resolve_target
+from longllava_trt.export.engine.target import resolve_target, runs_nowhere
 from longllava_trt.export.memory import peak_rss_bytes
 from longllava_trt.plugins_trt.registry import LIBRARY_FILE, TensorRT, import_tensorrt, load_plugins
 
@@ -79,6 +79,11 @@ class BuildReport:
     seconds: float
     peak_rss_bytes: int
     """Largest resident set of this process since its start."""
+
+    @property
+    def runs_nowhere(self) -> str | None:
+        """Why no GPU runs these engines, if none does."""
+        return runs_nowhere(self.record.flavour, self.record.target)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
