@@ -79,11 +79,8 @@ class BuildReport:
     seconds: float
     peak_rss_bytes: int
     """Largest resident set of this process since its start."""
-
-    @property
-    def runs_nowhere(self) -> str | None:
-        """Why no GPU runs these engines, if none does."""
-        return runs_nowhere(self.record.flavour, self.record.target)
+    runs_nowhere: str | None
+    """Why no GPU runs these engines, if none does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -162,6 +159,7 @@ def build_engines(
         reused=tuple(s for s in options.stages if s not in wanted),
         seconds=time.monotonic() - begin,
         peak_rss_bytes=peak_rss_bytes(),
+        runs_nowhere=runs_nowhere(tensorrt.flavour, target),
     )
 
 

@@ -65,13 +65,14 @@ def read_kernels(
             current = int(begin[1])
         elif nbytes := _BYTES.search(line):
             memory[current][nbytes[1]] = int(nbytes[2])
-        elif step := _STEP.search(line):
-            steps.append(_read_step(step))
-    of_program = {s.program: s.profile for s in steps if s.program and s.profile is not None}
+        elif found_step := _STEP.search(line):
+            steps.append(_read_step(found_step))
+    of_program = {s.program: s.profile for s in steps if s.profile is not None}
     kernels: list[list[Kernel]] = [[] for _ in profiles]
     for step in steps:
         if is_launch(step.kernel.kind):
-            kernels[of_program.get(step.program, step.profile) or 0].append(step.kernel)
+            own = step.profile if step.program is None else of_program.get(step.program)
+            kernels[own or 0].append(step.kernel)
     for name, found, sizes in zip(profiles, kernels, memory, strict=True):
         if not found or len(sizes) != 2:
             raise ExportError(

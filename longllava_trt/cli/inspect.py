@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from longllava_trt.cli.inspect_engines import engine_document, engine_lines
 from longllava_trt.cli.options import Subparsers, add_verb, format_bytes, print_json
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
     if (args.path / ENGINE_FILE).is_file():
         record = EngineRecord.load(args.path)
-        document = {"kind": "engines", "path": str(args.path)}
+        document: dict[str, Any] = {"kind": "engines", "path": str(args.path)}
         document |= engine_document(record, kernels=args.kernels)
         lines = engine_lines(record, kernels=args.kernels)
     elif args.kernels:
