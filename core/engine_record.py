@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from longllava_trt.core.digests import FileHasher
 from longllava_trt.core.errors import ManifestError
+from longllava_trt.core.kernel_record import ProfileKernels
 from longllava_trt.core.stage_spec import TensorSpec
 
 __all__ = [
@@ -37,8 +38,10 @@ __all__ = [
 
 ENGINES_FOLDER = "engines"
 ENGINE_FILE = "engine.json"
-ENGINE_FORMAT_VERSION = 1
-"""Raised when engines built before can no longer be run."""
+ENGINE_FORMAT_VERSION = 2
+"""Raised when something is added, or when engines built before can no longer be run."""
+_READABLE = (1, ENGINE_FORMAT_VERSION)
+"""Version 1 has no kernels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -115,6 +118,8 @@ class EngineStage:
     seconds: float
     peak_rss_bytes: int
     """Largest resident set of the building process up to then."""
+    kernels: Mapping[str, ProfileKernels] = field(default_factory=dict)
+    """What TensorRT made, by profile; none where it did not say, and in files of version 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -146,7 +151,12 @@ class EngineRecord:
 
     def save(self, folder: Path) -> None:
         """Write engine.json."""
-        text = json.dumps(asdict(self), indent=1)
+        bare = {name: replace(stage, kernels={}) for name, stage in self.stages.items()}
+        document = asdict(replace(self, stages=bare, format_version=ENGINE_FORMAT_VERSION))
+        for name, stage in self.stages.items():
+            kernels = {profile: found.to_json() for profile, found in stage.kernels.items()}
+            document["stages"][name]["kernels"] = kernels
+        text = json.dumps(document, indent=1)
         (folder / ENGINE_FILE).write_text(text + "\n", encoding="utf-8")
 
     @classmethod
@@ -164,9 +174,9 @@ class EngineRecord:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             version = raw["format_version"]
-            if version != ENGINE_FORMAT_VERSION:
+            if version not in _READABLE:
                 raise ManifestError(
-                    f"{path}: format version must be {ENGINE_FORMAT_VERSION}, got {version}; build the engines again"
+                    f"{path}: format version must be {' or '.join(map(str, _READABLE))}, got {version}; build the engines again"
                 )
             stages = {name: _stage_from_json(stage) for name, stage in raw["stages"].items()}
             return cls(**{**raw, "plugins": PluginRecord(**raw["plugins"]), "stages": stages})
@@ -214,6 +224,10 @@ def _stage_from_json(raw: Mapping[str, Any]) -> EngineStage:
             },
             "weights": tuple(map(_weight_from_json, raw["weights"])),
             "states": tuple(StateBinding(**state) for state in raw["states"]),
+            "kernels": {
+                name: ProfileKernels.from_json(found)
+                for name, found in raw.get("kernels", {}).items()
+            },
         }
     )
 

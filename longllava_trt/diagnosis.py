@@ -152,7 +152,7 @@ def _gpu() -> Iterator[Finding]:
 
 def _tensorrt(plugins: Path | None) -> Iterator[Finding]:
     """Yield what can build engines here and for what, and what a plugin library gives it."""
-    from longllava_trt.export.engine.target import supported_targets
+    from longllava_trt.export.engine.target import runs_nowhere, supported_targets
     from longllava_trt.plugins_trt.registry import import_tensorrt, load_plugins
 
     try:
@@ -160,11 +160,15 @@ def _tensorrt(plugins: Path | None) -> Iterator[Finding]:
     except LongLLaVAError as err:
         yield Finding(topic="TensorRT", status="absent", detail=f"{err}; a CPU runs ONNX bundles")
         return
-    targets = ", ".join(supported_targets(tensorrt)) or "no GPU, since none is here"
+    supported = supported_targets(tensorrt)
+    targets = ", ".join(supported) or "no GPU, since none is here"
+    # the one that everybody with an A100 will ask for
+    caveat = "sm80" in supported and runs_nowhere(tensorrt.flavour, "sm80")
     yield Finding(
         topic="TensorRT",
         status="ok",
-        detail=f"{tensorrt.flavour} {tensorrt.version}, builds engines for {targets}",
+        detail=f"{tensorrt.flavour} {tensorrt.version}, builds engines for {targets}"
+        + (f"; {caveat}" if caveat else ""),
     )
     if plugins is None:
         return

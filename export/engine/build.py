@@ -27,7 +27,7 @@ from longllava_trt.core.stage_spec import STAGES, StageSpec, present_name
 from longllava_trt.export.engine.cache import stage_key, usable_engines
 from longllava_trt.export.engine.profiles import EngineLimits, engine_spec, stage_profiles
 from longllava_trt.export.engine.stage import BuiltStage, EngineWeights, build_stage
-from longllava_trt.export.engine.target import resolve_target
+from longllava_trt.export.engine.target import resolve_target, runs_nowhere
 from longllava_trt.export.memory import peak_rss_bytes
 from longllava_trt.plugins_trt.registry import LIBRARY_FILE, TensorRT, import_tensorrt, load_plugins
 
@@ -79,6 +79,8 @@ class BuildReport:
     seconds: float
     peak_rss_bytes: int
     """Largest resident set of this process since its start."""
+    runs_nowhere: str | None
+    """Why no GPU runs these engines, if none does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +159,7 @@ def build_engines(
         reused=tuple(s for s in options.stages if s not in wanted),
         seconds=time.monotonic() - begin,
         peak_rss_bytes=peak_rss_bytes(),
+        runs_nowhere=runs_nowhere(tensorrt.flavour, target),
     )
 
 
@@ -272,6 +275,7 @@ def _record_stage(job: _Job, name: str, file: Path, *, key: str, built: BuiltSta
         num_layers=built.audit.num_layers,
         plugins=built.audit.plugins,
         attention=built.audit.attention,
+        kernels=built.kernels,
         seconds=round(built.seconds, 3),
         peak_rss_bytes=peak_rss_bytes(),
     )

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from longllava_trt.export.engine.kernels import tells_kernels
 from longllava_trt.plugins_trt.registry import TensorRT
 
 __all__ = ["MessageLog", "make_logger", "make_monitor"]
@@ -24,6 +25,9 @@ _NOISE = ("catchCudaError", "End node", "Begin node")
 class MessageLog(Protocol):
     """A TensorRT logger that remembers."""
 
+    kernel_lines: list[str]
+    """Lines about kernels, since they were last cleared."""
+
     def last_errors(self) -> str:
         """Return the last error lines in one, for the message of an exception; forgets them."""
         ...
@@ -33,7 +37,7 @@ def make_logger(tensorrt: TensorRT) -> Any:
     """Return a `MessageLog` that TensorRT accepts; it writes to the logger `longllava_trt.export.engine.log`.
 
     What TensorRT calls a warning is of interest to us alone, such as that a name in ONNX was long: it is logged as
-    information, and everything below as debugging.
+    information, and its information as debugging. Of what is below, the lines about kernels are kept.
     """
     trt = tensorrt.module
     severities = trt.ILogger.Severity
@@ -43,6 +47,7 @@ def make_logger(tensorrt: TensorRT) -> Any:
         def __init__(self) -> None:
             super().__init__()
             self._errors: deque[str] = deque(maxlen=_KEPT)
+            self.kernel_lines: list[str] = []
 
         def log(self, severity: Any, message: str) -> None:
             if severity in {severities.ERROR, severities.INTERNAL_ERROR}:
@@ -51,6 +56,7 @@ def make_logger(tensorrt: TensorRT) -> Any:
                     self._errors.append(" ".join(message.split()))
             elif severity in levels:
                 logger.log(levels[severity], "%s", message)
+            self.kernel_lines += [line for line in message.splitlines() if tells_kernels(line)]
 
         def last_errors(self) -> str:
             lines = " | ".join(self._errors)

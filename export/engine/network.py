@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -61,6 +62,7 @@ def parse_network(
         )
     parsed = StageNetwork(model=model, network=network, builder=builder, parser=parser)
     _complete_attention(trt, parsed)
+    _multiply_by_weights_as_stored(trt, parsed)
     return parsed
 
 
@@ -100,6 +102,59 @@ def _complete_attention(trt: Any, parsed: StageNetwork) -> None:
             attention.key_value_lengths = tensors[node.input[LENGTHS_INPUT]]
         # float32 has no fused kernel
         attention.decomposable = attention.get_input(0).dtype == trt.float32
+
+
+def _multiply_by_weights_as_stored(trt: Any, parsed: StageNetwork) -> None:
+    """Let products transpose the weight while they read it, and drop the transposition before it.
+
+    Weights are [out_features, in_features] and the graph says Transpose, then MatMul. With weights as inputs and a
+    fixed batch TensorRT would run each Transpose as a kernel of its own in every call, over all weights.
+    """
+    made, uses = _producers(trt, parsed.network)
+    for layer in list(network_layers(parsed.network)):
+        if layer.type != trt.LayerType.MATRIX_MULTIPLY:
+            continue
+        layer.__class__ = trt.IMatrixMultiplyLayer
+        widen = made.get(layer.get_input(1).name)
+        turn = made.get(widen.get_input(0).name) if widen is not None else None
+        if widen is None or turn is None or not _only_turns(turn) or not _only_widens(widen):
+            continue
+        if layer.op1 != trt.MatrixOperation.NONE or not uses(turn) == uses(widen) == 1:
+            continue
+        turn.first_transpose = (0, 1)
+        ones, (rows, columns) = tuple(widen.reshape_dims)[:-2], tuple(widen.reshape_dims)[-2:]
+        widen.reshape_dims = (*ones, columns, rows)
+        layer.op1 = trt.MatrixOperation.TRANSPOSE
+
+
+def _producers(trt: Any, network: Any) -> tuple[dict[str, Any], Callable[[Any], int]]:
+    """Return the shuffles by what they give, and how often what a layer gives is taken."""
+    made, taken = {}, Counter[str]()
+    for layer in network_layers(network):
+        taken.update(tensor.name for i in range(layer.num_inputs) if (tensor := layer.get_input(i)))
+        if layer.type == trt.LayerType.SHUFFLE:
+            # the bindings of TensorRT-RTX 1.7 may give the layer no class of its own
+            layer.__class__ = trt.IShuffleLayer
+            made[layer.get_output(0).name] = layer
+    return made, lambda layer: taken[layer.get_output(0).name]
+
+
+def _only_turns(shuffle: Any) -> bool:
+    """Tell whether a shuffle swaps the two axes of a matrix and does nothing else."""
+    rank = len(shuffle.get_input(0).shape)
+    return (
+        rank == 2
+        and tuple(shuffle.first_transpose)[:2] == (1, 0)
+        and tuple(shuffle.second_transpose)[:2] == (0, 1)
+        and tuple(shuffle.get_output(0).shape) == tuple(shuffle.get_input(0).shape)[::-1]
+    )
+
+
+def _only_widens(shuffle: Any) -> bool:
+    """Tell whether a shuffle puts axes of size 1 before a matrix and does nothing else."""
+    matrix = tuple(shuffle.get_input(0).shape)
+    given = tuple(shuffle.get_output(0).shape)
+    return len(matrix) == 2 and given == (1,) * (len(given) - 2) + matrix and min(matrix) > 0
 
 
 def _tensors(network: Any) -> dict[str, Any]:

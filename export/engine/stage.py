@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,17 +15,31 @@ from google.protobuf.message import DecodeError
 
 from longllava_trt.core.engine_record import EngineWeight
 from longllava_trt.core.errors import ExportError, ManifestError
+from longllava_trt.core.kernel_record import ProfileKernels
 from longllava_trt.core.manifest import Manifest
 from longllava_trt.export.engine.audit import AuditReport, audit_network
+from longllava_trt.export.engine.budgets import check_budgets
 from longllava_trt.export.engine.graph import convolve_channels_last, fix_dims, rewrite_for_tensorrt
-from longllava_trt.export.engine.log import make_logger, make_monitor
+from longllava_trt.export.engine.kernels import read_kernels
+from longllava_trt.export.engine.log import MessageLog, make_logger, make_monitor
 from longllava_trt.export.engine.network import StageNetwork, parse_network
+from longllava_trt.export.engine.products import split_products
 from longllava_trt.export.engine.profiles import EngineLimits, engine_spec, stage_profiles
+from longllava_trt.export.engine.stage_facts import StageFacts, gather_facts
 from longllava_trt.export.engine.target import set_target
 from longllava_trt.export.engine.weights import externalize_weights
 from longllava_trt.plugins_trt.registry import TensorRT, import_tensorrt, load_plugins
 
-__all__ = ["BuiltStage", "EngineWeights", "build_stage", "load_network", "stage_network"]
+__all__ = [
+    "AuditedStage",
+    "BuiltStage",
+    "EngineWeights",
+    "build_stage",
+    "load_network",
+    "stage_network",
+]
+
+logger = logging.getLogger(__name__)
 
 EngineWeights = Literal["external", "embedded"]
 
@@ -37,7 +52,20 @@ class BuiltStage:
     """Serialised engine; supports the buffer protocol."""
     weights: tuple[EngineWeight, ...]
     audit: AuditReport
+    kernels: Mapping[str, ProfileKernels]
+    """By profile; none if TensorRT does not tell."""
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditedStage:
+    """A network that is what its stage is, ready to be built."""
+
+    parsed: StageNetwork
+    weights: tuple[EngineWeight, ...]
+    """Those among its inputs."""
+    audit: AuditReport
+    facts: StageFacts
 
 
 def build_stage(
@@ -63,17 +91,15 @@ def build_stage(
 
     Raises:
         ManifestError: If the graph cannot be read.
-        ExportError: If TensorRT cannot parse or build it, or the audit finds a fault.
+        ExportError: If TensorRT cannot parse or build it, the audit finds a fault, or its kernels exceed a budget.
     """
     begin = time.monotonic()
     log = make_logger(tensorrt)
     tell("parsing")
-    parsed, cut, report = stage_network(
-        tensorrt, bundle, stage, log=log, weights=weights, limits=limits
-    )
-    manifest = Manifest.load(bundle)
+    ready = stage_network(tensorrt, bundle, stage, log=log, weights=weights, limits=limits)
+    parsed, facts = ready.parsed, ready.facts
     config = _builder_config(tensorrt, parsed, target)
-    _add_profiles(parsed, config, engine_spec(manifest.stage(stage).spec, limits), limits)
+    _add_profiles(parsed, config, facts)
     monitor = make_monitor(tensorrt, tell)
     config.progress_monitor = monitor
     plan = parsed.builder.build_serialized_network(parsed.network, config)
@@ -81,7 +107,28 @@ def build_stage(
         raise KeyboardInterrupt
     if plan is None:
         raise ExportError(f"{stage}: TensorRT cannot build for {target}: {log.last_errors()}")
-    return BuiltStage(plan=plan, weights=cut, audit=report, seconds=time.monotonic() - begin)
+    return BuiltStage(
+        plan=plan,
+        weights=ready.weights,
+        audit=ready.audit,
+        kernels=_checked_kernels(tensorrt, facts, log),
+        seconds=time.monotonic() - begin,
+    )
+
+
+def _checked_kernels(
+    tensorrt: TensorRT, facts: StageFacts, log: MessageLog
+) -> Mapping[str, ProfileKernels]:
+    """Return the kernels of the build that `log` heard, within their budgets."""
+    try:
+        found = read_kernels(log.kernel_lines, list(facts.profiles), stage=facts.spec.name)
+    except ExportError as err:
+        if tensorrt.flavour == "tensorrt-rtx":
+            raise
+        # nobody has seen what the full TensorRT says; an engine that cannot be checked is still one
+        logger.warning("kernels are not checked: %s", err)
+        return {}
+    return check_budgets(facts, found)
 
 
 def stage_network(
@@ -92,28 +139,34 @@ def stage_network(
     log: Any,
     weights: EngineWeights = "external",
     limits: EngineLimits | None = None,
-) -> tuple[StageNetwork, tuple[EngineWeight, ...], AuditReport]:
-    """Return a stage's audited network and the weights among its inputs; arguments as of `build_stage`."""
+) -> AuditedStage:
+    """Return a stage's audited network and what is known of it; arguments as of `build_stage`."""
     limits = limits or EngineLimits()
     manifest = Manifest.load(bundle)
     record = manifest.stage(stage)
     path = bundle / record.file
     model = _read_graph(path)
-    names = [init.name for init in model.graph.initializer if init.external_data]
+    shapes = {i.name: tuple(i.dims) for i in model.graph.initializer if i.external_data}
     cut = externalize_weights(model.graph, manifest.weights) if weights == "external" else ()
     convolve_channels_last(model.graph)
+    cut = split_products(model.graph, cut)
     rewrite_for_tensorrt(model.graph)
     fix_dims(model.graph, limits.fixed)
     parsed = parse_network(tensorrt, model, log, path=path if weights == "embedded" else None)
-    report = audit_network(
-        tensorrt,
-        parsed,
-        spec=engine_spec(record.spec, limits),
-        inputs=cut,
-        weight_names=names,
-        dtype=manifest.dtype,
+    spec = engine_spec(record.spec, limits)
+    audit = audit_network(
+        tensorrt, parsed, spec=spec, inputs=cut, weight_names=shapes, dtype=manifest.dtype
     )
-    return parsed, cut, report
+    facts = gather_facts(
+        tensorrt.module,
+        parsed,
+        spec=spec,
+        profiles=stage_profiles(spec, limits),
+        dtype=manifest.dtype,
+        weight_shapes=shapes,
+        inputs=cut,
+    )
+    return AuditedStage(parsed=parsed, weights=cut, audit=audit, facts=facts)
 
 
 def load_network(
@@ -134,7 +187,7 @@ def load_network(
     tensorrt = import_tensorrt("tensorrt-rtx" if use_rtx else "tensorrt")
     load_plugins(tensorrt, plugins)
     log = make_logger(tensorrt)
-    parsed, _, _ = stage_network(tensorrt, bundle, stage, log=log, limits=limits)
+    parsed = stage_network(tensorrt, bundle, stage, log=log, limits=limits).parsed
     return parsed.builder, parsed.network, parsed.parser
 
 
@@ -150,11 +203,13 @@ def _builder_config(tensorrt: TensorRT, parsed: StageNetwork, target: str) -> An
     set_target(tensorrt, config, target)
     # float32 means float32
     config.clear_flag(tensorrt.module.BuilderFlag.TF32)
+    # else TensorRT does not say which kernels it chose
+    config.profiling_verbosity = tensorrt.module.ProfilingVerbosity.DETAILED
     return config
 
 
-def _add_profiles(parsed: StageNetwork, config: Any, spec: Any, limits: EngineLimits) -> None:
-    for shapes in stage_profiles(spec, limits).values():
+def _add_profiles(parsed: StageNetwork, config: Any, facts: StageFacts) -> None:
+    for shapes in facts.profiles.values():
         profile = parsed.builder.create_optimization_profile()
         for name, shape in shapes.items():
             profile.set_shape(name, shape.min, shape.opt, shape.max)

@@ -8,10 +8,12 @@ from longllava_trt.core.errors import InputError, MissingDependencyError
 from longllava_trt.plugins_trt.device import current_target
 from longllava_trt.plugins_trt.registry import TensorRT
 
-__all__ = ["resolve_target", "set_target", "supported_targets"]
+__all__ = ["resolve_target", "runs_nowhere", "set_target", "supported_targets"]
 
 _OLDEST = 80
 """The first architecture with bfloat16."""
+_RTX_RUNS_ON = ("7.5", "8.6", "8.9", "12.x")
+"""Compute capabilities in TensorRT-RTX's support matrix; it names 8.0 only where it is about building ahead of time."""
 
 
 def supported_targets(tensorrt: TensorRT) -> tuple[str, ...]:
@@ -26,6 +28,21 @@ def supported_targets(tensorrt: TensorRT) -> tuple[str, ...]:
         return tuple(name for name in names if int(name.removeprefix("sm")) >= _OLDEST)
     here = current_target()
     return (here,) if here else ()
+
+
+def runs_nowhere(flavour: str, target: str) -> str | None:
+    """Say why engines of a flavour have no GPU to run on, and what has; None if they have one.
+
+    Args:
+        flavour: `tensorrt` or `tensorrt-rtx`.
+        target: From `resolve_target`.
+    """
+    if flavour == "tensorrt" or target not in {"sm80", "sm90"}:
+        return None
+    return (
+        f"engines of tensorrt-rtx for {target} check that everything builds: TensorRT-RTX runs on compute capability "
+        f"{', '.join(_RTX_RUNS_ON)} alone; on an A100 or H100, build there with --flavour tensorrt"
+    )
 
 
 def resolve_target(tensorrt: TensorRT, target: str) -> str:

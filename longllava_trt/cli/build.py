@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,14 @@ _TARGETS = ("sm80", "sm86", "sm89", "sm90", "sm120", "sm121", "current")
 _FLAVOURS = ("auto", "tensorrt", "tensorrt-rtx")
 _WEIGHTS = ("external", "embedded")
 _EXAMPLES = """\
-  longllava-trt build bundle                                    for an A100, on any machine
+  longllava-trt build bundle                                    does everything build? on any machine
+  longllava-trt build bundle --target current --flavour tensorrt   on an A100 or H100, to run there
   longllava-trt build bundle --target sm89 --max-context 40000  for an L4 or RTX 4090, and less of its memory
   longllava-trt build bundle --stages decoder --force           one engine, again
 
 targets: sm80 A100, sm86 A10 and RTX 30, sm89 L4, L40 and RTX 40, sm90 H100, sm120 RTX 50; current: the GPU at hand.
-TensorRT-RTX builds for all of them but sm90 without a GPU; the full TensorRT builds for the GPU at hand.
+flavours: tensorrt-rtx builds for all of them but sm90 without a GPU, and runs on sm86, sm89 and sm120, not on A100 or
+H100: for sm80 it is a check that everything builds. tensorrt builds for the GPU at hand: the one for A100 and H100.
 """
 
 
@@ -153,6 +156,7 @@ def _document(report: BuildReport) -> dict[str, Any]:
         "reused": list(report.reused),
         "seconds": report.seconds,
         "peak_rss_bytes": report.peak_rss_bytes,
+        "runs_nowhere": report.runs_nowhere,
         "stages": {
             name: {
                 "file": stage.file,
@@ -163,6 +167,15 @@ def _document(report: BuildReport) -> dict[str, Any]:
                 "attention": dict(stage.attention),
                 "num_weights": len(stage.weights),
                 "profiles": list(stage.profiles),
+                "kernels": {
+                    name: {
+                        "launches": found.launches,
+                        "kinds": dict(found.kinds()),
+                        "scratch_bytes": found.scratch_bytes,
+                        "excesses": [asdict(excess) for excess in found.excesses],
+                    }
+                    for name, found in stage.kernels.items()
+                },
             }
             for name, stage in record.stages.items()
         },
@@ -185,4 +198,13 @@ def _lines(report: BuildReport) -> Iterator[str]:
     if not report.built:
         yield "all of them were up to date; --force builds them again"
     yield f"{report.seconds:.1f} s, peak memory {report.peak_rss_bytes / 2**30:.2f} GiB"
+    known = {
+        f"{excess.reason}; cure: {excess.cure}"
+        for stage in record.stages.values()
+        for found in stage.kernels.values()
+        for excess in found.excesses
+    }
+    yield from (f"over a budget: {line}" for line in sorted(known))
+    if report.runs_nowhere:
+        yield report.runs_nowhere
     yield f"in {report.folder}"

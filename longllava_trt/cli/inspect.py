@@ -1,4 +1,4 @@
-"""`longllava-trt inspect`: what is in a checkpoint or a bundle."""
+"""`longllava-trt inspect`: what is in a checkpoint, a bundle or a folder of engines."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from longllava_trt.cli.inspect_engines import engine_document, engine_lines
 from longllava_trt.cli.options import Subparsers, add_verb, format_bytes, print_json
+from longllava_trt.core.engine_record import ENGINE_FILE, EngineRecord
+from longllava_trt.core.errors import InputError
 
 if TYPE_CHECKING:
     from longllava_trt.core.stage_spec import TensorSpec
@@ -21,6 +24,7 @@ __all__ = ["add_parser", "run"]
 _EXAMPLES = """\
   longllava-trt inspect LongLLaVA-9B             also works on a folder with config.json alone
   longllava-trt inspect bundle --json | tail -1 | python -m json.tool
+  longllava-trt inspect bundle/engines/sm80-trtrtx-1.7.1 --kernels   every kernel of a call
 """
 
 
@@ -29,17 +33,23 @@ def add_parser(subparsers: Subparsers) -> None:
     parser = add_verb(
         subparsers,
         "inspect",
-        help_text="show what is in a checkpoint or a bundle",
-        description="Show a checkpoint's layers, parameters, tensors and bytes, or a bundle's stages with their inputs "
-        "and outputs, operators and weights. Reads headers only, needs no GPU and next to no memory.",
+        help_text="show what is in a checkpoint, a bundle or a folder of engines",
+        description="Show a checkpoint's layers, parameters, tensors and bytes; a bundle's stages with their inputs "
+        "and outputs, operators and weights; or, of engines, the kernels that TensorRT chose, the memory they work in "
+        "and what exceeds a budget. Reads headers only, needs no GPU and next to no memory.",
         examples=_EXAMPLES,
     )
-    parser.add_argument("path", type=Path, metavar="PATH", help="folder of a checkpoint or bundle")
+    parser.add_argument(
+        "path", type=Path, metavar="PATH", help="folder of a checkpoint, bundle or engines"
+    )
     parser.add_argument(
         "--vision-tower",
         type=Path,
         metavar="DIR",
         help="CLIP checkpoint that a checkpoint's vision tower comes from (default: the checkpoint itself)",
+    )
+    parser.add_argument(
+        "--kernels", action="store_true", help="of engines, show each kernel as well"
     )
     parser.set_defaults(run=run)
 
@@ -48,7 +58,16 @@ def run(args: argparse.Namespace) -> int:
     """Summarise and print."""
     from longllava_trt.inspection import inspect_bundle, inspect_checkpoint, is_bundle
 
-    if is_bundle(args.path):
+    if (args.path / ENGINE_FILE).is_file():
+        record = EngineRecord.load(args.path)
+        document: dict[str, Any] = {"kind": "engines", "path": str(args.path)}
+        document |= engine_document(record, kernels=args.kernels)
+        lines = engine_lines(record, kernels=args.kernels)
+    elif args.kernels:
+        raise InputError(
+            f"{args.path}: --kernels is for a folder with {ENGINE_FILE}; name one in BUNDLE/engines/"
+        )
+    elif is_bundle(args.path):
         bundle = inspect_bundle(args.path)
         document = {"kind": "bundle", "path": str(args.path)} | asdict(bundle)
         document["parameters"]["total"] = bundle.parameters.total

@@ -16,6 +16,7 @@ from longllava_trt.cli.options import (
     from_zero,
     print_json,
 )
+from longllava_trt.core.engine_record import EngineRecord
 from longllava_trt.core.manifest import MOE_QUANTS
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ _EXAMPLES = """\
   longllava-trt plan LongLLaVA-53B --gpu a100-80gb                       does it fit?
   longllava-trt plan LongLLaVA-53B --gpu a100-80gb --moe-quant w8a16
   longllava-trt plan LongLLaVA-9B --gpu 48GiB+150TFLOPs+864GB/s --images 300
+  longllava-trt plan LongLLaVA-9B --engines bundle/engines/sm80-trtrtx-1.7.1   with what TensorRT says it works in
 
 a folder with config.json alone is enough; 'longllava-trt synth 53b --preset 53b --sparse' makes one.
 exit status: 0 it fits; 1 it does not, and the nearest request that does is named.
@@ -92,21 +94,30 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="DIR",
         help="CLIP checkpoint that the vision tower comes from (default: the checkpoint's own copy)",
     )
+    parser.add_argument(
+        "--engines",
+        type=Path,
+        metavar="DIR",
+        help="folder of engines, as BUNDLE/engines/sm80-...: take the memory they work in and their room for keys and "
+        "values from engine.json, and the chunk (default: estimate)",
+    )
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Plan and print; exit status 1 if it does not fit."""
     from longllava_trt.models.registry import load_model_spec
-    from longllava_trt.planning import PlanRequest, find_gpu, make_plan
+    from longllava_trt.planning import EngineMemory, PlanRequest, find_gpu, make_plan
 
+    record = None if args.engines is None else EngineRecord.load(args.engines)
     config = load_model_spec(args.checkpoint, vision_tower=args.vision_tower)
     request = PlanRequest(
         images=args.images,
         text_tokens=args.text_tokens,
         dtype=args.dtype,
         moe_quant=args.moe_quant,
-        chunk=args.chunk,
+        chunk=args.chunk if record is None else record.options.get("chunk", args.chunk),
+        engines=None if record is None else EngineMemory.of(record),
         max_context=args.max_context,
     )
     plan = make_plan(config, find_gpu(args.gpu), request)
@@ -132,9 +143,11 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield ""
     experts = f", of which routed experts {format_bytes(weights.experts)} ({request.moe_quant})"
     yield f"weights        {_size(device.weights)}{experts if weights.experts else ''}"
-    yield f"keys, values   {_size(device.kv_cache)}, {format_bytes(plan.kv_bytes_per_image)} an image"
+    room = f", room for {request.engines.capacity} positions" if request.engines else ""
+    yield f"keys, values   {_size(device.kv_cache)}, {format_bytes(plan.kv_bytes_per_image)} an image{room}"
     yield f"states         {_size(device.states)}, both sets"
-    yield f"activations    {_size(device.activations)}, chunks of {request.chunk}"
+    told = ", as the engines say" if request.engines else ""
+    yield f"activations    {_size(device.activations)}, chunks of {request.chunk}{told}"
     yield f"reserve        {_size(device.reserve)}, for the driver; not predicted"
     yield f"on the GPU     {_size(device.total)} of {format_bytes(plan.gpu.memory_bytes)}"
     yield f"on the host    {_size(plan.host_bytes)}, allowed for loading and images in flight"

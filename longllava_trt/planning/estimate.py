@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from longllava_trt.core.engine_record import EngineRecord
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.manifest import MOE_QUANTS
 from longllava_trt.models.registry import family_of
@@ -18,7 +19,7 @@ from longllava_trt.planning.memory import (
     recurrent_bytes,
 )
 
-__all__ = ["DeviceMemory", "Plan", "PlanRequest", "make_plan"]
+__all__ = ["DeviceMemory", "EngineMemory", "Plan", "PlanRequest", "make_plan"]
 
 _DEVICE_RESERVE = 2**30
 """Driver context, TensorRT's own objects and fragmentation: kept free, not predicted."""
@@ -27,6 +28,38 @@ _LOADER_BYTES = 2**30
 _IMAGES_IN_FLIGHT = 8
 _IMAGE_BYTES = 3 * 12_000_000
 """A decoded photograph of 12 megapixels."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineMemory:
+    """What engines that are there take besides weights, as `engine.json` has it."""
+
+    scratch: int
+    """Of all stages, each in its largest profile."""
+    capacity: int
+    """Positions that keys and values have room for, used or not."""
+
+    @classmethod
+    def of(cls, record: EngineRecord) -> EngineMemory:
+        """Read it from a record.
+
+        Raises:
+            InputError: If the engines have no decoder, or do not say what they work in.
+        """
+        decoder = record.stages.get("decoder")
+        if decoder is None or not all(stage.kernels for stage in record.stages.values()):
+            raise InputError(
+                "plan: engines must have a decoder, and the memory that each stage works in, got "
+                f"{', '.join(n for n, s in record.stages.items() if s.kernels) or 'none'}; build them again"
+            )
+        caches = [t.shape[2] for t in decoder.inputs if t.name.endswith((".key", ".value"))]
+        return cls(
+            scratch=sum(
+                max(found.activation_bytes for found in stage.kernels.values())
+                for stage in record.stages.values()
+            ),
+            capacity=min((int(size) for size in caches), default=0),
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +76,8 @@ class PlanRequest:
     vision_batch: int = 16
     max_context: int = 176_000
     """Positions the model was trained for."""
+    engines: EngineMemory | None = None
+    """Engines that are there; by default what they will need is estimated."""
 
     def __post_init__(self) -> None:
         least = {"images": 0, "text_tokens": 1, "chunk": 1, "vision_batch": 1, "max_context": 1}
@@ -62,7 +97,7 @@ class DeviceMemory:
     states: int
     """Conv and recurrent states, double-buffered."""
     activations: int
-    """One chunk in the widest layer, workspaces included."""
+    """One chunk in the widest layer, workspaces included; of engines that are there, what TensorRT said."""
     reserve: int = _DEVICE_RESERVE
 
     @property
@@ -129,19 +164,26 @@ def _estimate(config: ModelSpec, gpu: Gpu, request: PlanRequest) -> Plan:
     tokens = request.images * per_image + request.text_tokens
     kv_per_token = kv_bytes_per_token(decoder, dtype=request.dtype)
     states = 2 * recurrent_bytes(decoder, dtype=request.dtype)
+    engines = request.engines
     device = DeviceMemory(
         weights=weights.total,
-        kv_cache=tokens * kv_per_token,
+        kv_cache=(engines.capacity if engines else tokens) * kv_per_token,
         states=states,
-        activations=activation_bytes(
+        activations=engines.scratch
+        if engines
+        else activation_bytes(
             config, dtype=request.dtype, chunk=request.chunk, vision_batch=request.vision_batch
         ),
     )
     flops = count_flops(config, images=request.images, tokens=tokens)
     step, attention = decoder_flops(decoder, tokens=1, past=tokens)
-    read = weights.read_per_token + device.kv_cache + states
+    read = weights.read_per_token + tokens * kv_per_token + states
     free = gpu.memory_bytes - (device.total - device.kv_cache)
-    positions = min(free // kv_per_token, request.max_context) - request.text_tokens
+    room = free // kv_per_token
+    if engines:
+        # they have room for all positions or do not fit at all
+        room = engines.capacity if room >= engines.capacity else 0
+    positions = min(room, request.max_context) - request.text_tokens
     passes = -(-tokens // request.chunk)
     return Plan(
         gpu=gpu,
@@ -168,6 +210,10 @@ def _problems(gpu: Gpu, request: PlanRequest, device: DeviceMemory, tokens: int)
         problems.append(
             f"{_gb(device.total)} are needed ({_gb(device.weights)} of weights), {gpu.name} has "
             f"{_gb(gpu.memory_bytes)}"
+        )
+    if request.engines and tokens > request.engines.capacity:
+        problems.append(
+            f"{request.images} images are {tokens} positions, the engines have room for {request.engines.capacity}"
         )
     if tokens > request.max_context:
         problems.append(

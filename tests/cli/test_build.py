@@ -61,12 +61,40 @@ def test_build_shows_what_it_built(bundle: Path, plugin_library: Path, cli: Cli)
     lines = made.out.splitlines()
     assert lines[0].startswith("engines  sm80, tensorrt")
     assert [line.split()[0] for line in lines[2:4]] == ["projector", "embed"]
-    assert "peak memory" in lines[-2]
+    assert "peak memory" in lines[-3]
+    assert "TensorRT-RTX runs on compute capability 7.5, 8.6, 8.9, 12.x alone" in lines[-2]
     assert Path(lines[-1].removeprefix("in ")).is_dir()
     again = build(cli, bundle, plugin_library)
     assert "up to date" in again.out
     assert again.out.count("as it was") == 2
     assert "up to date" not in build(cli, bundle, plugin_library, "--force").out
+
+
+@pytest.mark.trt
+def test_inspect_shows_the_kernels(bundle: Path, plugin_library: Path, cli: Cli) -> None:
+    build(cli, bundle, plugin_library)
+    (folder,) = (bundle / "engines").iterdir()
+    short = cli("inspect", folder).out
+    assert [line.split()[:3] for line in short.splitlines()[2:]] == [
+        ["projector", "images", "5"],
+        ["embed", "chunk", "1"],
+    ]
+    long = cli("inspect", folder, "--kernels").out
+    assert long.startswith(short)
+    assert "projector, images: kind, reads, writes, kernel" in long
+    assert sum(line.startswith("  gemm ") for line in long.splitlines()) == 2
+    found = json.loads(cli("inspect", folder, "--kernels", "--json").out.splitlines()[-1])
+    images = found["stages"]["projector"]["profiles"]["images"]
+    assert (images["launches"], images["kinds"]["gemm"]) == (5, 2)
+    assert any("model.mm_projector.0.weight" in t for k in images["kernels"] for t in k["inputs"])
+    bare = json.loads(cli("inspect", folder, "--json").out.splitlines()[-1])
+    assert "kernels" not in bare["stages"]["projector"]["profiles"]["images"]
+
+
+def test_kernels_are_of_engines_alone(tiny: Path, cli: Cli) -> None:
+    refused = cli("inspect", tiny, "--kernels")
+    assert refused.code == 2
+    assert "--kernels is for a folder with engine.json" in refused.message
 
 
 @pytest.mark.trt
@@ -143,6 +171,7 @@ def test_doctor_lists_the_plugins(plugin_library: Path, cli: Cli) -> None:
     assert found.code == 0
     (tensorrt,) = [line for line in found.out.splitlines() if line.startswith("✓ TensorRT ")]
     assert "builds engines for" in tensorrt
+    assert "on an A100 or H100, build there with --flavour tensorrt" in tensorrt
     (plugins,) = [line for line in found.out.splitlines() if line.startswith("✓ plugins ")]
     for name in ("SelectiveScan 1", "SparseMoE 1", "CausalConvWithState 1"):
         assert name in plugins

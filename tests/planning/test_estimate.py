@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 
+from longllava_trt.core.engine_record import EngineRecord, PluginRecord
 from longllava_trt.core.errors import InputError
 from longllava_trt.models.llava_jamba.presets import PRESETS
-from longllava_trt.planning import GPUS, PlanRequest, find_gpu, make_plan
+from longllava_trt.planning import GPUS, EngineMemory, PlanRequest, find_gpu, make_plan
 
 A100 = GPUS["a100-80gb"]
 
@@ -87,3 +88,40 @@ def test_requests_without_sense_are_refused() -> None:
         PlanRequest(text_tokens=0)
     with pytest.raises(InputError, match="images must be at least 0, got -1"):
         PlanRequest(images=-1)
+
+
+def test_engines_that_are_there_say_what_they_work_in() -> None:
+    engines = EngineMemory(scratch=3 * 10**9, capacity=40_000)
+    estimated = make_plan(PRESETS["9b"], A100, PlanRequest(images=100))
+    plan = make_plan(PRESETS["9b"], A100, PlanRequest(images=100, engines=engines))
+
+    assert plan.fits
+    assert plan.device.activations == 3 * 10**9
+    assert plan.device.kv_cache == 40_000 * 16 * 1024, "taken whether used or not"
+    assert plan.decode_tokens_per_s == estimated.decode_tokens_per_s
+    assert plan.max_images == (40_000 - 64) // 150
+    beyond = make_plan(PRESETS["9b"], A100, PlanRequest(images=300, engines=engines))
+    assert beyond.problems == ("300 images are 45064 positions, the engines have room for 40000",)
+
+
+def test_engines_whose_cache_does_not_fit_show_no_image() -> None:
+    engines = EngineMemory(scratch=3 * 10**9, capacity=10**7)
+    plan = make_plan(PRESETS["9b"], A100, PlanRequest(images=1, engines=engines))
+
+    assert not plan.fits
+    assert plan.max_images < 1
+
+
+def test_engines_that_do_not_say_what_they_work_in_are_refused() -> None:
+    plugins = PluginRecord(file="lib.so", nbytes=1, sha256="", versions={})
+    record = EngineRecord(
+        target="sm80",
+        flavour="tensorrt",
+        tensorrt_version="11.4",
+        dtype="bfloat16",
+        plugins=plugins,
+        stages={},
+        options={},
+    )
+    with pytest.raises(InputError, match=r"plan: engines must have a decoder, .* build them again"):
+        EngineMemory.of(record)

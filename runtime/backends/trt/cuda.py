@@ -64,6 +64,10 @@ class Cuda:
         """Return the address of new memory on the device."""
         return int(self._call("cudaMalloc", max(nbytes, 1)))
 
+    def free_bytes(self) -> int:
+        """Return how much memory of the device is free."""
+        return int(self._call("cudaMemGetInfo"))
+
     def free(self, address: int) -> None:
         """Give memory on the device back; waits for the work that uses it."""
         self._runtime.cudaFree(address)

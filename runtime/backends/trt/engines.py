@@ -22,6 +22,7 @@ from longllava_trt.core.stage_spec import StageSpec
 from longllava_trt.plugins_trt.device import current_target
 from longllava_trt.plugins_trt.registry import TensorRT, import_tensorrt, load_plugins
 from longllava_trt.runtime.backends.trt.cuda import Cuda, CudaMemory, DeviceBlock
+from longllava_trt.runtime.backends.trt.memory import require_memory
 from longllava_trt.runtime.backends.weight_loader import load_weights
 
 __all__ = ["Engines", "LoadedEngine", "ReadWeights", "open_engines"]
@@ -72,6 +73,7 @@ class Engines:
 
         Raises:
             ManifestError: If there is none for the stage, or TensorRT refuses it.
+            InputError: If the device has too little free memory for it.
         """
         if stage not in self.record.stages:
             raise ManifestError(
@@ -85,6 +87,7 @@ class Engines:
                 f"{self._folder / found.file}: TensorRT cannot load an engine for {self.record.target} here (the lines "
                 f"above say why); run 'longllava-trt build {self._bundle} --force' for this GPU"
             )
+        require_memory(self.cuda, stage, found)
         memory = CudaMemory(self.cuda)
         weights = self._read_weights(self._bundle, found.weights, memory, progress)
         return LoadedEngine(

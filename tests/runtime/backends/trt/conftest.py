@@ -84,6 +84,10 @@ class FakeRuntime:
 
     cudaMallocHost = cudaMalloc  # noqa: N815
 
+    def cudaMemGetInfo(self) -> tuple[Status, int, int]:
+        used = sum(block.nbytes for block in self.blocks.values())
+        return Status.ok, self.capacity - used, self.capacity
+
     def cudaFree(self, address: int) -> tuple[Status]:
         del self.blocks[address]
         return (Status.ok,)

@@ -1,0 +1,209 @@
+"""What TensorRT chose is read, recorded and held against budgets, and each budget notices what it is for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from longllava_trt.core.engine_record import EngineRecord
+from longllava_trt.core.errors import ExportError
+from longllava_trt.core.kernel_record import BudgetExcess, Kernel, KernelTensor, ProfileKernels
+from longllava_trt.export.engine import network, stage
+from longllava_trt.export.engine.budgets import check_budgets
+from longllava_trt.export.engine.kernels import read_kernels, tells_kernels
+from longllava_trt.export.engine.log import make_logger
+from longllava_trt.export.engine.profiles import EngineLimits
+from longllava_trt.export.engine.stage import BuiltStage, build_stage, stage_network
+from longllava_trt.export.engine.stage_facts import StageFacts
+from longllava_trt.plugins_trt.registry import TensorRT
+
+LIMITS = EngineLimits(max_context=97, chunk=16, vision_batch=3)
+SAID = """\
+Constructing optimization profile number 0 [1/2].
+Max Scratch Memory: 1000 bytes
+Total Activation Memory: 1512 bytes
+Constructing optimization profile number 1 [2/2].
+Max Scratch Memory: 300 bytes
+Total Activation Memory: 812 bytes
+Layers:
+Name: [ShapeHostToDeviceCopy 0], LayerType: ShapeHostToDevice, Inputs: [], Outputs: [ { Name: (Unnamed Layer* 485) [Shuffle]_output, Location: Device, Dimensions: [1], Datatype: Int64, Format: Format not available due to dynamic shapes }], ParameterType: ShapeH2D, TacticValue: 0x0000000000000000, StreamId: 0, Metadata: 
+Name: __mye32_0_myl1_0, LayerType: shape_call, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 1, Metadata: 
+Name: __myl_Tran_myl1_9, LayerType: kgen, Inputs: [ { Name: a.weight, Dimensions: [20,5], Strides: [5,1], StrideOrder: [1,0], Datatype: BFloat16, Format: (Linear) Row major linear format }], Constants: [], Outputs: [ { Name: val_20_out.1_myl1, Dimensions: [5,20], Strides: [20,1], StrideOrder: [1,0], Datatype: BFloat16, Format: (Linear) Row major linear format }], TacticName: __myl_Tran_0x2efa, StreamId: 1, Metadata: [ONNX Layer: val_20]
+Name: __mye33_0_myl3_0, LayerType: signal, Inputs: [], Constants: [], Outputs: [], TacticName: , StreamId: 1, Metadata: 
+Name: __myl_Repl_myl3_1, LayerType: kgen, Inputs: [], Constants: [], Outputs: [ { Name: __lte_myl3, Dimensions: [1,17], Strides: [17,1], StrideOrder: [1,0], Datatype: Bool, Format: (Linear) Row major linear format }], TacticName: __myl_Repl_0x1, StreamId: 1, Metadata: 
+Name: linear [profile 1]_U94_myl3_13, LayerType: gemm, Inputs: [ { Name: x [profile 1], Dimensions: [1,-1,5], Strides: [-1,5,1], StrideOrder: [2,1,0], Datatype: BFloat16, Format: (Linear) Row major linear format }, { Name: a.weight [profile 1], Dimensions: [1,5,20], Strides: [100,1,5], StrideOrder: [2,0,1], Datatype: BFloat16, Format: (Linear) Row major linear format }], Constants: [ { Name: alpha_myl3, Dimensions: [1], Strides: [1], StrideOrder: [0], Datatype: Float, Format: (Linear) Row major linear format }], Outputs: [ { Name: y, Dimensions: [1,-1,20], Strides: [-1,20,1], StrideOrder: [2,1,0], Datatype: Float, Format: (Linear) Row major linear format }], TacticName: __myelin_CASK_STUB, StreamId: 1, Metadata: [ONNX Layer: linear][ONNX Layer: add]
+"""  # noqa: W291 - as TensorRT-RTX 1.7 writes it
+PROFILES = ("chunk", "decode")
+
+
+def read_text(text: str) -> Mapping[str, ProfileKernels]:
+    return read_kernels(filter(tells_kernels, text.splitlines()), PROFILES, stage="decoder")
+
+
+def test_kernels_are_read_by_profile() -> None:
+    found = read_text(SAID)
+    assert {name: (p.scratch_bytes, p.activation_bytes) for name, p in found.items()} == {
+        "chunk": (1000, 1512),
+        "decode": (300, 812),
+    }
+    (turn,) = found["chunk"].kernels
+    assert turn == Kernel(
+        name="__myl_Tran_myl1_9",
+        kind="kgen",
+        inputs=(KernelTensor("a.weight", "bfloat16", (20, 5), (5, 1)),),
+        outputs=(KernelTensor("val_20_out.1_myl1", "bfloat16", (5, 20), (20, 1)),),
+        tactic="__myl_Tran_0x2efa",
+        nodes=("val_20",),
+    )
+    filled, product = found["decode"].kernels
+    assert filled.name == "__myl_Repl_myl3_1", "a kernel that names no profile goes by its program"
+    assert (product.name, product.tactic) == ("linear_U94_myl3_13", "__myelin_CASK_STUB")
+    assert product.inputs[1] == KernelTensor("a.weight", "bfloat16", (1, 5, 20), (100, 1, 5))
+    assert [t.dtype for t in product.outputs] == ["float32"]
+    assert product.nodes == ("linear", "add")
+
+
+@pytest.mark.parametrize("lost", ["Name: __myl_Tran", "Max Scratch Memory: 300"])
+def test_a_list_that_is_not_whole_is_refused(lost: str) -> None:
+    text = "\n".join(line for line in SAID.splitlines() if not line.startswith(lost))
+    with pytest.raises(ExportError, match="decoder: TensorRT must list the kernels of profile"):
+        read_text(text)
+
+
+def test_kernels_survive_json() -> None:
+    excess = BudgetExcess(budget="cache", excess="2 tensors", reason="because", cure="a plugin")
+    for found in read_text(SAID).values():
+        known = replace(found, excesses=(excess,))
+        assert ProfileKernels.from_json(json.loads(json.dumps(known.to_json()))) == known
+
+
+Build = Callable[[str], BuiltStage]
+
+
+@pytest.fixture
+def build(tensorrt: TensorRT, plugins: None, bfloat16_bundle: Path) -> Build:
+    def build_it(name: str) -> BuiltStage:
+        return build_stage(
+            tensorrt,
+            bfloat16_bundle,
+            name,
+            target="sm80",
+            weights="external",
+            limits=LIMITS,
+            tell=lambda _: None,
+        )
+
+    return build_it
+
+
+@pytest.mark.trt
+@pytest.mark.parametrize("name", ["vision", "projector", "embed"])
+def test_these_stages_are_within_every_budget(name: str, build: Build) -> None:
+    for found in build(name).kernels.values():
+        assert found.kernels
+        assert found.excesses == ()
+
+
+@pytest.mark.trt
+def test_the_decoder_exceeds_what_attention_explains(
+    build: Build, tensorrt: TensorRT, bfloat16_bundle: Path
+) -> None:
+    """Both profiles; a plugin for attention will empty this list, and then the budgets without it hold."""
+    built = build("decoder")
+    weights = {weight.name for weight in built.weights if len(weight.shape) == 2}
+    assert {
+        "model.layers.0.mamba.in_proj.weight.0",
+        "model.layers.0.mamba.in_proj.weight.1",
+    } <= weights
+    for name, found in built.kernels.items():
+        assert {excess.budget for excess in found.excesses} == {"cache", "launches"}
+        assert all("CachedAttention" in excess.cure for excess in found.excesses)
+        readers = {t.name: k.kind for k in found.kernels for t in k.inputs if t.name in weights}
+        assert set(readers) == weights, name
+        # at this size TensorRT multiplies the one row of the head in a kernel with the norm before it
+        assert readers.pop("lm_head.weight") in {"gemm", "runtime_fusion", "kgen"}
+        assert set(readers.values()) <= {"gemm", "runtime_fusion", "custom_layer"}
+        assert not [
+            k.name for k in found.kernels if k.name.startswith(("__myl_Slic_", "__myl_Tran_"))
+        ]
+    ready = stage_network(
+        tensorrt, bfloat16_bundle, "decoder", log=make_logger(tensorrt), limits=LIMITS
+    )
+    with pytest.raises(ExportError) as caught:
+        check_budgets(replace(ready.facts, built_in_attention={}), built.kernels)
+    for problem in (
+        r"must write nothing of the cache's size, got .* \[4, 97, 16\]",
+        r"launches must be at most \d+ kernels",
+    ):
+        assert caught.match(problem), "an attention that is left in place is noticed"
+
+
+def no_change(_: Any, parsed: Any) -> None:
+    """Leave the network as it was parsed."""
+
+
+@pytest.mark.trt
+def test_a_transposed_weight_is_noticed(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network as the parser makes it: all engines built before were so."""
+    monkeypatch.setattr(network, "_multiply_by_weights_as_stored", no_change)
+    with pytest.raises(ExportError) as caught:
+        build("decoder")
+    message = str(caught.value)
+    for profile in PROFILES:
+        assert (
+            f"profile '{profile}': weight 'model.layers.0.mamba.in_proj.weight.0' must be read by products and "
+            "plugins alone, got kgen '__myl_Tran_"
+        ) in message
+
+
+@pytest.mark.trt
+def test_slices_of_a_joint_result_are_noticed(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "split_products", lambda _, weights: weights)
+    with pytest.raises(
+        ExportError, match=r"profile 'decode': launches must be at most \d+ kernels"
+    ):
+        build("decoder")
+
+
+def facts_of_nothing(**changes: Any) -> StageFacts:
+    from longllava_trt.core.stage_spec import StageSpec
+
+    facts = StageFacts(
+        spec=StageSpec("projector", (), ()),
+        profiles={"images": {}},
+        dtype="bfloat16",
+        weight_shapes={"mm_projector.0.weight": (8, 8)},
+        product_weights=frozenset(),
+        built_in_attention={},
+        decomposed=False,
+    )
+    return replace(facts, **changes)
+
+
+def test_scratch_has_a_budget() -> None:
+    found = replace(read_text(SAID)["chunk"], scratch_bytes=10**9)
+    with pytest.raises(ExportError, match=r"scratch must be at most \d+ bytes, got 1000000000"):
+        check_budgets(facts_of_nothing(), {"images": found})
+
+
+@pytest.mark.trt
+def test_engines_built_before_kernels_were_recorded_still_load(tmp_path: Path) -> None:
+    record = {
+        "target": "sm80",
+        "flavour": "tensorrt-rtx",
+        "tensorrt_version": "1.7.1",
+        "dtype": "bfloat16",
+        "plugins": {"file": "lib.so", "nbytes": 1, "sha256": "", "versions": {}},
+        "stages": {},
+        "options": {},
+        "format_version": 1,
+    }
+    (tmp_path / "engine.json").write_text(json.dumps(record))
+    assert EngineRecord.load(tmp_path).stages == {}

@@ -1,0 +1,131 @@
+"""Every name of TensorRT that we call is in its bindings: of TensorRT-RTX, and of the full TensorRT where those are at hand.
+
+The full TensorRT needs a GPU to be built with, but its Python bindings import without one, and without its libraries,
+if something gives the few symbols that they are linked to. They are asked for in a process of their own.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from longllava_trt.plugins_trt.registry import TensorRT
+
+ROOT = Path(__file__).parents[3]
+SOURCES = sorted(
+    [
+        *(ROOT / "export/engine").glob("*.py"),
+        *(ROOT / "runtime/backends/trt").glob("*.py"),
+        ROOT / "plugins_trt/registry.py",
+    ]
+)
+RTX_ALONE = {
+    "ComputeCapability",
+    "DynamicShapesKernelSpecializationStrategy.EAGER",
+    "IBuilderConfig.num_compute_capabilities",
+    "IBuilderConfig.set_compute_capability",
+    "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
+    "IRuntimeConfig.set_execution_context_allocation_strategy",
+}
+"""What we ask TensorRT-RTX for, and the full TensorRT not."""
+MEMBERS = {
+    "Builder": "create_network create_builder_config create_optimization_profile build_serialized_network",
+    "IBuilderConfig": "clear_flag profiling_verbosity progress_monitor add_optimization_profile "
+    "num_compute_capabilities set_compute_capability",
+    "IOptimizationProfile": "set_shape",
+    "OnnxParser": "set_flag parse",
+    "INetworkDefinition": "num_layers get_layer num_inputs get_input num_outputs get_output",
+    "ILayer": "type name metadata num_inputs get_input num_outputs get_output",
+    "ITensor": "name shape dtype",
+    "IAttentionInputLayer": "attention",
+    "IAttention": "name get_input set_input causal_kind key_value_lengths decomposable",
+    "IMatrixMultiplyLayer": "op1",
+    "IShuffleLayer": "first_transpose second_transpose reshape_dims",
+    "IPluginV3Layer": "plugin",
+    "IPluginV3": "get_capability_interface",
+    "IPluginRegistry": "load_library deregister_library",
+    "Runtime": "deserialize_cuda_engine",
+    "ICudaEngine": "get_device_memory_size_for_profile_v2 create_execution_context create_runtime_config",
+    "IRuntimeConfig": "dynamic_shapes_kernel_specialization_strategy set_execution_context_allocation_strategy",
+    "IExecutionContext": "set_optimization_profile_async set_device_memory set_input_shape set_tensor_address "
+    "execute_async_v3",
+}
+"""What we use of TensorRT's objects, by class."""
+PROBE = """\
+import importlib, json, sys
+module = importlib.import_module(sys.argv[1])
+missing = []
+for name in json.loads(sys.argv[2]):
+    found = module
+    for word in name.split("."):
+        found = getattr(found, word, None)
+    if found is None:
+        missing.append(name)
+print(json.dumps([module.__version__, missing]))
+"""
+LINKED_TO = (
+    "createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL "
+    "createNvOnnxParserRefitter_INTERNAL createNvOnnxParser_INTERNAL getBuilderPluginRegistry getPluginRegistry "
+    "initLibNvInferPlugins getNvOnnxParserVersion"
+).split()
+
+
+def names() -> set[str]:
+    """Return what the sources take from the module, and the members of its classes."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    of_module = set(re.findall(r"\b(?:trt|module)\.([A-Z]\w+(?:\.[A-Z]\w+)?)", text))
+    members = {f"{owner}.{name}" for owner, listed in MEMBERS.items() for name in listed.split()}
+    return of_module | members
+
+
+def test_members_are_named_where_they_are_used() -> None:
+    """A member that the sources no longer use, or that is misspelt here, is noticed."""
+    text = "\n".join(path.read_text(encoding="utf-8") for path in SOURCES)
+    listed = {name for words in MEMBERS.values() for name in words.split()}
+    assert {name for name in listed if not re.search(rf"\.{name}\b", text)} == set()
+    assert "LayerType.SHUFFLE" in names()
+
+
+@pytest.mark.trt
+def test_names_are_those_of_tensorrt_rtx(tensorrt: TensorRT) -> None:
+    if tensorrt.flavour != "tensorrt-rtx":
+        pytest.skip("names of TensorRT-RTX are unproven: the full TensorRT is installed instead")
+    missing = set()
+    for name in names():
+        found = tensorrt.module
+        for word in name.split("."):
+            found = getattr(found, word, None)
+        if found is None:
+            missing.add(name)
+    assert missing == set()
+
+
+def test_names_are_those_of_the_full_tensorrt(tmp_path: Path) -> None:
+    where = os.environ.get("LONGLLAVA_TENSORRT_BINDINGS")
+    if not where:
+        pytest.skip(
+            "names of the full TensorRT are unproven: set LONGLLAVA_TENSORRT_BINDINGS to a folder with the unpacked "
+            "wheel of tensorrt-cu13-bindings"
+        )
+    source = tmp_path / "stub.c"
+    source.write_text("".join(f"void* {name}(void) {{ return 0; }}\n" for name in LINKED_TO))
+    for name in ("nvinfer", "nvinfer_plugin", "nvonnxparser"):
+        library = f"lib{name}.so.11"
+        command = ["gcc", "-shared", "-fPIC", f"-Wl,-soname,{library}", "-o", library, "stub.c"]
+        subprocess.run(command, check=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE, "tensorrt_bindings", json.dumps(sorted(names() - RTX_ALONE))],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": where},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    version, missing = json.loads(done.stdout)
+    assert missing == [], version
