@@ -1,4 +1,4 @@
-"""One step in its own process: appends its rows to the lane's file as they come.
+"""One step in its own process: appends its rows to the run's file as they come.
 
     python -m benchmarks.gpu.child STEP LANE     (LANE is JSON, from `BenchContext.to_json`)
 
@@ -16,13 +16,13 @@ from benchmarks.gpu.context import ROWS_FILE, BenchContext
 from benchmarks.gpu.steps import STEPS, load
 
 
-def _main(name: str, lane: BenchContext) -> int:
+def _main(name: str, context: BenchContext) -> int:
     # before Triton is imported, and it decorates its kernels
-    os.environ["TRITON_INTERPRET"] = "1" if lane.is_dry else "0"
+    os.environ["TRITON_INTERPRET"] = "1" if context.is_dry else "0"
     step = next(step for step in STEPS if step.name == name)
-    with (lane.out / ROWS_FILE).open("a", encoding="utf-8") as file:
+    with (context.out / ROWS_FILE).open("a", encoding="utf-8") as file:
         try:
-            for row in load(step)(lane):
+            for row in load(step)(context):
                 file.write(json.dumps({"step": name, **row}) + "\n")
                 file.flush()
         except Exception:  # noqa: BLE001 - whatever it is, the parent reads it in the log

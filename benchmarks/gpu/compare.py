@@ -28,9 +28,9 @@ def errors(
     return {"ok": ok, "error": max(own), "twin_error": max(plain)}
 
 
-def share(work: Work, ms: float, lane: BenchContext) -> dict[str, Any]:
+def share(work: Work, ms: float, context: BenchContext) -> dict[str, Any]:
     """Return a time beside the least one."""
-    floor, bound = work.floor(lane.ceilings)
+    floor, bound = work.floor(context.ceilings)
     return {"ms": ms, "roofline_ms": floor, "bound": bound, "share": floor / ms}
 
 

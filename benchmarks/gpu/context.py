@@ -1,4 +1,4 @@
-"""What every step is given: where to look for things, on what to run, and the ceilings measured before."""
+"""Given to every step: where to look for things, on what to run, and the ceilings measured before."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROWS_FILE = "rows.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class BenchContext:
-    """One run of the lane."""
+    """One run of the GPU benchmarks."""
 
     out: Path
     is_dry: bool = False

@@ -17,22 +17,22 @@ __all__ = ["conv"]
 _D_CONV = 4
 
 
-def conv(lane: BenchContext) -> Iterator[dict[str, Any]]:
+def conv(context: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a length and layout."""
-    lengths, d_inner = ((5, 1), 16) if lane.is_dry else ((4096, 1), 8192)
+    lengths, d_inner = ((5, 1), 16) if context.is_dry else ((4096, 1), 8192)
     for seq_len in lengths:
         for last in (True, False):
             case = f"L {seq_len} channels {'last' if last else 'first'}"
-            yield attempt(case, lambda n=seq_len, c=last: _row(lane, n, d_inner, is_last=c))  # type: ignore[misc]
+            yield attempt(case, lambda n=seq_len, c=last: _row(context, n, d_inner, is_last=c))  # type: ignore[misc]
 
 
-def _row(lane: BenchContext, seq_len: int, d_inner: int, *, is_last: bool) -> dict[str, Any]:
+def _row(context: BenchContext, seq_len: int, d_inner: int, *, is_last: bool) -> dict[str, Any]:
     import torch
 
     from longllava_trt.plugins_trt.kernels.causal_conv import causal_conv
     from longllava_trt.plugins_trt.kernels.naive import naive_causal_conv
 
-    device, dtype = lane.device, torch.float32 if lane.is_dry else torch.bfloat16
+    device, dtype = context.device, torch.float32 if context.is_dry else torch.bfloat16
 
     def fresh() -> dict[str, Any]:
         return conv_inputs(
@@ -45,6 +45,6 @@ def _row(lane: BenchContext, seq_len: int, d_inner: int, *, is_last: bool) -> di
     sets = [tensors]
     sets += [fresh() for _ in range(sets_beyond_cache(nbytes(tensors), device=device) - 1)]
     ms = time_ms(lambda i: causal_conv(**sets[i]), device=device, sets=len(sets))
-    row |= share(conv_work(seq_len, d_inner, _D_CONV, itemsize=dtype.itemsize), ms, lane)
+    row |= share(conv_work(seq_len, d_inner, _D_CONV, itemsize=dtype.itemsize), ms, context)
     row["twin_ms"] = time_ms(lambda _: naive_causal_conv(**tensors), device=device)
     return row

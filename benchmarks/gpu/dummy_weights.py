@@ -13,11 +13,10 @@ from longllava_trt.core.engine_record import engine_folders
 from longllava_trt.core.manifest import MANIFEST_FILE, Manifest, WeightRecord
 
 if TYPE_CHECKING:
+    from longllava_trt.core.engine_record import EngineWeight
     from longllava_trt.runtime.backends.kernels.device import DeviceStream
     from longllava_trt.runtime.backends.kernels.weight_plan import FusedWeight
     from longllava_trt.runtime.backends.kernels.weights import Weights
-
-    from longllava_trt.core.engine_record import EngineWeight
     from longllava_trt.runtime.backends.trt.cuda import CudaMemory, DeviceBlock
     from longllava_trt.runtime.backends.trt.engines import Engines
 

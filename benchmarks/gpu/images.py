@@ -35,14 +35,16 @@ _WANTED = "a folder of bundles of full size with --scale"
 _QUESTION = "What do these images show?"
 
 
-def images(lane: BenchContext) -> Iterator[dict[str, Any]]:
+def images(context: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a bundle and number of images, then one for which nothing overlaps.
 
     Dry, of a few images and a bundle with weights, in ONNX Runtime.
     """
-    bundles = _float32_bundles(lane) if lane.is_dry else bundles_without_weights(lane.scale)
+    bundles = (
+        _float32_bundles(context) if context.is_dry else bundles_without_weights(context.scale)
+    )
     if not bundles:
-        wanted = "a float32 bundle with --bundle" if lane.is_dry else _WANTED
+        wanted = "a float32 bundle with --bundle" if context.is_dry else _WANTED
         yield {"case": f"not run: name {wanted}"}
         return
     from longllava_trt.bench.pictures import DRAWN_FILES, draw_pictures, in_turns
@@ -52,12 +54,12 @@ def images(lane: BenchContext) -> Iterator[dict[str, Any]]:
         pictures = draw_pictures(Path(scratch), DRAWN_FILES)
         for bundle in bundles:
             beside: Callable[[], dict[str, Any]] = dict
-            if lane.is_dry:
+            if context.is_dry:
                 model = LongLLaVA.from_bundle(bundle, RunOptions(num_threads=1))
             else:
                 model = _open_with_random_weights(bundle)
                 beside = partial(_device_figures, model)
-            counts = _DRY_COUNTS if lane.is_dry else _COUNTS
+            counts = _DRY_COUNTS if context.is_dry else _COUNTS
             for count in counts:
                 shown = in_turns(pictures, count)
                 case = f"{bundle.name}, {count} images"
@@ -69,9 +71,9 @@ def images(lane: BenchContext) -> Iterator[dict[str, Any]]:
             del model, beside
 
 
-def _float32_bundles(lane: BenchContext) -> list[Path]:
+def _float32_bundles(context: BenchContext) -> list[Path]:
     """Return what ONNX Runtime can run on a CPU."""
-    given = [] if lane.bundle is None else [lane.bundle]
+    given = [] if context.bundle is None else [context.bundle]
     return [bundle for bundle in given if Manifest.load(bundle).dtype == "float32"]
 
 

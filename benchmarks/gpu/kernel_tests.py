@@ -22,27 +22,27 @@ _PROCESSES = 8
 """Compiling a kernel takes a core for a second or so."""
 
 
-def kernel_tests(lane: BenchContext) -> Iterator[dict[str, Any]]:
+def kernel_tests(context: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield how the kernels' tests ended; dry, of their launch arithmetic alone."""
     dry = ["tests/plugins_trt/launch_plans/test_sparse_moe.py"]
-    yield from _pytest(lane, dry if lane.is_dry else ["tests/plugins_trt/kernels"])
+    yield from _pytest(context, dry if context.is_dry else ["tests/plugins_trt/kernels"])
 
 
-def gpu_tests(lane: BenchContext) -> Iterator[dict[str, Any]]:
+def gpu_tests(context: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield how the tests marked `gpu` ended."""
-    yield from _pytest(lane, ["-m", "gpu", "tests/runtime"])
+    yield from _pytest(context, ["-m", "gpu", "tests/runtime"])
 
 
-def _pytest(lane: BenchContext, arguments: list[str]) -> Iterator[dict[str, Any]]:
+def _pytest(context: BenchContext, arguments: list[str]) -> Iterator[dict[str, Any]]:
     if importlib.util.find_spec("pytest") is None:
         yield {"case": "not run: pytest is not installed; scan, moe and conv compare as well"}
         return
     spread = ["-n", str(_PROCESSES), "--dist", "worksteal"]
-    parallel = [] if lane.is_dry or importlib.util.find_spec("xdist") is None else spread
+    parallel = [] if context.is_dry or importlib.util.find_spec("xdist") is None else spread
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *parallel]
-        paths = [str(use_wheels(lane.wheels))] if lane.wheels else []
+        paths = [str(use_wheels(context.wheels))] if context.wheels else []
         paths += [path for path in [os.environ.get("PYTHONPATH")] if path]
         environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
         code = subprocess.run(

@@ -40,15 +40,15 @@ BOTH(float)
 """
 
 
-def mamba(lane: BenchContext) -> Iterator[dict[str, Any]]:
+def mamba(context: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a length."""
-    if lane.mamba is None or lane.is_dry:
+    if context.mamba is None or context.is_dry:
         yield {"case": "not run: name the unpacked source with --mamba"}
         return
-    kernels = _compile(lane.mamba)
-    lengths, d_inner = scan_sizes(lane)
+    kernels = _compile(context.mamba)
+    lengths, d_inner = scan_sizes(context)
     for seq_len in lengths:
-        yield attempt(f"L {seq_len}", lambda n=seq_len: _row(kernels, lane, n, d_inner))  # type: ignore[misc]
+        yield attempt(f"L {seq_len}", lambda n=seq_len: _row(kernels, context, n, d_inner))  # type: ignore[misc]
 
 
 def _compile(source: Path) -> Any:
@@ -84,10 +84,10 @@ def _compile(source: Path) -> Any:
     )
 
 
-def _row(kernels: Any, lane: BenchContext, seq_len: int, d_inner: int) -> dict[str, Any]:
+def _row(kernels: Any, context: BenchContext, seq_len: int, d_inner: int) -> dict[str, Any]:
     import torch
 
-    tensors = scan_inputs(seq_len, d_inner, D_STATE, dtype=torch.bfloat16, device=lane.device)
+    tensors = scan_inputs(seq_len, d_inner, D_STATE, dtype=torch.bfloat16, device=context.device)
     tensors["state"].zero_()
     u, dt, z, b, c = (
         tensors[name].transpose(1, 2).contiguous() for name in ("u", "dt", "z", "B", "C")
@@ -100,7 +100,7 @@ def _row(kernels: Any, lane: BenchContext, seq_len: int, d_inner: int) -> dict[s
 
     error = relative_rms(call(0)[2].transpose(1, 2), scan_oracle(tensors)[0])
     work = scan_work(seq_len, d_inner, D_STATE, itemsize=2)
-    return {"error": error, **share(work, time_ms(call, device=lane.device), lane)}
+    return {"error": error, **share(work, time_ms(call, device=context.device), context)}
 
 
 if __name__ == "__main__":

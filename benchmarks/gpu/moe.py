@@ -16,18 +16,18 @@ from benchmarks.gpu.timing import time_ms
 __all__ = ["moe"]
 
 
-def moe(lane: BenchContext) -> Iterator[dict[str, Any]]:
+def moe(context: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a format and number of tokens."""
     for weights in FORMATS:
-        for num_tokens in (17, 1) if lane.is_dry else TOKENS:
+        for num_tokens in (17, 1) if context.is_dry else TOKENS:
             case = f"{weights}, {num_tokens} tokens"
-            yield attempt(case, lambda w=weights, n=num_tokens: _row(lane, n, w))  # type: ignore[misc]
+            yield attempt(case, lambda w=weights, n=num_tokens: _row(context, n, w))  # type: ignore[misc]
 
 
-def _row(lane: BenchContext, num_tokens: int, weights: str) -> dict[str, Any]:
+def _row(context: BenchContext, num_tokens: int, weights: str) -> dict[str, Any]:
     from longllava_trt.plugins_trt.kernels.sparse_moe_naive import naive_sparse_moe
 
-    tensors = make_moe(lane, num_tokens, weights)
+    tensors = make_moe(context, num_tokens, weights)
     call, y = prepared_moe(tensors)
     y.fill_(float("nan"))
     call(0)
@@ -35,9 +35,9 @@ def _row(lane: BenchContext, num_tokens: int, weights: str) -> dict[str, Any]:
     twin = naive_sparse_moe(**tensors, top_k=TOP_K)
     row = errors((y,), (twin,), (expected,))
     del twin, expected
-    ms = time_ms(call, device=lane.device)
+    ms = time_ms(call, device=context.device)
     work = work_of(tensors, weights)
-    row |= share(work, ms, lane)
+    row |= share(work, ms, context)
     row["bytes_per_s"] = 1e3 * work.bytes_ / ms
     row["flops_per_s"] = 1e3 * work.flops / ms
     if weights == "bf16":
@@ -45,5 +45,5 @@ def _row(lane: BenchContext, num_tokens: int, weights: str) -> dict[str, Any]:
         def run_twin(_: int) -> object:
             return naive_sparse_moe(**tensors, top_k=TOP_K)
 
-        row["twin_ms"] = time_ms(run_twin, device=lane.device, is_graph=False)
+        row["twin_ms"] = time_ms(run_twin, device=context.device, is_graph=False)
     return row

@@ -14,19 +14,19 @@ TOKENS = (4096, 1, 64)
 TOP_K = 2
 
 
-def make_moe(lane: BenchContext, num_tokens: int, weights: str) -> dict[str, Any]:
+def make_moe(context: BenchContext, num_tokens: int, weights: str) -> dict[str, Any]:
     """Return inputs of the 53B's size, or tiny ones."""
     import torch
 
-    experts, hidden, intermediate = (4, 32, 64) if lane.is_dry else (16, 4096, 14336)
+    experts, hidden, intermediate = (4, 32, 64) if context.is_dry else (16, 4096, 14336)
     return moe_inputs(
         num_tokens,
         hidden,
         intermediate,
         num_experts=experts,
         weights=weights,
-        dtype=torch.float32 if lane.is_dry else torch.bfloat16,
-        device=lane.device,
+        dtype=torch.float32 if context.is_dry else torch.bfloat16,
+        device=context.device,
     )
 
 

@@ -30,30 +30,30 @@ Call = tuple[str, dict[str, Any], tuple["Tensor", ...], tuple["Tensor", ...], Wo
 """Attributes, inputs, the Triton launcher's outputs, float64's, and the least work."""
 
 
-def plugin(lane: BenchContext) -> Iterator[dict[str, Any]]:
+def plugin(context: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row an operator, size and format."""
-    if lane.library is None:
+    if context.library is None:
         yield {"case": "not run: name the library with --library"}
         return
-    library = PluginLibrary(lane.library)
+    library = PluginLibrary(context.library)
     yield {"case": "library", "value": library.version}
-    if lane.is_dry:
+    if context.is_dry:
         yield from _workspaces(library)
         return
-    for op_type, case, make in _calls(lane):
+    for op_type, case, make in _calls(context):
         yield attempt(
             f"{op_type}, {case}",
-            lambda o=op_type, m=make: _row(library, o, m(), lane),  # type: ignore[misc]
+            lambda o=op_type, m=make: _row(library, o, m(), context),  # type: ignore[misc]
         )
 
 
-def plugin_ptx(lane: BenchContext) -> Iterator[dict[str, Any]]:
+def plugin_ptx(context: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield the same of a library for SM80 alone, of which a newer GPU's driver translates the PTX."""
-    library = lane.library and lane.library.with_stem(f"{lane.library.stem}_sm80")
+    library = context.library and context.library.with_stem(f"{context.library.stem}_sm80")
     if library is None or not library.is_file():
         yield {"case": "not run: name the library with --library, one for SM80 alone beside it"}
         return
-    yield from plugin(replace(lane, library=library))
+    yield from plugin(replace(context, library=library))
 
 
 def _workspaces(library: PluginLibrary) -> Iterator[dict[str, Any]]:
@@ -77,41 +77,41 @@ def _moe_attributes(weights: str) -> str:
     return f"top_k={TOP_K} weight_format={'none' if weights == 'bf16' else weights}"
 
 
-def _calls(lane: BenchContext) -> Iterator[tuple[str, str, Callable[[], Call]]]:
+def _calls(context: BenchContext) -> Iterator[tuple[str, str, Callable[[], Call]]]:
     for n in (1, 64, 4096):
-        yield "SelectiveScan", f"L {n}", lambda n=n: _scan(lane, n)  # type: ignore[misc]
-        yield "CausalConvWithState", f"L {n}", lambda n=n: _conv(lane, n)  # type: ignore[misc]
+        yield "SelectiveScan", f"L {n}", lambda n=n: _scan(context, n)  # type: ignore[misc]
+        yield "CausalConvWithState", f"L {n}", lambda n=n: _conv(context, n)  # type: ignore[misc]
         for weights in FORMATS:
             case = f"{weights}, {n} tokens"
-            yield "SparseMoE", case, lambda n=n, w=weights: _moe(lane, n, w)  # type: ignore[misc]
+            yield "SparseMoE", case, lambda n=n, w=weights: _moe(context, n, w)  # type: ignore[misc]
 
 
-def _scan(lane: BenchContext, seq_len: int) -> Call:
+def _scan(context: BenchContext, seq_len: int) -> Call:
     import torch
 
     from longllava_trt.plugins_trt.kernels.selective_scan import selective_scan
 
-    tensors = scan_inputs(seq_len, 8192, 16, dtype=torch.bfloat16, device=lane.device)
+    tensors = scan_inputs(seq_len, 8192, 16, dtype=torch.bfloat16, device=context.device)
     work = scan_work(seq_len, 8192, 16, itemsize=2)
     return "", tensors, selective_scan(**tensors), scan_oracle(tensors), work
 
 
-def _conv(lane: BenchContext, seq_len: int) -> Call:
+def _conv(context: BenchContext, seq_len: int) -> Call:
     import torch
 
     from longllava_trt.plugins_trt.kernels.causal_conv import causal_conv
 
     tensors = conv_inputs(
-        seq_len, 8192, 4, dtype=torch.bfloat16, device=lane.device, channels_last=False
+        seq_len, 8192, 4, dtype=torch.bfloat16, device=context.device, channels_last=False
     )
     work = conv_work(seq_len, 8192, 4, itemsize=2)
     return _CONV, tensors, causal_conv(**tensors), conv_oracle(tensors), work
 
 
-def _moe(lane: BenchContext, num_tokens: int, weights: str) -> Call:
+def _moe(context: BenchContext, num_tokens: int, weights: str) -> Call:
     from longllava_trt.plugins_trt.kernels.sparse_moe import sparse_moe
 
-    tensors = make_moe(lane, num_tokens, weights)
+    tensors = make_moe(context, num_tokens, weights)
     kernels = (sparse_moe(**tensors, top_k=TOP_K),)
     attributes = _moe_attributes(weights)
     return (
@@ -123,7 +123,7 @@ def _moe(lane: BenchContext, num_tokens: int, weights: str) -> Call:
     )
 
 
-def _row(library: PluginLibrary, op_type: str, call: Call, lane: BenchContext) -> dict[str, Any]:
+def _row(library: PluginLibrary, op_type: str, call: Call, context: BenchContext) -> dict[str, Any]:
     import torch
 
     attributes, tensors, kernels, expected, work = call
@@ -131,7 +131,7 @@ def _row(library: PluginLibrary, op_type: str, call: Call, lane: BenchContext) -
     outputs = [torch.full_like(t, torch.nan) for t in kernels]
     nbytes = library.workspace_bytes(op_type, attributes, inputs)
     # all ones are NaN in every float, and -1 in an integer
-    space = torch.full((nbytes + _GUARD_BYTES,), 255, dtype=torch.uint8, device=lane.device)
+    space = torch.full((nbytes + _GUARD_BYTES,), 255, dtype=torch.uint8, device=context.device)
     space[nbytes:] = _GUARD
 
     def enqueue(_: int = 0) -> None:
@@ -141,5 +141,5 @@ def _row(library: PluginLibrary, op_type: str, call: Call, lane: BenchContext) -
     torch.cuda.synchronize()
     row = errors(outputs, kernels, expected)
     row["ok"] = row["ok"] and bool((space[nbytes:] == _GUARD).all())
-    row |= share(work, time_ms(enqueue, device=lane.device), lane)
+    row |= share(work, time_ms(enqueue, device=context.device), context)
     return row | {"workspace_bytes": nbytes}

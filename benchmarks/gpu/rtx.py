@@ -18,25 +18,25 @@ __all__ = ["current", "default", "sm80"]
 _ROWS, _COLUMNS = 32, 64
 
 
-def sm80(lane: BenchContext) -> Iterator[dict[str, Any]]:
+def sm80(context: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield how far an engine for SM80 gets."""
-    yield from _question(lane, "SM80")
+    yield from _question(context, "SM80")
 
 
-def default(lane: BenchContext) -> Iterator[dict[str, Any]]:
+def default(context: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield how far an engine gets for which no target was named."""
-    yield from _question(lane, None)
+    yield from _question(context, None)
 
 
-def current(lane: BenchContext) -> Iterator[dict[str, Any]]:
+def current(context: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield how far an engine for the GPU at hand gets."""
-    yield from _question(lane, "CURRENT")
+    yield from _question(context, "CURRENT")
 
 
-def _question(lane: BenchContext, target: str | None) -> Iterator[dict[str, Any]]:
-    if lane.wheels is not None:
-        use_wheels(lane.wheels)
-    elif not lane.is_dry:
+def _question(context: BenchContext, target: str | None) -> Iterator[dict[str, Any]]:
+    if context.wheels is not None:
+        use_wheels(context.wheels)
+    elif not context.is_dry:
         yield {"case": "not run: name TensorRT-RTX's wheels with --wheels"}
         return
     from longllava_trt.plugins_trt.registry import import_tensorrt
@@ -45,7 +45,7 @@ def _question(lane: BenchContext, target: str | None) -> Iterator[dict[str, Any]
     yield {"case": "version", "value": tensorrt.version}
     log = _log(tensorrt.module)
     plan = _build(tensorrt.module, log, target)
-    if lane.is_dry:
+    if context.is_dry:
         # without a GPU there is none at hand to build for, and that is right
         yield _said("build", ok=(plan is None) == (target == "CURRENT"), log=log)
         return

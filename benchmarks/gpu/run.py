@@ -38,12 +38,12 @@ _LEAST_SECONDS = 15
 class Results:
     """What is written to results.json."""
 
-    lane: BenchContext
+    context: BenchContext
     document: dict[str, Any] = field(default_factory=dict)
 
     def write(self) -> None:
         """Replace both files, so that whoever reads them finds a whole one."""
-        rows = read_rows(self.lane.out)
+        rows = read_rows(self.context.out)
         for name, step in self.document["steps"].items():
             step["rows"] = [
                 {k: v for k, v in row.items() if k != "step"} for row in rows if row["step"] == name
@@ -52,9 +52,9 @@ class Results:
         self._replace("results.md", markdown(self.document))
 
     def _replace(self, name: str, text: str) -> None:
-        staging = self.lane.out / f".{name}"
+        staging = self.context.out / f".{name}"
         staging.write_text(text, encoding="utf-8")
-        staging.replace(self.lane.out / name)
+        staging.replace(self.context.out / name)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / ROWS_FILE).unlink(missing_ok=True)
-    lane = BenchContext(
+    context = BenchContext(
         out=args.out.absolute(),
         is_dry=args.dry_run,
         library=args.library and args.library.absolute(),
@@ -73,11 +73,11 @@ def main(argv: list[str] | None = None) -> int:
     )
     date = datetime.now(UTC).isoformat(timespec="seconds")
     command = ["python", "-m", "benchmarks.gpu.run", *(sys.argv[1:] if argv is None else argv)]
-    results = Results(lane, {"date": date, "command": " ".join(command), "steps": {}})
+    results = Results(context, {"date": date, "command": " ".join(command), "steps": {}})
     signal.signal(signal.SIGTERM, _stop)
     deadline = time.monotonic() + args.budget
     try:
-        with (lane.out / "log.txt").open("w", encoding="utf-8") as log:
+        with (context.out / "log.txt").open("w", encoding="utf-8") as log:
             for step in (s for s in STEPS if not args.only or s.name in args.only):
                 _run(step, results, log=log, deadline=deadline)
     finally:
@@ -117,10 +117,10 @@ def _run(step: Step, results: Results, *, log: Any, deadline: float) -> None:
     log.write(f"==> {step.name}\n")
     log.flush()
     place = log.tell()
-    lane = json.dumps(results.lane.to_json())
+    context = json.dumps(results.context.to_json())
     begin = time.monotonic()
     child = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.gpu.child", step.name, lane],
+        [sys.executable, "-m", "benchmarks.gpu.child", step.name, context],
         stdout=log,
         stderr=subprocess.STDOUT,
         start_new_session=True,
@@ -131,13 +131,13 @@ def _run(step: Step, results: Results, *, log: Any, deadline: float) -> None:
         end(child)
         entry["seconds"] = round(time.monotonic() - begin, 1)
         if entry["status"] not in {"done", "running"}:
-            entry["log"] = _tail(results.lane.out / "log.txt", place)
+            entry["log"] = _tail(results.context.out / "log.txt", place)
         results.write()
 
 
 def wait_for(child: subprocess.Popen[bytes], results: Results, *, until: float) -> str:
     """Return how a step ended."""
-    rows, size = results.lane.out / ROWS_FILE, -1
+    rows, size = results.context.out / ROWS_FILE, -1
     while time.monotonic() < until:
         try:
             code = child.wait(timeout=_POLL_SECONDS)

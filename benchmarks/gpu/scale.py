@@ -21,14 +21,14 @@ _DEPTHS = (4096, 16384, 100_000, 144_000)
 _STEPS = 32
 
 
-def scale(lane: BenchContext) -> Iterator[dict[str, Any]]:
+def scale(context: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a decoder and depth."""
-    bundles = bundles_without_weights(lane.scale, engines=True)
-    if not bundles or lane.is_dry:
+    bundles = bundles_without_weights(context.scale, engines=True)
+    if not bundles or context.is_dry:
         yield {"case": "not run: name a folder of bundles of full size with --scale"}
         return
-    if lane.wheels is not None:
-        use_wheels(lane.wheels)
+    if context.wheels is not None:
+        use_wheels(context.wheels)
     from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
 
     for bundle in bundles:

@@ -29,18 +29,18 @@ _ROUNDING = 0.05
 """Of bfloat16, over a whole decoder: what two orders of the same sums may differ by, of the largest logit."""
 
 
-def stages(lane: BenchContext) -> Iterator[dict[str, Any]]:
+def stages(context: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a stage; then chunks against steps, and the decoder's times."""
-    if lane.bundle is None or lane.is_dry:
+    if context.bundle is None or context.is_dry:
         yield {"case": "not run: name a bundle with engines with --bundle"}
         return
-    if lane.wheels is not None:
-        use_wheels(lane.wheels)
+    if context.wheels is not None:
+        use_wheels(context.wheels)
     from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
     from longllava_trt.runtime.backends.trt.engines import open_engines
 
-    for folder in engine_folders(lane.bundle):
-        engines = open_engines(lane.bundle, folder=folder)
+    for folder in engine_folders(context.bundle):
+        engines = open_engines(context.bundle, folder=folder)
         for name in ("vision", "projector", "embed"):
             if name in engines.record.stages:
                 yield attempt(f"{folder.name} {name}", lambda e=engines, n=name: _stage(e, n))  # type: ignore[misc]

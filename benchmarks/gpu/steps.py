@@ -1,4 +1,4 @@
-"""The steps of the GPU lane, most important first: what each measures, where its code is, how long it may take."""
+"""The steps of the GPU benchmarks, most important first: what each measures, where its code is, how long it may take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 class Measure(Protocol):
     """A step's function."""
 
-    def __call__(self, lane: BenchContext) -> Iterator[Row]:
+    def __call__(self, context: BenchContext) -> Iterator[Row]:
         """Yield rows, each as soon as it is known."""
 
 

@@ -45,27 +45,27 @@ _ROUNDING = 0.02
 """Two orders of the same sums, rounded to bfloat16, may differ by so much of the largest value."""
 
 
-def tune_scan(lane: BenchContext) -> Iterator[dict[str, Any]]:
+def tune_scan(context: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a choice, at 4096 and 16384 tokens."""
     import torch
 
-    lengths, d_inner = scan_sizes(lane)
-    dtype = torch.float32 if lane.is_dry else torch.bfloat16
+    lengths, d_inner = scan_sizes(context)
+    dtype = torch.float32 if context.is_dry else torch.bfloat16
     for seq_len in [n for n in lengths if n > 64] or [max(lengths)]:
-        tensors = scan_inputs(seq_len, d_inner, D_STATE, dtype=dtype, device=lane.device)
-        choices = list(product(_CHUNKS, _CHANNELS))[: 2 if lane.is_dry else None]
+        tensors = scan_inputs(seq_len, d_inner, D_STATE, dtype=dtype, device=context.device)
+        choices = list(product(_CHUNKS, _CHANNELS))[: 2 if context.is_dry else None]
         for chunks, (channels, warps) in choices:
             case = f"L {seq_len}, {chunks} chunks, {channels} channels, {warps} warps"
             yield attempt(
                 case,
                 lambda t=tensors, n=chunks, c=channels, w=warps: _scan(  # type: ignore[misc]
-                    lane, t, chunks=n, channels=c, warps=w
+                    context, t, chunks=n, channels=c, warps=w
                 ),
             )
 
 
 def _scan(
-    lane: BenchContext, tensors: dict[str, Any], *, chunks: int, channels: int, warps: int
+    context: BenchContext, tensors: dict[str, Any], *, chunks: int, channels: int, warps: int
 ) -> dict[str, Any]:
     """Launch what `selective_scan` would, in other grids."""
     from longllava_trt.plugins_trt.kernels import selective_scan as kernels
@@ -94,38 +94,38 @@ def _scan(
 
     work = scan_work(seq_len, d_inner, D_STATE, itemsize=tensors["u"].element_size())
     expected = kernels.selective_scan(**tensors)[0].double()
-    row = share(work, time_ms(call, device=lane.device), lane)
+    row = share(work, time_ms(call, device=context.device), context)
     error = (outputs["y"].double() - expected).abs().max() / expected.abs().max()
     return {"ok": float(error) < _ROUNDING, **row}
 
 
-def tune_moe(lane: BenchContext) -> Iterator[dict[str, Any]]:
+def tune_moe(context: BenchContext) -> Iterator[dict[str, Any]]:
     """Yield a row a tile, for prefill and then for decode, in every format."""
     from longllava_trt.plugins_trt.launch_plans.sparse_moe import MoeShape, Tile, select_tile
 
-    for num_tokens, weights in product((17, 1) if lane.is_dry else TOKENS, FORMATS):
-        tensors = make_moe(lane, num_tokens, weights)
+    for num_tokens, weights in product((17, 1) if context.is_dry else TOKENS, FORMATS):
+        tensors = make_moe(context, num_tokens, weights)
         hidden, intermediate = tensors["x"].shape[1], tensors["gate_up"].shape[1] // 2
         shape = MoeShape(num_tokens, hidden, intermediate, len(tensors["gate_up"]), TOP_K)
         path = select_tile(shape, itemsize=tensors["x"].element_size())
-        choices = (_DECODE if path == "decode" else _GROUPED)[: 1 if lane.is_dry else None]
+        choices = (_DECODE if path == "decode" else _GROUPED)[: 1 if context.is_dry else None]
         for sizes in choices:
             case = f"{weights}, {num_tokens} tokens, {path} {sizes}"
             yield attempt(
                 case,
                 lambda t=tensors, w=weights, p=path, s=sizes: _moe(  # type: ignore[misc]
-                    lane, t, w, tiles={p: Tile(*s)}
+                    context, t, w, tiles={p: Tile(*s)}
                 ),
             )
 
 
 def _moe(
-    lane: BenchContext, tensors: dict[str, Any], weights: str, *, tiles: dict[str, Tile]
+    context: BenchContext, tensors: dict[str, Any], weights: str, *, tiles: dict[str, Tile]
 ) -> dict[str, Any]:
     planned, expected = prepared_moe(tensors)
     planned(0)
     call, y = prepared_moe(tensors, tiles=tiles)
     call(0)
     error = (y.double() - expected.double()).abs().max() / expected.double().abs().max()
-    row = share(work_of(tensors, weights), time_ms(call, device=lane.device), lane)
+    row = share(work_of(tensors, weights), time_ms(call, device=context.device), context)
     return {"ok": float(error) < _ROUNDING, **row}

@@ -1,4 +1,4 @@
-"""The GPU lane on a CPU: every step's code runs on tiny sizes, and however a step ends, its rows are kept."""
+"""The GPU benchmarks on a CPU: every step's code runs on tiny sizes, and however a step ends, its rows are kept."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 TRITON = importlib.util.find_spec("triton") is not None
 
 
-def lane(tmp_path: Path) -> BenchContext:
+def dry_context(tmp_path: Path) -> BenchContext:
     return BenchContext(out=tmp_path, is_dry=True)
 
 
@@ -43,16 +43,20 @@ def test_every_step_can_be_imported(step: Step) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(
-    not TRITON, reason="the lane's numbers are unproven: install longllava-trt[plugins]"
+    not TRITON, reason="the GPU benchmarks' numbers are unproven: install longllava-trt[plugins]"
 )
 def test_a_dry_run_leaves_right_numbers_in_every_row(tmp_path: Path) -> None:
     names = [
         "gpu-info",
-        "scan",
-        "conv",
-        "moe",
-        "attention",
         "plugin",
+        "plugin-ptx",
+        "answers",
+        "decoder-9b",
+        "decoder-53b",
+        "attention",
+        "scan",
+        "moe",
+        "conv",
         "tune-scan",
         "tune-moe",
         "baselines",
@@ -172,7 +176,7 @@ def test_rows_survive_however_a_step_ends(end: str, status: str, tmp_path: Path)
         "command": "",
         "steps": {"gpu-info": {"about": "", "status": "running"}},
     }
-    results = run.Results(lane(tmp_path), document)
+    results = run.Results(dry_context(tmp_path), document)
     found = run.wait_for(child, results, until=time.monotonic() + 3)
     run.end(child)
     results.write()
@@ -208,7 +212,7 @@ def test_a_row_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
     assert read_rows(tmp_path) == [{"step": "scan", "case": 1}]
 
 
-def test_a_lane_is_passed_on_whole(tmp_path: Path) -> None:
+def test_a_context_is_passed_on_whole(tmp_path: Path) -> None:
     given = BenchContext(out=tmp_path, is_dry=True, wheels=tmp_path / "w")
     assert BenchContext.from_json(json.dumps(given.to_json())) == given
 
@@ -287,13 +291,13 @@ def test_wheels_are_unpacked_and_found(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(sys, "path", list(sys.path))
     with zipfile.ZipFile(tmp_path / "a-1-py3-none-any.whl", "w") as archive:
-        archive.writestr("lane_probe_a/__init__.py", "x = 1")
-    source = tmp_path / "b-1" / "lane_probe_b"
+        archive.writestr("probe_of_wheels_a/__init__.py", "x = 1")
+    source = tmp_path / "b-1" / "probe_of_wheels_b"
     source.mkdir(parents=True)
     (source / "__init__.py").write_text("x = 2")
     (tmp_path / "b-1" / "setup.py").write_text("")
     with tarfile.open(tmp_path / "b-1.tar.gz", "w:gz") as archive:
         archive.add(tmp_path / "b-1", "b-1")
     site = use_wheels(tmp_path)
-    assert {path.name for path in site.iterdir()} == {"lane_probe_a", "lane_probe_b"}
-    assert importlib.import_module("lane_probe_b").x == 2
+    assert {path.name for path in site.iterdir()} == {"probe_of_wheels_a", "probe_of_wheels_b"}
+    assert importlib.import_module("probe_of_wheels_b").x == 2
