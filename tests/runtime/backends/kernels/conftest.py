@@ -1,6 +1,6 @@
-"""A small model with every kind of layer, in the reference and on our kernels, and the kernels' twins in their place.
+"""A small model with every kind of layer, in the reference and on our kernels, and the kernels' plain versions in their place.
 
-Triton's interpreter takes seconds for a step. So wiring, states and batches are tested with the twins, which are plain PyTorch;
+Triton's interpreter takes seconds for a step. So wiring, states and batches are tested with the plain versions, which are plain PyTorch;
 the kernels themselves run in `test_on_triton.py`, and each by itself in `tests/plugins_trt/kernels`.
 """
 
@@ -152,8 +152,8 @@ def make_small() -> Callable[..., Small]:
 
 
 @pytest.fixture
-def twins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Put the twins in the kernels' places."""
+def plain_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put the plain versions in the kernels' places."""
     from longllava_trt.plugins_trt.kernels import naive
     from longllava_trt.plugins_trt.kernels.cached_attention_naive import naive_cached_attention
     from longllava_trt.plugins_trt.kernels.sparse_moe_naive import naive_sparse_moe

@@ -1,4 +1,4 @@
-"""The decoder on the kernels' twins: whole, in pieces, step by step, several at once; its state kept, moved and grown."""
+"""The decoder on the kernels' plain versions: whole, in pieces, step by step, several at once; its state kept, moved and grown."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from tests.runtime.backends.kernels.conftest import Small
 
-pytestmark = pytest.mark.usefixtures("twins")
+pytestmark = pytest.mark.usefixtures("plain_versions")
 
 LENGTH = 17
 LIMIT = 1e-5

@@ -1,4 +1,4 @@
-"""A whole bundle on our kernels' twins: stages, questions about pictures, and saved sessions answer as on ONNX Runtime."""
+"""A whole bundle on our kernels' plain versions: stages, questions about pictures, and saved sessions answer as on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from longllava_trt.core.errors import ContractError, InputError, ManifestError
 from longllava_trt.core.manifest import VISION_CONFIG_FOLDER
 from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
-pytestmark = pytest.mark.usefixtures("twins")
+pytestmark = pytest.mark.usefixtures("plain_versions")
 
 COLOURS = ("red", "green", "blue")
 QUESTION = "What is this?"

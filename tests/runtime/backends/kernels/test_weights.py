@@ -81,7 +81,7 @@ def test_published_sizes_have_every_tensor_of_the_decoder_once(preset: str) -> N
 
 
 @pytest.mark.parametrize("quant", MOE_QUANTS)
-@pytest.mark.usefixtures("twins")
+@pytest.mark.usefixtures("plain_versions")
 def test_a_model_runs_on_random_weights(quant: MoeQuant) -> None:
     from longllava_trt.runtime.backends.kernels.decoder import KernelsDecoder
     from longllava_trt.runtime.backends.kernels.decoder_model import DecoderModel
