@@ -175,12 +175,16 @@ def _workspace_bytes(kernel: Kernel) -> int:
 
 
 def _launch_budget(facts: StageFacts) -> int:
-    return sum(
+    budget = sum(
         number
         for name in facts.weight_shapes
         for ending, number in _LAUNCHES.items()
         if name.endswith(ending)
     )
+    if not facts.product_weights:
+        # weights inside the engine are not halved: one product and two copies instead of two products
+        budget += sum(name.endswith(".mamba.A_log") for name in facts.weight_shapes)
+    return budget
 
 
 def _explained(facts: StageFacts, profile: str, budget: str) -> int:

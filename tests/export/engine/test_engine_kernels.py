@@ -143,6 +143,22 @@ def test_the_decoder_exceeds_what_attention_explains(
         assert caught.match(problem), "an attention that is left in place is noticed"
 
 
+@pytest.mark.trt
+def test_weights_inside_the_engine_are_within_the_same_budgets(
+    tensorrt: TensorRT, plugins: None, bfloat16_bundle: Path
+) -> None:
+    built = build_stage(
+        tensorrt,
+        bfloat16_bundle,
+        "decoder",
+        target="sm80",
+        weights="embedded",
+        limits=LIMITS,
+        tell=lambda _: None,
+    )
+    assert set(built.kernels) == {"chunk", "decode"}
+
+
 def no_change(_: Any, parsed: Any) -> None:
     """Leave the network as it was parsed."""
 
