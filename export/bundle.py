@@ -15,6 +15,7 @@ import onnx
 import onnx_ir as ir
 
 from longllava_trt.core.digests import FileHasher
+from longllava_trt.core.dtypes import FLOAT_NAMES
 from longllava_trt.core.errors import CheckpointError, InputError
 from longllava_trt.core.logs import Progress, ProgressEvent
 from longllava_trt.core.manifest import (
@@ -46,7 +47,7 @@ __all__ = ["ExportReport", "export_bundle"]
 
 logger = logging.getLogger(__name__)
 
-_DTYPES = ("auto", "float32", "float16", "bfloat16")
+_DTYPES = ("auto", *FLOAT_NAMES)
 _CLIP_PREPROCESSOR = {
     "crop_size": 336,
     "do_center_crop": True,

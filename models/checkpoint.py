@@ -11,8 +11,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longllava_trt.core.dtypes import FLOAT_NAMES, FLOATS
 from longllava_trt.core.errors import CheckpointError
-from longllava_trt.core.safetensors_header import DTYPES, TensorSource, read_header
+from longllava_trt.core.safetensors_header import TensorSource, read_header
 from longllava_trt.models.llava_jamba.weights import (
     VISION_PREFIX,
     expected_tensors,
@@ -211,7 +212,6 @@ def _differences(
     yield from _listed("missing", expected.keys() - tensors.keys())
     yield from _listed("left over", tensors.keys() - expected.keys())
     common = sorted(expected.keys() & tensors.keys())
-    readable = DTYPES.values()
     yield from _listed(
         "misshapen",
         (
@@ -221,8 +221,12 @@ def _differences(
         ),
     )
     yield from _listed(
-        f"dtype not one of {', '.join(DTYPES)}",
-        (f"{name} {tensors[name].dtype}" for name in common if tensors[name].dtype not in readable),
+        f"dtype not one of {', '.join(d.safetensors for d in FLOATS)}",
+        (
+            f"{name} {tensors[name].dtype}"
+            for name in common
+            if tensors[name].dtype not in FLOAT_NAMES
+        ),
     )
 
 

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longllava_trt.core.digests import FileHasher
+from longllava_trt.core.dtypes import DTYPES
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.manifest import MANIFEST_FILE
 from longllava_trt.core.publish import atomic_directory
-from longllava_trt.core.safetensors_header import DTYPES
 from longllava_trt.runtime.backends.ort.decoder import StateSnapshot
 from longllava_trt.runtime.inputs.images import ImageInput
 from longllava_trt.runtime.inputs.message import MediaOptions
@@ -43,8 +43,6 @@ FORMAT_VERSION = 1
 SESSION_FILE = "session.json"
 _STATE_FILE = "state.safetensors"
 _CHECKPOINTS_FILE = "checkpoints.safetensors"
-
-_DTYPES = {ours: theirs for theirs, ours in DTYPES.items()}
 
 Tensors = Mapping[str, "NDArray[Any]"]
 
@@ -180,7 +178,7 @@ def _write_tensors(path: Path, tensors: Tensors) -> None:
     end = 0
     for name, array in tensors.items():
         begin, end = end, end + array.nbytes
-        dtype = _DTYPES[array.dtype.name]
+        dtype = DTYPES[array.dtype.name].safetensors
         header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": (begin, end)}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from longllava_trt.core.digests import FileHasher
+from longllava_trt.core.dtypes import DTYPES
 from longllava_trt.core.engine_record import (
     ENGINE_FILE,
     ENGINES_FOLDER,
@@ -37,7 +38,6 @@ logger = logging.getLogger(__name__)
 
 _CODE_FOR = {"sm86": 80, "sm89": 80, "sm121": 120}
 """Architectures that run the code of another as it is."""
-_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 _FORMATS = {"none": "none", "w8a16": "int8", "w4a16": "int4"}
 """The plugins' words for ours."""
 
@@ -166,7 +166,7 @@ def _compile_plugins(target: str, manifest: Manifest, progress: Progress | None)
 
     return build_library(
         archs=[_CODE_FOR.get(target, int(target.removeprefix("sm")))],
-        dtypes=[_DTYPES[manifest.dtype]],
+        dtypes=[DTYPES[manifest.dtype].triton],
         weight_formats=[_FORMATS[manifest.moe_quant]],
         progress=progress,
     ).path

@@ -14,18 +14,13 @@ from itertools import takewhile
 import onnx
 from onnx import helper, numpy_helper
 
+from longllava_trt.core.dtypes import DTYPES, onnx_name
 from longllava_trt.core.engine_record import EngineWeight, WeightPart
 from longllava_trt.core.errors import ExportError
 from longllava_trt.core.manifest import WeightRecord
 from longllava_trt.plugins_trt.spec import OPERATORS
 
-__all__ = ["dtype_name", "externalize_weights"]
-
-
-def dtype_name(elem_type: int) -> str:
-    """Return our name of an ONNX element type."""
-    name = onnx.TensorProto.DataType.Name(elem_type).lower()
-    return "float32" if name == "float" else name
+__all__ = ["externalize_weights"]
 
 
 def externalize_weights(
@@ -65,7 +60,7 @@ def externalize_weights(
         if graph.initializer[place].name in joined:
             del graph.initializer[place]
     graph.input.extend(
-        helper.make_tensor_value_info(w.name, _elem_type(w.dtype), w.shape) for w in cut.values()
+        helper.make_tensor_value_info(w.name, DTYPES[w.dtype].onnx, w.shape) for w in cut.values()
     )
     return tuple(cut.values())
 
@@ -85,7 +80,7 @@ def _joined_values(
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         whole = len(found) == len(node.input)
         if node.op_type == "Cast" and whole and _is_as_stored(found[0]):
-            joined[node.output[0]] = replace(found[0], dtype=dtype_name(attributes["to"]))
+            joined[node.output[0]] = replace(found[0], dtype=onnx_name(attributes["to"]))
         elif node.op_type == "Concat" and whole and attributes["axis"] == 0:
             joined[node.output[0]] = _in_a_row(found)
         elif node.op_type == "Unsqueeze" and found and node.input[1] in constants:
@@ -143,7 +138,3 @@ def _input_name(weight: EngineWeight, node: onnx.NodeProto, place: int) -> str:
     spec = specs.get((node.domain, node.op_type))
     word = (*spec.inputs, *spec.optional_inputs)[place].name if spec else node.input[place]
     return f"{prefix}.{word}"
-
-
-def _elem_type(dtype: str) -> int:
-    return onnx.TensorProto.DataType.Value("FLOAT" if dtype == "float32" else dtype.upper())

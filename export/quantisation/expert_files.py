@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from longllava_trt.core.dtypes import DTYPES
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.manifest import WEIGHTS_FOLDER, MoeQuant, WeightRecord
 from longllava_trt.models.llava_jamba.config import DecoderConfig
@@ -47,8 +48,6 @@ EXPERT_FORMATS: Mapping[MoeQuant, ExpertFormat] = {
     "w8a16": ExpertFormat(weight_format="int8", dtype="int8", codes_per_byte=1, group=None),
     "w4a16": ExpertFormat(weight_format="int4", dtype="uint8", codes_per_byte=2, group=GROUP),
 }
-_ITEMSIZE = {"int8": 1, "uint8": 1, "float32": 4}
-_WORDS = {"int8": "I8", "uint8": "U8", "float32": "F32"}
 _COLUMNS_OF_INT4 = 32
 """The kernels read rows of int4 in blocks of so many."""
 
@@ -78,7 +77,7 @@ def expert_records(config: DecoderConfig, layer: int, quant: MoeQuant) -> dict[s
     offset = len(expert_header(config, layer, quant))
     records = {}
     for name, (shape, dtype) in tensors.items():
-        nbytes = math.prod(shape) * _ITEMSIZE[dtype]
+        nbytes = math.prod(shape) * DTYPES[dtype].itemsize
         records[name] = WeightRecord(
             file=expert_file(layer),
             offset=offset,
@@ -95,8 +94,12 @@ def expert_header(config: DecoderConfig, layer: int, quant: MoeQuant) -> bytes:
     """Return what a layer's file begins with."""
     header, end = {}, 0
     for name, (shape, dtype) in _tensors(config, layer, quant).items():
-        begin, end = end, end + math.prod(shape) * _ITEMSIZE[dtype]
-        header[name] = {"dtype": _WORDS[dtype], "shape": shape, "data_offsets": [begin, end]}
+        begin, end = end, end + math.prod(shape) * DTYPES[dtype].itemsize
+        header[name] = {
+            "dtype": DTYPES[dtype].safetensors,
+            "shape": shape,
+            "data_offsets": [begin, end],
+        }
     text = json.dumps(header, separators=(",", ":")).encode()
     # the data starts at a multiple of 64, for whoever maps it
     text += b" " * (-(8 + len(text)) % 64)

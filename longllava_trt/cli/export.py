@@ -18,6 +18,7 @@ from longllava_trt.cli.options import (
     requires_extra,
     shown_progress,
 )
+from longllava_trt.core.dtypes import FLOAT_NAMES
 from longllava_trt.core.manifest import MOE_QUANTS
 from longllava_trt.core.stage_spec import STAGES
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "run"]
 
-_DTYPES = ("auto", "float32", "float16", "bfloat16")
 _WEIGHTS = ("auto", "hardlink", "symlink", "copy")
 _EXAMPLES = """\
   longllava-trt export LongLLaVA-9B bundle --dtype float32      to run on a CPU
@@ -55,7 +55,7 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder to make")
     parser.add_argument(
         "--dtype",
-        choices=_DTYPES,
+        choices=("auto", *FLOAT_NAMES),
         default="auto",
         help="arithmetic of the graphs; auto is the checkpoint's own. A CPU needs float32, which casts the weights "
         "at load and changes no file (default: %(default)s)",

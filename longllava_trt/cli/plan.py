@@ -16,6 +16,7 @@ from longllava_trt.cli.options import (
     from_zero,
     print_json,
 )
+from longllava_trt.core.dtypes import FLOAT_NAMES
 from longllava_trt.core.manifest import MOE_QUANTS
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["add_parser", "run"]
 
-_DTYPES = ("bfloat16", "float16", "float32")
 _EXAMPLES = """\
   longllava-trt plan LongLLaVA-53B --gpu a100-80gb                       does it fit?
   longllava-trt plan LongLLaVA-53B --gpu a100-80gb --moe-quant w8a16
@@ -64,7 +64,7 @@ def add_parser(subparsers: Subparsers) -> None:
         help="positions of question and answer besides images (default: %(default)s)",
     )
     parser.add_argument(
-        "--dtype", choices=_DTYPES, default="bfloat16", help="arithmetic (default: %(default)s)"
+        "--dtype", choices=FLOAT_NAMES, default="bfloat16", help="arithmetic (default: %(default)s)"
     )
     parser.add_argument(
         "--moe-quant",

@@ -12,6 +12,7 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
+from longllava_trt.core.dtypes import DTYPES, FLOAT_NAMES
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.manifest import MOE_QUANTS
 from longllava_trt.models.contracts import carried_state
@@ -22,7 +23,6 @@ from longllava_trt.plugins_trt.launch_plans.plan import Workspace
 from longllava_trt.plugins_trt.launch_plans.sparse_moe import MoeShape, plan_workspaces
 
 __all__ = [
-    "ITEMSIZE",
     "WeightBytes",
     "activation_bytes",
     "count_weights",
@@ -30,9 +30,6 @@ __all__ = [
     "kv_bytes_per_token",
     "recurrent_bytes",
 ]
-
-ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""Bytes of an element, by dtype."""
 
 _INT4_GROUP = 128
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.moe\.experts\.(\d+)\.")
@@ -74,9 +71,9 @@ def count_weights(config: LongLLaVAConfig, *, dtype: str, moe_quant: str = "none
     Raises:
         InputError: If an argument is none of the known.
     """
-    _require(dtype, ITEMSIZE, "dtype")
+    _require(dtype, FLOAT_NAMES, "dtype")
     _require(moe_quant, MOE_QUANTS, "moe_quant")
-    itemsize = ITEMSIZE[dtype]
+    itemsize = DTYPES[dtype].itemsize
     parts = dict.fromkeys(("vision", "projector", "embed", "decoder", "experts"), 0)
     for name, shape in expected_tensors(config).items():
         part = _part(name, config.decoder)
@@ -114,7 +111,7 @@ def activation_bytes(config: LongLLaVAConfig, *, dtype: str, chunk: int, vision_
 
 def decoder_activation_bytes(config: DecoderConfig, *, dtype: str, chunk: int) -> int:
     """Return what lives at once in the decoder's widest layer."""
-    itemsize = ITEMSIZE[dtype]
+    itemsize = DTYPES[dtype].itemsize
     hidden, inner, wide = config.hidden_size, config.d_inner, config.intermediate_size
     # the residual stream and its norm; both halves of in_proj, convolved half, delta and y
     _, spaces = plan_selective_scan(1, chunk, inner, config.mamba_d_state)
@@ -131,7 +128,7 @@ def decoder_activation_bytes(config: DecoderConfig, *, dtype: str, chunk: int) -
 
 
 def _vision_activation_bytes(config: LongLLaVAConfig, *, dtype: str, images: int) -> int:
-    vision, itemsize = config.vision, ITEMSIZE[dtype]
+    vision, itemsize = config.vision, DTYPES[dtype].itemsize
     length = vision.num_patches + 1
     widest = 2 * vision.hidden_size + max(2 * vision.intermediate_size, 4 * vision.hidden_size)
     pixels = 4 * 3 * vision.image_size**2
@@ -141,7 +138,7 @@ def _vision_activation_bytes(config: LongLLaVAConfig, *, dtype: str, images: int
 def _state_bytes(config: DecoderConfig, dtype: str, *, in_place: bool) -> int:
     """Count one sequence's state that does or does not grow; what grows, for one position."""
     return sum(
-        math.prod(d for d in spec.shape if isinstance(d, int)) * ITEMSIZE[spec.dtype]
+        math.prod(d for d in spec.shape if isinstance(d, int)) * DTYPES[spec.dtype].itemsize
         for spec in carried_state(config, dtype)
         if ("capacity" in spec.shape) == in_place
     )
@@ -168,8 +165,10 @@ def _stored_bytes(shape: tuple[int, ...], itemsize: int, quant: str) -> int:
 
 
 def _space_bytes(spaces: list[Workspace], itemsize: int) -> int:
-    sizes = {"T": itemsize, "float32": 4, "int32": 4}
-    return sum(math.prod(space.shape) * sizes[space.dtype] for space in spaces)
+    return sum(
+        math.prod(space.shape) * (itemsize if space.dtype == "T" else DTYPES[space.dtype].itemsize)
+        for space in spaces
+    )
 
 
 def _require(value: str, known: Collection[str], name: str) -> None:

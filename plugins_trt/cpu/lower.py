@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from longllava_trt.core.dtypes import FLOATS, onnx_name
 from longllava_trt.core.errors import ContractError
 from longllava_trt.plugins_trt.cpu.graph_nodes import names_read, replace_nodes
 from longllava_trt.plugins_trt.cpu.lower_mixers import fuse_mixers
@@ -138,7 +139,7 @@ class _Graph:
             name = maker.input[0] if wide else ""
             maker = self._makers.get(name)
         stored = self._weights.get(name)
-        floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
+        floats = [dtype.onnx for dtype in FLOATS]
         if stored is None or len(stored.dims) != 2 or stored.data_type not in floats:
             return None
         return name
@@ -162,7 +163,7 @@ def _require_float32(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> Non
     wrong = sorted(
         {
             f"{node.op_type} '{node.name or node.output[0]}' is "
-            + TensorProto.DataType.Name(dtypes.get(node.input[0], 0)).lower()
+            + onnx_name(dtypes.get(node.input[0], 0))
             for node in nodes
             if dtypes.get(node.input[0], 0) != TensorProto.FLOAT
         }

@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longllava_trt.core.dtypes import FLOATS
 from longllava_trt.core.errors import ConfigError, InputError, LongLLaVAError
 from longllava_trt.core.logs import Progress, terminal_progress
 from longllava_trt.plugins_trt.library.aot import compile_images
@@ -42,7 +43,7 @@ _SOURCES = (
     *("spec.py", "forms.py", "codegen.py", "aot.py", "host_compiler.py"),
 )
 _ARCHS = (80, 90, 120)
-_DTYPES = ("bf16", "fp16", "fp32")
+_DTYPES = tuple(sorted(dtype.triton for dtype in FLOATS))
 _FORMATS = ("none", "int8", "int4")
 _OLDEST = 80
 

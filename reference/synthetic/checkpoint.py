@@ -13,9 +13,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
+from longllava_trt.core.dtypes import DTYPES, FLOAT_NAMES
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.publish import atomic_directory
 from longllava_trt.models.checkpoint import INDEX_FILE
@@ -30,11 +28,6 @@ __all__ = ["PRESETS", "write_checkpoint"]
 
 Shapes = dict[str, tuple[int, ...]]
 
-_DTYPES = {
-    "float32": ("F32", np.dtype(np.float32)),
-    "float16": ("F16", np.dtype(np.float16)),
-    "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
-}
 _SHARD_BYTES = 256 * 2**20
 _PUBLISHED_SHARD_BYTES = 5 * 10**9
 """Cuts the published sizes into the published shards: 4 of the 9B, 22 of the 53B."""
@@ -75,8 +68,8 @@ def write_checkpoint(
     dtype = dtype or config.torch_dtype
     if shard_bytes is None:
         shard_bytes = _PUBLISHED_SHARD_BYTES if preset in PUBLISHED else _SHARD_BYTES
-    if dtype not in _DTYPES:
-        raise InputError(f"synth: dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    if dtype not in FLOAT_NAMES:
+        raise InputError(f"synth: dtype must be one of {', '.join(FLOAT_NAMES)}, got {dtype!r}")
     if seed < 0 or shard_bytes < 1:
         raise InputError(
             f"synth: seed must be >= 0 and shard_bytes >= 1, got {seed} and {shard_bytes}"
@@ -88,7 +81,7 @@ def write_checkpoint(
         for name, text in (config_files(config, dtype) | tokenizer_files(vocabulary)).items():
             (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).write_text(text, encoding="utf-8")
-        shards = _plan_shards(config, _DTYPES[dtype][1].itemsize, shard_bytes)
+        shards = _plan_shards(config, DTYPES[dtype].itemsize, shard_bytes)
         for name, shapes in shards.items():
             _write_shard(staging / name, shapes, dtype, seed=None if sparse else seed)
         _write_index(staging, shards, dtype)
@@ -98,7 +91,7 @@ def write_checkpoint(
 
 def _check_room(folder: Path, config: LongLLaVAConfig, dtype: str, *, everything: bool) -> None:
     """Refuse to write weights by the hundred gigabytes unasked, or more of them than the disk can take."""
-    nbytes = _DTYPES[dtype][1].itemsize * sum(map(math.prod, expected_tensors(config).values()))
+    nbytes = DTYPES[dtype].itemsize * sum(map(math.prod, expected_tensors(config).values()))
     size, layers = f"{nbytes / 1e9:.1f} GB", config.decoder.num_hidden_layers
     if everything:
         raise InputError(
@@ -135,7 +128,7 @@ def _plan_shards(config: LongLLaVAConfig, itemsize: int, shard_bytes: int) -> di
 
 def _write_shard(path: Path, shapes: Shapes, dtype: str, *, seed: int | None) -> None:
     """Write one shard, one tensor in memory at a time; without a seed its data is a hole."""
-    word, numpy_dtype = _DTYPES[dtype]
+    word, numpy_dtype = DTYPES[dtype].safetensors, DTYPES[dtype].numpy
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name, shape in shapes.items():
@@ -157,7 +150,7 @@ def _write_index(folder: Path, shards: dict[str, Shapes], dtype: str) -> None:
     total = sum(math.prod(shape) for shapes in shards.values() for shape in shapes.values())
     weight_map = {key: name for name, shapes in shards.items() for key in shapes}
     index = {
-        "metadata": {"total_size": total * _DTYPES[dtype][1].itemsize},
+        "metadata": {"total_size": total * DTYPES[dtype].itemsize},
         "weight_map": dict(sorted(weight_map.items())),
     }
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
