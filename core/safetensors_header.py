@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from longllava_trt.core.byte_range import ByteRange
 from longllava_trt.core.dtypes import DTYPES, FLOAT_NAMES, FLOATS
 from longllava_trt.core.errors import CheckpointError
 
@@ -28,14 +29,11 @@ _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
 @dataclass(frozen=True, slots=True)
-class TensorSource:
+class TensorSource(ByteRange):
     """Where one tensor lies."""
 
     file: Path
     """Name of the file in the checkpoint's folder; absolute if it lies elsewhere."""
-    offset: int
-    """First byte, counted from the start of the file."""
-    nbytes: int
     shape: tuple[int, ...]
     """Row-major."""
     dtype: str

@@ -22,7 +22,6 @@ from longllava_trt.core.manifest import (
     MANIFEST_FILE,
     FileRecord,
     Manifest,
-    MoeQuant,
     QuantisationError,
     StageRecord,
     WeightRecord,
@@ -32,6 +31,7 @@ from longllava_trt.core.publish import JOURNAL_FILE, atomic_directory
 from longllava_trt.core.safetensors_header import TensorSource
 from longllava_trt.core.stage_spec import STAGES
 from longllava_trt.core.version import __version__
+from longllava_trt.core.weight_formats import MoeQuant
 from longllava_trt.export.check import check_stage
 from longllava_trt.export.memory import check_memory, peak_rss_bytes
 from longllava_trt.export.quantisation.quantise import QuantisedExperts

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longllava_trt.core.errors import ManifestError
-from longllava_trt.core.manifest import MANIFEST_FILE, MOE_QUANTS, Manifest
+from longllava_trt.core.manifest import MANIFEST_FILE, Manifest
 from longllava_trt.core.stage_spec import TensorSpec
+from longllava_trt.core.weight_formats import QUANTISED
 from longllava_trt.models.checkpoint import INDEX_FILE, index_checkpoint
 from longllava_trt.models.llava_jamba.config import LongLLaVAConfig, load_config
 from longllava_trt.models.llava_jamba.weights import VISION_PREFIX, expected_tensors
@@ -204,7 +205,7 @@ def inspect_bundle(bundle: Path) -> BundleSummary:
 def _parameter_shapes(manifest: Manifest) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield what the weights stand for: of quantised experts each matrix by itself, and no scales."""
     for name, record in manifest.weights.items():
-        if record.transform not in MOE_QUANTS[1:]:
+        if record.transform not in QUANTISED:
             yield name, record.shape
         elif not name.endswith("_scales"):
             prefix, _, matrix = name.rpartition(".")

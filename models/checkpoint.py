@@ -200,10 +200,7 @@ def _cut(source: TensorSource, count: int) -> list[TensorSource]:
         return []
     nbytes = source.nbytes // count
     part = (shape[0] * shape[1] // count, shape[2])
-    return [
-        replace(source, offset=source.offset + i * nbytes, nbytes=nbytes, shape=part)
-        for i in range(count)
-    ]
+    return [replace(source.within(i * nbytes, nbytes), shape=part) for i in range(count)]
 
 
 def _differences(

@@ -25,6 +25,7 @@ from longllava_trt.core.logs import Progress, ProgressEvent
 from longllava_trt.core.manifest import Manifest
 from longllava_trt.core.publish import atomic_directory
 from longllava_trt.core.stage_spec import STAGES, StageSpec, present_name
+from longllava_trt.core.weight_formats import WEIGHT_FORMATS
 from longllava_trt.export.engine.cache import stage_key, usable_engines
 from longllava_trt.export.engine.profiles import EngineLimits, engine_spec, stage_profiles
 from longllava_trt.export.engine.stage import BuiltStage, EngineWeights, build_stage
@@ -38,8 +39,6 @@ logger = logging.getLogger(__name__)
 
 _CODE_FOR = {"sm86": 80, "sm89": 80, "sm121": 120}
 """Architectures that run the code of another as it is."""
-_FORMATS = {"none": "none", "w8a16": "int8", "w4a16": "int4"}
-"""The plugins' words for ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,7 +166,7 @@ def _compile_plugins(target: str, manifest: Manifest, progress: Progress | None)
     return build_library(
         archs=[_CODE_FOR.get(target, int(target.removeprefix("sm")))],
         dtypes=[DTYPES[manifest.dtype].triton],
-        weight_formats=[_FORMATS[manifest.moe_quant]],
+        weight_formats=[WEIGHT_FORMATS[manifest.moe_quant].codec],
         progress=progress,
     ).path
 

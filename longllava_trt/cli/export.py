@@ -19,8 +19,8 @@ from longllava_trt.cli.options import (
     shown_progress,
 )
 from longllava_trt.core.dtypes import FLOAT_NAMES
-from longllava_trt.core.manifest import MOE_QUANTS
 from longllava_trt.core.stage_spec import STAGES
+from longllava_trt.core.weight_formats import MOE_QUANTS
 
 if TYPE_CHECKING:
     from longllava_trt.export.bundle import ExportReport

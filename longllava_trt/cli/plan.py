@@ -17,7 +17,7 @@ from longllava_trt.cli.options import (
     print_json,
 )
 from longllava_trt.core.dtypes import FLOAT_NAMES
-from longllava_trt.core.manifest import MOE_QUANTS
+from longllava_trt.core.weight_formats import MOE_QUANTS
 
 if TYPE_CHECKING:
     from longllava_trt.planning import Plan

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from longllava_trt.core.errors import InputError
-from longllava_trt.core.manifest import MOE_QUANTS
+from longllava_trt.core.weight_formats import MOE_QUANTS, MoeQuant
 from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
 from longllava_trt.planning.flops import StageFlops, count_flops, decoder_flops, paper_flops
 from longllava_trt.planning.gpus import Gpu
@@ -38,7 +38,7 @@ class PlanRequest:
     text_tokens: int = 64
     """Positions of prompt and answer besides images."""
     dtype: str = "bfloat16"
-    moe_quant: str = "none"
+    moe_quant: MoeQuant = "none"
     chunk: int = 4096
     """Positions of one decoder call during prefill."""
     vision_batch: int = 16

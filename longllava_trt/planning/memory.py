@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from longllava_trt.core.dtypes import DTYPES, FLOAT_NAMES
 from longllava_trt.core.errors import InputError
-from longllava_trt.core.manifest import MOE_QUANTS
+from longllava_trt.core.weight_formats import MOE_QUANTS, WEIGHT_FORMATS, MoeQuant
 from longllava_trt.models.contracts import carried_state
 from longllava_trt.models.llava_jamba.config import DecoderConfig, LongLLaVAConfig
 from longllava_trt.models.llava_jamba.weights import VISION_PREFIX, expected_tensors
@@ -31,7 +31,6 @@ __all__ = [
     "recurrent_bytes",
 ]
 
-_INT4_GROUP = 128
 _EXPERT = re.compile(r"model\.layers\.(\d+)\.moe\.experts\.(\d+)\.")
 
 
@@ -60,7 +59,9 @@ class WeightBytes:
         return self.decoder + self.experts_active
 
 
-def count_weights(config: LongLLaVAConfig, *, dtype: str, moe_quant: str = "none") -> WeightBytes:
+def count_weights(
+    config: LongLLaVAConfig, *, dtype: str, moe_quant: MoeQuant = "none"
+) -> WeightBytes:
     """Count the weights that the engines take.
 
     Args:
@@ -77,7 +78,7 @@ def count_weights(config: LongLLaVAConfig, *, dtype: str, moe_quant: str = "none
     parts = dict.fromkeys(("vision", "projector", "embed", "decoder", "experts"), 0)
     for name, shape in expected_tensors(config).items():
         part = _part(name, config.decoder)
-        quant = moe_quant if part == "experts" else "none"
+        quant: MoeQuant = moe_quant if part == "experts" else "none"
         parts[part] += _stored_bytes(shape, itemsize, quant)
     decoder = config.decoder
     active = parts["experts"] * decoder.num_experts_per_tok // decoder.num_experts
@@ -155,13 +156,9 @@ def _part(name: str, config: DecoderConfig) -> str:
     return "experts" if match and config.is_moe_layer(int(match[1])) else "decoder"
 
 
-def _stored_bytes(shape: tuple[int, ...], itemsize: int, quant: str) -> int:
+def _stored_bytes(shape: tuple[int, ...], itemsize: int, quant: MoeQuant) -> int:
     rows, columns = math.prod(shape[:-1]), shape[-1]
-    if quant == "w8a16":
-        return rows * (columns + 4)
-    if quant == "w4a16":
-        return rows * (columns // 2 + 4 * -(-columns // _INT4_GROUP))
-    return rows * columns * itemsize
+    return WEIGHT_FORMATS[quant].nbytes(rows, columns, itemsize=itemsize)
 
 
 def _space_bytes(spaces: list[Workspace], itemsize: int) -> int:

@@ -11,11 +11,16 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 from longllava_trt.core.dtypes import DTYPES, FLOAT_NAMES
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.publish import atomic_directory
+from longllava_trt.core.safetensors_writer import (
+    PYTORCH,
+    content_of,
+    layout_safetensors,
+    write_safetensors,
+)
 from longllava_trt.models.checkpoint import INDEX_FILE
 from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
 from longllava_trt.models.llava_jamba.weights import expected_tensors
@@ -128,22 +133,13 @@ def _plan_shards(config: LongLLaVAConfig, itemsize: int, shard_bytes: int) -> di
 
 def _write_shard(path: Path, shapes: Shapes, dtype: str, *, seed: int | None) -> None:
     """Write one shard, one tensor in memory at a time; without a seed its data is a hole."""
-    word, numpy_dtype = DTYPES[dtype].safetensors, DTYPES[dtype].numpy
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + numpy_dtype.itemsize * math.prod(shape)
-        header[name] = {"dtype": word, "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    # the data starts at a multiple of 8, so that mapped tensors are aligned
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        if seed is None:
-            file.truncate(file.tell() + end)
-            return
-        for name, shape in shapes.items():
-            file.write(draw_tensor(name, shape, seed=seed).astype(numpy_dtype).tobytes())
+    tensors = {name: (shape, dtype) for name, shape in shapes.items()}
+    layout = layout_safetensors(path.name, tensors, metadata=PYTORCH)
+    if seed is None:
+        write_safetensors(path, layout, None)
+        return
+    drawn = (draw_tensor(name, shape, seed=seed) for name, shape in shapes.items())
+    write_safetensors(path, layout, (content_of(t.astype(DTYPES[dtype].numpy)) for t in drawn))
 
 
 def _write_index(folder: Path, shards: dict[str, Shapes], dtype: str) -> None:

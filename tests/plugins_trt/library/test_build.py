@@ -94,6 +94,11 @@ def test_the_same_build_is_found_again(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["include", "plugins"]
 
 
+@pytest.mark.parametrize("pattern", build._SOURCES)
+def test_sources_are_where_the_digest_looks_for_them(pattern: str) -> None:
+    assert list(build._HERE.glob(pattern)), "a file that was moved no longer changes the digest"
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -126,6 +131,7 @@ def test_whatever_goes_in_changes_the_digest(
     elif changed == "sources":
         room = tmp_path / "room"
         shutil.copytree(build._HERE, room)
+        shutil.copytree(build._HERE.parent / "core", tmp_path / "core")
         monkeypatch.setattr(build, "_HERE", room)
         assert build_library(cache=tmp_path, include=include) == first
         with (room / "csrc" / "launch.cpp").open("a", encoding="utf-8") as file:
