@@ -242,7 +242,7 @@ def _build_one(
         tell=tell,
     )
     file = staging / f"{name}.engine"
-    file.write_bytes(built.plan)
+    file.write_bytes(built.serialized_engine)
     record = _record_stage(job, name, file, key=key, built=built)
     logger.info(
         "build %s: %.1f s, %.1f MB, %d layers",

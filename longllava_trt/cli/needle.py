@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from longllava_trt.cli.asking import add_kernels, add_threads, chosen_run_options
 from longllava_trt.cli.options import (
     Subparsers,
     add_bundle,
@@ -15,7 +16,6 @@ from longllava_trt.cli.options import (
     several,
     shown_progress,
 )
-from longllava_trt.cli.run import KERNELS
 
 __all__ = ["add_parser", "run"]
 
@@ -69,18 +69,8 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--picture", type=Path, metavar="FILE", help="draw the table as a PNG (default: none)"
     )
-    parser.add_argument(
-        "--kernels",
-        choices=KERNELS,
-        default="fast",
-        help="fast: this project's CPU kernels; bodies: plain ONNX Runtime (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--threads",
-        type=count,
-        metavar="N",
-        help="threads of one operator (default: one a core)",
-    )
+    add_kernels(parser)
+    add_threads(parser)
     parser.set_defaults(run=run)
 
 
@@ -88,7 +78,6 @@ def run(args: argparse.Namespace) -> int:
     """Ask, print the table, and draw it."""
     from longllava_trt.needle import run_needle
     from longllava_trt.needle.heat_map import save_heat_map
-    from longllava_trt.runtime.model import RunOptions
 
     with shown_progress(args) as progress:
         report = run_needle(
@@ -97,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
             num_depths=args.depths,
             seeds=args.seed,
             reference=args.reference,
-            options=RunOptions(kernels=args.kernels, num_threads=args.threads),
+            options=chosen_run_options(args),
             progress=progress,
         )
     if args.picture is not None:

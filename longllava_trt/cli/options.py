@@ -25,6 +25,7 @@ __all__ = [
     "add_volume",
     "chosen_images",
     "comma_list",
+    "comma_tuple",
     "count",
     "format_bytes",
     "from_zero",
@@ -136,6 +137,11 @@ def gibibytes(text: str) -> float:
 def comma_list(text: str) -> list[str]:
     """Read words with commas between them."""
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def comma_tuple(text: str) -> tuple[str, ...]:
+    """Read words with commas between them, for an option that has such a default."""
+    return tuple(comma_list(text))
 
 
 def chosen_images(args: argparse.Namespace) -> list[Path]:

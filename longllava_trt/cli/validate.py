@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from longllava_trt.cli.asking import RUN
 from longllava_trt.cli.options import (
     Subparsers,
     add_bundle,
@@ -14,10 +15,10 @@ from longllava_trt.cli.options import (
     print_json,
     shown_progress,
 )
-from longllava_trt.cli.run import KERNELS
 
 __all__ = ["LEVELS", "add_parser", "run"]
 
+KERNELS = RUN.fields["kernels"].choices or ()
 LEVELS = ("op", "layer", "stage", "generation", "experts")
 _EXAMPLES = """\
   longllava-trt validate bundle --reference LongLLaVA-9B

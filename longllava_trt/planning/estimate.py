@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.weight_formats import MOE_QUANTS, MoeQuant
+from longllava_trt.models.contracts import TRAINED_CONTEXT
 from longllava_trt.models.llava_jamba.config import LongLLaVAConfig
 from longllava_trt.planning.flops import StageFlops, count_flops, decoder_flops, paper_flops
 from longllava_trt.planning.gpus import Gpu
@@ -42,7 +43,7 @@ class PlanRequest:
     chunk: int = 4096
     """Positions of one decoder call during prefill."""
     vision_batch: int = 16
-    max_context: int = 176_000
+    max_context: int = TRAINED_CONTEXT
     """Positions the model was trained for."""
 
     def __post_init__(self) -> None:

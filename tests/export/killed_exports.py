@@ -41,7 +41,7 @@ def main() -> None:
             checkpoint,
             target,
             stages=["embed", "decoder"],
-            moe_quant=quant,  # type: ignore[arg-type]
+            moe_quant=quant,
             overwrite=True,
         )
 
