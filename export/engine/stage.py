@@ -33,8 +33,8 @@ EngineWeights = Literal["external", "embedded"]
 class BuiltStage:
     """An engine in memory, and what is known of it."""
 
-    plan: Any
-    """Serialised engine; supports the buffer protocol."""
+    serialized_engine: Any
+    """Supports the buffer protocol."""
     weights: tuple[EngineWeight, ...]
     audit: AuditReport
     seconds: float
@@ -76,12 +76,17 @@ def build_stage(
     _add_profiles(parsed, config, engine_spec(manifest.stage(stage).spec, limits), limits)
     monitor = make_monitor(tensorrt, tell)
     config.progress_monitor = monitor
-    plan = parsed.builder.build_serialized_network(parsed.network, config)
+    serialized_engine = parsed.builder.build_serialized_network(parsed.network, config)
     if monitor.interrupted:
         raise KeyboardInterrupt
-    if plan is None:
+    if serialized_engine is None:
         raise ExportError(f"{stage}: TensorRT cannot build for {target}: {log.last_errors()}")
-    return BuiltStage(plan=plan, weights=cut, audit=report, seconds=time.monotonic() - begin)
+    return BuiltStage(
+        serialized_engine=serialized_engine,
+        weights=cut,
+        audit=report,
+        seconds=time.monotonic() - begin,
+    )
 
 
 def stage_network(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from longllava_trt.core.errors import InputError
-from longllava_trt.core.manifest import MOE_QUANTS
+from longllava_trt.core.weight_formats import MOE_QUANTS, MoeQuant
+from longllava_trt.models.contracts import TRAINED_CONTEXT
 from longllava_trt.models.registry import family_of
 from longllava_trt.models.spec import ModelSpec
 from longllava_trt.planning.flops import StageFlops, count_flops, decoder_flops
@@ -37,11 +38,11 @@ class PlanRequest:
     text_tokens: int = 64
     """Positions of prompt and answer besides images."""
     dtype: str = "bfloat16"
-    moe_quant: str = "none"
+    moe_quant: MoeQuant = "none"
     chunk: int = 4096
     """Positions of one decoder call during prefill."""
     vision_batch: int = 16
-    max_context: int = 176_000
+    max_context: int = TRAINED_CONTEXT
     """Positions the model was trained for."""
 
     def __post_init__(self) -> None:
