@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import longllava
+from longllava_trt.models.contracts import TRAINED_CONTEXT
 
 LIMITS = {
     "seconds": 120,
@@ -55,7 +56,9 @@ def main() -> int:
         "--presets", nargs="+", choices=ROUTED, default=list(ROUTED), help="which sizes"
     )
     parser.add_argument("--target", default="sm80", help="GPU architecture (default: sm80)")
-    parser.add_argument("--max-context", default="176000", help="tokens (default: 176000)")
+    parser.add_argument(
+        "--max-context", default=str(TRAINED_CONTEXT), help="tokens (default: %(default)s)"
+    )
     parser.add_argument("--folder", type=Path, help="where to work (default: a temporary folder)")
     args = parser.parse_args()
     if args.folder is not None:

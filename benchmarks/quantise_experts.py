@@ -17,7 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,8 +25,9 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from longllava_trt.core.manifest import MOE_QUANTS, MoeQuant
 from longllava_trt.core.safetensors_header import TensorSource, read_header, read_tensor
+from longllava_trt.core.safetensors_writer import content_of, layout_safetensors, write_safetensors
+from longllava_trt.core.weight_formats import QUANTISED, WEIGHT_FORMATS, MoeQuant
 from longllava_trt.export.quantisation.expert_files import expert_records
 from longllava_trt.export.quantisation.expert_writer import quantise_layer
 from longllava_trt.models.llava_jamba.config import model_from_keys
@@ -87,7 +88,7 @@ def main() -> int:
     misses: list[str] = []
     with tempfile.TemporaryDirectory(dir=args.folder) as scratch:
         write_experts(Path(scratch) / "layer.safetensors", config)
-        for quant in MOE_QUANTS[1:]:
+        for quant in QUANTISED:
             found = measure(Path(scratch), config, quant)
             figures[quant] = asdict(found)
             print(line(quant, found))
@@ -99,20 +100,18 @@ def main() -> int:
 
 def write_experts(path: Path, config: ModelSpec) -> None:
     """Write random experts, a block of rows in memory at a time."""
-    header: dict[str, Any] = {}
-    end = 0
-    for name, shape in names_and_shapes(config):
-        begin, end = end, end + 2 * math.prod(shape)
-        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
+    shapes = dict(names_and_shapes(config))
+    layout = layout_safetensors(path.name, {name: (s, "bfloat16") for name, s in shapes.items()})
+    write_safetensors(path, layout, random_content(shapes.values()))
+
+
+def random_content(shapes: Iterable[tuple[int, int]]) -> Iterator[memoryview]:
+    """Yield matrices in bfloat16, as large as trained ones, a block of rows at a time."""
     rng = np.random.default_rng(0)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for _, (rows, columns) in names_and_shapes(config):
-            for begin in range(0, rows, 512):
-                block = rng.standard_normal((min(512, rows - begin), columns), dtype=np.float32)
-                # as large as a trained matrix's
-                file.write((block * np.float32(0.02)).astype(ml_dtypes.bfloat16).tobytes())
+    for rows, columns in shapes:
+        for begin in range(0, rows, 512):
+            block = rng.standard_normal((min(512, rows - begin), columns), dtype=np.float32)
+            yield content_of((block * np.float32(0.02)).astype(ml_dtypes.bfloat16))
 
 
 def model_of(num_experts: int) -> ModelSpec:
@@ -169,7 +168,8 @@ def measure(folder: Path, config: ModelSpec, quant: MoeQuant) -> Figures:
         "up": hidden,
         "down": inner,
     }
-    columns, top = (per_row, 127) if quant == "w8a16" else (dict.fromkeys(MATRICES, GROUP), 7)
+    format_ = WEIGHT_FORMATS[quant]
+    columns = {matrix: format_.group or per_row[matrix] for matrix in MATRICES}
     path = folder / f"{quant}.safetensors"
     worst = max(worst_step(folder, config, quant, expert) for expert in (0, count - 1))
     nbytes = path.stat().st_size
@@ -180,7 +180,7 @@ def measure(folder: Path, config: ModelSpec, quant: MoeQuant) -> Figures:
         peak_rss_bytes=usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
         file_bytes=nbytes,
         errors=found["errors"],
-        expected={matrix: expected_error(n, top) for matrix, n in columns.items()},
+        expected={matrix: expected_error(n, format_.top_code) for matrix, n in columns.items()},
         worst_step=worst,
     )
 

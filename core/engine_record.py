@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from longllava_trt.core.byte_range import ByteRange
 from longllava_trt.core.digests import FileHasher
 from longllava_trt.core.errors import ManifestError
 from longllava_trt.core.kernel_record import ProfileKernels
@@ -45,15 +46,13 @@ _READABLE = (1, ENGINE_FORMAT_VERSION)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightPart:
-    """A run of bytes in one of the bundle's weight files."""
+class WeightPart(ByteRange):
+    """Bytes of one of the bundle's weight files."""
 
-    name: str
-    """In the checkpoint."""
     file: str
     """Path in the bundle."""
-    offset: int
-    nbytes: int
+    name: str
+    """In the checkpoint."""
     dtype: str
     """As stored."""
 

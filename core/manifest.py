@@ -17,22 +17,22 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from longllava_trt.core.byte_range import ByteRange
 from longllava_trt.core.digests import FileHasher
 from longllava_trt.core.errors import ManifestError
 from longllava_trt.core.publish import JOURNAL_FILE
 from longllava_trt.core.stage_spec import STAGES, StageSpec, TensorSpec
+from longllava_trt.core.weight_formats import MoeQuant
 
 __all__ = [
     "FORMAT_VERSION",
     "MANIFEST_FILE",
-    "MOE_QUANTS",
     "VISION_CONFIG_FOLDER",
     "WEIGHTS_FOLDER",
     "FileRecord",
     "Manifest",
-    "MoeQuant",
     "QuantisationError",
     "StageRecord",
     "WeightRecord",
@@ -47,11 +47,6 @@ WEIGHTS_FOLDER = "weights"
 VISION_CONFIG_FOLDER = "vision_tower"
 """Holds a CLIP config.json, wherever export found one."""
 
-MoeQuant = Literal["none", "w8a16", "w4a16"]
-"""How the experts of routed layers are stored: as in the checkpoint, int8 with a scale a row, or int4 with a scale a
-group of 128 columns."""
-MOE_QUANTS: tuple[MoeQuant, ...] = ("none", "w8a16", "w4a16")
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FileRecord:
@@ -62,13 +57,11 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WeightRecord:
+class WeightRecord(ByteRange):
     """Where one weight of the graphs comes from."""
 
     file: str
     """Path in the bundle."""
-    offset: int
-    nbytes: int
     shape: tuple[int, ...]
     dtype: str
     """As stored."""

@@ -13,36 +13,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
+from longllava_trt.core.byte_range import ByteRange
+from longllava_trt.core.dtypes import DTYPES, FLOAT_NAMES, FLOATS
 from longllava_trt.core.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-__all__ = ["DTYPES", "TensorSource", "read_header", "read_tensor"]
+__all__ = ["TensorSource", "read_header", "read_tensor"]
 
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""Our names of the dtypes we read, by the format's."""
-
-_NUMPY = {
-    "float32": np.dtype(np.float32),
-    "float16": np.dtype(np.float16),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-}
+_READABLE = {dtype.safetensors: dtype for dtype in FLOATS}
 _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 
 @dataclass(frozen=True, slots=True)
-class TensorSource:
+class TensorSource(ByteRange):
     """Where one tensor lies."""
 
     file: Path
     """Name of the file in the checkpoint's folder; absolute if it lies elsewhere."""
-    offset: int
-    """First byte, counted from the start of the file."""
-    nbytes: int
     shape: tuple[int, ...]
     """Row-major."""
     dtype: str
@@ -71,9 +62,7 @@ def read_header(path: Path) -> dict[str, TensorSource]:
         ) from err
     _check_spans(path.name, spans.values(), size - 8 - length)
     return {
-        key: TensorSource(
-            Path(path.name), 8 + length + begin, end - begin, shape, DTYPES.get(dtype, dtype)
-        )
+        key: TensorSource(Path(path.name), 8 + length + begin, end - begin, shape, _our_name(dtype))
         for key, (dtype, shape, begin, end) in spans.items()
     }
 
@@ -85,7 +74,7 @@ def _parse_entry(entry: Mapping[str, Any]) -> Span:
     """Return dtype, shape, begin and end of one header entry; `ValueError` if they do not belong together."""
     dtype, shape = str(entry["dtype"]), tuple(map(int, entry["shape"]))
     begin, end = map(int, entry["data_offsets"])
-    known = _NUMPY.get(DTYPES.get(dtype, ""))
+    known = _READABLE.get(dtype)
     if min(shape, default=0) < 0 or (known and end - begin != math.prod(shape) * known.itemsize):
         raise ValueError(f"{dtype} {list(shape)} does not take bytes {begin} to {end}")
     return dtype, shape, begin, end
@@ -114,12 +103,17 @@ def read_tensor(source: TensorSource, folder: Path) -> npt.NDArray[Any]:
         source: From the index of `folder`.
         folder: Checkpoint.
     """
-    dtype = _NUMPY.get(source.dtype)
-    if dtype is None:
+    if source.dtype not in FLOAT_NAMES:
         raise CheckpointError(
-            f"{folder / source.file}: dtype must be one of {', '.join(_NUMPY)}, got {source.dtype}; "
+            f"{folder / source.file}: dtype must be one of {', '.join(FLOAT_NAMES)}, got {source.dtype}; "
             "convert the checkpoint"
         )
+    dtype = DTYPES[source.dtype].numpy
     return np.memmap(
         folder / source.file, dtype, mode="r", offset=source.offset, shape=source.shape
     )
+
+
+def _our_name(word: str) -> str:
+    """Return our name of a dtype that can be read; the format's own word for any other."""
+    return _READABLE[word].name if word in _READABLE else word

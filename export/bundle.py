@@ -7,7 +7,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,6 @@ from longllava_trt.core.manifest import (
     VISION_CONFIG_FOLDER,
     FileRecord,
     Manifest,
-    MoeQuant,
     QuantisationError,
     StageRecord,
     WeightRecord,
@@ -33,12 +32,14 @@ from longllava_trt.core.publish import JOURNAL_FILE, atomic_directory
 from longllava_trt.core.safetensors_header import TensorSource
 from longllava_trt.core.stage_spec import STAGES
 from longllava_trt.core.version import __version__
+from longllava_trt.core.weight_formats import MoeQuant
 from longllava_trt.export.check import check_stage
 from longllava_trt.export.memory import check_memory, peak_rss_bytes
+from longllava_trt.export.options import ExportOptions
 from longllava_trt.export.quantisation.quantise import QuantisedExperts
 from longllava_trt.export.resume import Journal, resume_key
 from longllava_trt.export.trace import trace_stage
-from longllava_trt.export.weights import WeightsMode, bind_weights, place_weight_files
+from longllava_trt.export.weights import bind_weights, place_weight_files
 from longllava_trt.models.checkpoint import index_checkpoint
 from longllava_trt.models.clip import clip_config, preprocessor_config
 from longllava_trt.models.contracts import stage_specs
@@ -50,8 +51,6 @@ from longllava_trt.plugins_trt.bodies import function_bodies
 __all__ = ["ExportReport", "export_bundle"]
 
 logger = logging.getLogger(__name__)
-
-_DTYPES = ("auto", "float32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,18 +74,14 @@ class ExportReport:
     quantise_seconds: float = 0.0
 
 
-def export_bundle(  # noqa: PLR0913 - the options of a command
+def export_bundle(
     checkpoint: Path,
     bundle: Path,
+    options: ExportOptions | None = None,
     *,
-    dtype: str = "auto",
-    stages: Sequence[str] = STAGES,
-    weights: WeightsMode = "auto",
-    vision_tower: Path | None = None,
-    moe_quant: MoeQuant = "none",
     overwrite: bool = False,
-    max_ram_gib: float | None = None,
     progress: Progress | None = None,
+    **changes: Any,
 ) -> ExportReport:
     """Export a checkpoint.
 
@@ -95,15 +90,10 @@ def export_bundle(  # noqa: PLR0913 - the options of a command
     Args:
         checkpoint: Folder with config.json, safetensors and tokenizer.json.
         bundle: Folder to make.
-        dtype: Arithmetic dtype of the graphs; `auto` is that of the checkpoint's decoder.
-        stages: Which stages to export; all of them are those that the model has.
-        weights: How the checkpoint's files get into the bundle; see `place_weight_files`.
-        vision_tower: Folder of a CLIP checkpoint to use in place of the copy in the checkpoint.
-        moe_quant: How the experts of routed layers are stored; all else stays as it is. Without the decoder among
-            the stages it has no effect.
+        options: How to export.
         overwrite: Replace a bundle that is there.
-        max_ram_gib: Fail if this process has taken more memory than that.
         progress: Called before and after each stage.
+        changes: Fields of `ExportOptions` that differ from ``options``.
 
     Raises:
         InputError: If an option or the target is not usable.
@@ -112,21 +102,23 @@ def export_bundle(  # noqa: PLR0913 - the options of a command
         ExportError: If a stage cannot be traced, does not pass its checks, or takes more memory than allowed.
     """
     begin = time.monotonic()
-    _check_options(dtype, stages)
-    config = load_model_spec(checkpoint, vision_tower=vision_tower)
-    sources = index_checkpoint(checkpoint, config, vision_tower=vision_tower)
-    stages = _stages_of(config, stages)
+    options = replace(options or ExportOptions(), **changes)
+    tower = options.vision_tower
+    config = load_model_spec(checkpoint, vision_tower=tower)
+    sources = index_checkpoint(checkpoint, config, vision_tower=tower)
+    stages = _stages_of(config, options.stages)
+    dtype = options.dtype
     if dtype == "auto":
         head = EMBEDDING if config.decoder.tie_embeddings else HEAD
         dtype = sources[family_of(config).tensor_name(head)].dtype
     specs = stage_specs(config, dtype)
-    experts = QuantisedExperts.of(config, moe_quant if "decoder" in stages else "none")
+    experts = QuantisedExperts.of(config, options.moe_quant if "decoder" in stages else "none")
     shards = sorted({checkpoint / source.file for source in sources.values()})
     key = resume_key(
         shards,
         config=(checkpoint / "config.json").read_text(encoding="utf-8"),
         tensors=sorted((name, str(s.file), s.offset, s.dtype) for name, s in sources.items()),
-        options=[dtype, list(stages), weights, moe_quant],
+        options=[dtype, list(stages), options.weights, options.moe_quant],
         versions=_versions(),
     )
     with (
@@ -136,7 +128,7 @@ def export_bundle(  # noqa: PLR0913 - the options of a command
         FileHasher() as hasher,
     ):
         journal = Journal(staging, hasher)
-        if "decoder" in stages and weights != "copy":
+        if "decoder" in stages and options.weights != "copy":
             # its weights are nearly all there are; most of the hashing is done while the stages are traced
             for file in shards:
                 hasher.start(file)
@@ -146,14 +138,14 @@ def export_bundle(  # noqa: PLR0913 - the options of a command
         for done, name in enumerate(stages):
             _tell(progress, done, total, name)
             records |= _export_stage(config, name, dtype, sources, staging, experts)
-            check_memory(max_ram_gib, place=name)
+            check_memory(options.max_ram_gib, place=name)
         for done, layer in enumerate(experts.layers, start=len(stages)):
             _tell(progress, done, total, f"experts of layer {layer}")
             experts.write(layer, staging, journal=journal, sources=sources, checkpoint=checkpoint)
-            check_memory(max_ram_gib, place=f"experts of layer {layer}")
+            check_memory(options.max_ram_gib, place=f"experts of layer {layer}")
         _tell(progress, total - 1, total, "hashing")
         used = [sources[name] for name in records if name in sources]
-        copied = place_weight_files(checkpoint, used, staging, mode=weights)
+        copied = place_weight_files(checkpoint, used, staging, mode=options.weights)
         files = record_files(staging, hasher)
         Manifest(
             dtype=dtype,
@@ -164,7 +156,7 @@ def export_bundle(  # noqa: PLR0913 - the options of a command
             moe_quant=experts.quant,
             quantisation_errors=tuple(experts.errors),
         ).save(staging)
-        check_memory(max_ram_gib, place="hashing")
+        check_memory(options.max_ram_gib, place="hashing")
         _tell(progress, total, total, f"{len(files)} files")
         own = sum(
             p.stat().st_size for p in staging.iterdir() if p.name != JOURNAL_FILE and p.is_file()
@@ -183,16 +175,6 @@ def export_bundle(  # noqa: PLR0913 - the options of a command
         quantised_bytes=experts.bytes_read,
         quantise_seconds=experts.seconds,
     )
-
-
-def _check_options(dtype: str, stages: Sequence[str]) -> None:
-    if dtype not in _DTYPES:
-        raise InputError(f"export: dtype must be one of {', '.join(_DTYPES)}, got '{dtype}'")
-    unknown = sorted(set(stages) - set(STAGES))
-    if unknown or not stages:
-        raise InputError(
-            f"export: stages must be among {', '.join(STAGES)}, got {', '.join(unknown) or 'none'}"
-        )
 
 
 def _stages_of(config: ModelSpec, stages: Sequence[str]) -> Sequence[str]:

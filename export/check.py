@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx
 
+from longllava_trt.core.dtypes import onnx_name
 from longllava_trt.core.errors import ExportError
 from longllava_trt.core.stage_spec import StageSpec, TensorSpec
 
@@ -55,9 +56,8 @@ def _differences(
 
 def _describe(value: onnx.ValueInfoProto) -> str:
     tensor = value.type.tensor_type
-    dtype = onnx.TensorProto.DataType.Name(tensor.elem_type).lower()
     dims = [d.dim_param or str(d.dim_value) for d in tensor.shape.dim]
-    return f"{value.name} [{', '.join(dims)}] {'float32' if dtype == 'float' else dtype}"
+    return f"{value.name} [{', '.join(dims)}] {onnx_name(tensor.elem_type)}"
 
 
 def _describe_spec(spec: TensorSpec) -> str:

@@ -19,8 +19,8 @@ from onnxscript import optimizer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from longllava_trt.core.errors import ExportError
-from longllava_trt.core.manifest import MoeQuant
 from longllava_trt.core.stage_spec import StageSpec, TensorSpec
+from longllava_trt.core.weight_formats import MoeQuant
 from longllava_trt.export.quantisation.graph import read_quantised_experts
 from longllava_trt.export.stages import STAGE_MODULES
 from longllava_trt.models.contracts import layer_output_names

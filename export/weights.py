@@ -16,6 +16,7 @@ from typing import Literal
 
 import onnx_ir as ir
 
+from longllava_trt.core.dtypes import DTYPES
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.manifest import WEIGHTS_FOLDER, WeightRecord
 from longllava_trt.core.safetensors_header import TensorSource
@@ -158,4 +159,4 @@ def _insert_cast(graph: ir.Graph, value: ir.Value, *, stored_dtype: str, dtype: 
 
 def ir_dtype(dtype: str) -> ir.DataType:
     """Return ONNX's word for a dtype."""
-    return ir.DataType["FLOAT" if dtype == "float32" else dtype.upper()]
+    return ir.DataType(DTYPES[dtype].onnx)

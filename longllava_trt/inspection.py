@@ -13,8 +13,9 @@ from fractions import Fraction
 from pathlib import Path
 
 from longllava_trt.core.errors import ManifestError
-from longllava_trt.core.manifest import MANIFEST_FILE, MOE_QUANTS, Manifest
+from longllava_trt.core.manifest import MANIFEST_FILE, Manifest
 from longllava_trt.core.stage_spec import TensorSpec
+from longllava_trt.core.weight_formats import QUANTISED
 from longllava_trt.models.checkpoint import INDEX_FILE, index_checkpoint
 from longllava_trt.models.family import ModelFamily
 from longllava_trt.models.parameters import (
@@ -216,7 +217,7 @@ def _parameter_shapes(
     paths = {family.tensor_name(path): path for path in (*decoder_parameters(decoder), *packed)}
     prefixes = {family.tensor_name(prefix): prefix for prefix in (VISION, PROJECTOR)}
     for name, record in manifest.weights.items():
-        if record.transform not in MOE_QUANTS[1:]:
+        if record.transform not in QUANTISED:
             # of the tower and the projector, no more than that matters here
             own = next(
                 (p + name for stored, p in prefixes.items() if name.startswith(stored)), name

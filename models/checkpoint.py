@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from longllava_trt.core.dtypes import FLOAT_NAMES, FLOATS
 from longllava_trt.core.errors import CheckpointError
-from longllava_trt.core.safetensors_header import DTYPES, TensorSource, read_header
+from longllava_trt.core.safetensors_header import TensorSource, read_header
 from longllava_trt.models.family import ModelFamily
 from longllava_trt.models.parameters import VISION
 from longllava_trt.models.registry import family_of
@@ -202,10 +203,7 @@ def _cut(source: TensorSource, count: int) -> list[TensorSource]:
         return []
     nbytes = source.nbytes // count
     part = (shape[0] * shape[1] // count, shape[2])
-    return [
-        replace(source, offset=source.offset + i * nbytes, nbytes=nbytes, shape=part)
-        for i in range(count)
-    ]
+    return [replace(source.within(i * nbytes, nbytes), shape=part) for i in range(count)]
 
 
 def _differences(
@@ -214,7 +212,6 @@ def _differences(
     yield from _listed("missing", expected.keys() - tensors.keys())
     yield from _listed("left over", tensors.keys() - expected.keys())
     common = sorted(expected.keys() & tensors.keys())
-    readable = DTYPES.values()
     yield from _listed(
         "misshapen",
         (
@@ -224,8 +221,12 @@ def _differences(
         ),
     )
     yield from _listed(
-        f"dtype not one of {', '.join(DTYPES)}",
-        (f"{name} {tensors[name].dtype}" for name in common if tensors[name].dtype not in readable),
+        f"dtype not one of {', '.join(d.safetensors for d in FLOATS)}",
+        (
+            f"{name} {tensors[name].dtype}"
+            for name in common
+            if tensors[name].dtype not in FLOAT_NAMES
+        ),
     )
 
 

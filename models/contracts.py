@@ -11,7 +11,10 @@ from collections.abc import Iterator, Mapping
 from longllava_trt.core.stage_spec import PAST_PREFIX, StageSpec, TensorSpec, present_name
 from longllava_trt.models.spec import AttentionSpec, DecoderSpec, ModelSpec
 
-__all__ = ["carried_state", "layer_output_names", "stage_specs"]
+__all__ = ["TRAINED_CONTEXT", "carried_state", "layer_output_names", "stage_specs"]
+
+TRAINED_CONTEXT = 176_000
+"""Positions of prompt and answer together that the published models were trained for."""
 
 
 def carried_state(decoder: DecoderSpec, dtype: str) -> Iterator[TensorSpec]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from longllava_trt.models.contracts import TRAINED_CONTEXT
 from longllava_trt.runtime.backends.base import BACKENDS, BackendName
 from longllava_trt.runtime.backends.ort.kernels import Kernels, kernels_named
 from longllava_trt.runtime.option_checks import check, choice, whole_number
@@ -26,7 +27,7 @@ class RunOptions:
     """Prompt positions fed to the decoder at a time."""
     vision_batch: int = 4
     """Images encoded at a time."""
-    max_context: int = 176_000
+    max_context: int = TRAINED_CONTEXT
     """Most positions of prompt and answer together; the model was trained up to this length."""
 
     def __post_init__(self) -> None:

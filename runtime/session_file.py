@@ -16,13 +16,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from longllava_trt.core.digests import FileHasher
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.manifest import MANIFEST_FILE
 from longllava_trt.core.publish import atomic_directory
-from longllava_trt.core.safetensors_header import DTYPES
+from longllava_trt.core.safetensors_writer import content_of, layout_safetensors, write_safetensors
 from longllava_trt.models.image_policy import TileGrid
 from longllava_trt.runtime.backends.base import StateSnapshot
 from longllava_trt.runtime.content import (
@@ -47,8 +45,6 @@ FORMAT_VERSION = 1
 SESSION_FILE = "session.json"
 _STATE_FILE = "state.safetensors"
 _CHECKPOINTS_FILE = "checkpoints.safetensors"
-
-_DTYPES = {ours: theirs for theirs, ours in DTYPES.items()}
 
 Tensors = Mapping[str, "NDArray[Any]"]
 
@@ -203,18 +199,9 @@ def _digests(folder: Path) -> dict[str, str]:
 
 def _write_tensors(path: Path, tensors: Tensors) -> None:
     """Write one tensor after the other; at most one is copied at a time, which the format's own package does not offer."""
-    header: dict[str, Any] = {}
-    end = 0
-    for name, array in tensors.items():
-        begin, end = end, end + array.nbytes
-        dtype = _DTYPES[array.dtype.name]
-        header[name] = {"dtype": dtype, "shape": array.shape, "data_offsets": (begin, end)}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for array in tensors.values():
-            file.write(np.ascontiguousarray(array).view(np.uint8).data)
+    described = {name: (array.shape, array.dtype.name) for name, array in tensors.items()}
+    layout = layout_safetensors(path.name, described)
+    write_safetensors(path, layout, map(content_of, tensors.values()))
 
 
 def _read_tensors(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:

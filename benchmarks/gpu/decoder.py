@@ -18,7 +18,7 @@ from benchmarks.gpu.roofline import Work
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from longllava_trt.core.manifest import MoeQuant
+    from longllava_trt.core.weight_formats import MoeQuant
     from longllava_trt.runtime.backends.kernels.decoder import KernelsDecoder
     from longllava_trt.runtime.backends.kernels.state import KernelsState
 

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longllava_trt.core.dtypes import DTYPES
 from longllava_trt.core.errors import LongLLaVAError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = ["PluginLibrary"]
-
-_TYPES = {"float32": 0, "float16": 1, "bfloat16": 2, "int8": 3, "uint8": 4}
 
 
 class _Tensor(ctypes.Structure):
@@ -101,7 +100,7 @@ def _described(tensors: Sequence[Tensor]) -> ctypes.Array[_Tensor]:
     held = (_Tensor * len(tensors))()
     for slot, tensor in zip(held, tensors, strict=True):
         assert tensor.is_contiguous(), "Bug: the interface knows contiguous tensors only"
-        slot.type = _TYPES[str(tensor.dtype).removeprefix("torch.")]
+        slot.type = DTYPES[str(tensor.dtype).removeprefix("torch.")].plugin
         slot.rank, slot.data = tensor.ndim, tensor.data_ptr()
         slot.dims[: tensor.ndim] = list(tensor.shape)
     return held

@@ -5,8 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 
+from longllava_trt.core.safetensors_writer import (
+    PYTORCH,
+    content_of,
+    layout_safetensors,
+    write_safetensors,
+)
 from longllava_trt.models.checkpoint import SINGLE_FILE
 from longllava_trt.models.registry import family_of
 from longllava_trt.reference.model import LongLLaVA
@@ -28,7 +33,10 @@ def write_trained(folder: Path, model: LongLLaVA) -> None:
     for name, text in family_of(model.config).config_files(model.config, "float16").items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
-    halves = {
-        name: value.to(torch.float16).contiguous() for name, value in model.named_tensors().items()
-    }
-    (folder / SINGLE_FILE).write_bytes(save(halves, metadata={"format": "pt"}))
+    weights = sorted(model.named_tensors().items())
+    tensors = {name: (tuple(value.shape), "float16") for name, value in weights}
+    write_safetensors(
+        folder / SINGLE_FILE,
+        layout_safetensors(SINGLE_FILE, tensors, metadata=PYTORCH),
+        (content_of(value.to(torch.float16).numpy()) for _, value in weights),
+    )

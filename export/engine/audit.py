@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from longllava_trt.core.dtypes import DTYPES
 from longllava_trt.core.engine_record import EngineWeight
 from longllava_trt.core.errors import ExportError
 from longllava_trt.core.stage_spec import StageSpec, TensorSpec, present_name
@@ -34,7 +35,7 @@ _TOLD_BY = {
 """The weight that each operator has exactly one of."""
 _ATTENTION_WEIGHT = ".self_attn.q_proj.weight"
 _MATRIX_LAYERS = ("MATRIX_MULTIPLY", "CONVOLUTION", "EINSUM")
-_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}
+_DTYPES = {dtype.tensorrt: dtype.name for dtype in DTYPES.values()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from longllava_trt.core.digests import FileHasher
+from longllava_trt.core.dtypes import DTYPES
 from longllava_trt.core.engine_record import (
     ENGINE_FILE,
     ENGINES_FOLDER,
@@ -24,6 +25,7 @@ from longllava_trt.core.logs import Progress, ProgressEvent
 from longllava_trt.core.manifest import Manifest
 from longllava_trt.core.publish import atomic_directory
 from longllava_trt.core.stage_spec import STAGES, StageSpec, present_name
+from longllava_trt.core.weight_formats import WEIGHT_FORMATS
 from longllava_trt.export.engine.cache import stage_key, usable_engines
 from longllava_trt.export.engine.profiles import EngineLimits, engine_spec, stage_profiles
 from longllava_trt.export.engine.stage import BuiltStage, EngineWeights, build_stage
@@ -37,9 +39,6 @@ logger = logging.getLogger(__name__)
 
 _CODE_FOR = {"sm86": 80, "sm89": 80, "sm121": 120}
 """Architectures that run the code of another as it is."""
-_DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-_FORMATS = {"none": "none", "w8a16": "int8", "w4a16": "int4"}
-"""The plugins' words for ours."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,8 +168,8 @@ def _compile_plugins(target: str, manifest: Manifest, progress: Progress | None)
 
     return build_library(
         archs=[_CODE_FOR.get(target, int(target.removeprefix("sm")))],
-        dtypes=[_DTYPES[manifest.dtype]],
-        weight_formats=[_FORMATS[manifest.moe_quant]],
+        dtypes=[DTYPES[manifest.dtype].triton],
+        weight_formats=[WEIGHT_FORMATS[manifest.moe_quant].codec],
         progress=progress,
     ).path
 
@@ -246,7 +245,7 @@ def _build_one(
         tell=tell,
     )
     file = staging / f"{name}.engine"
-    file.write_bytes(built.plan)
+    file.write_bytes(built.serialized_engine)
     record = _record_stage(job, name, file, key=key, built=built)
     logger.info(
         "build %s: %.1f s, %.1f MB, %d layers",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from longllava_trt.core.engine_record import ShapeRange
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.stage_spec import StageSpec, TensorSpec
+from longllava_trt.models.contracts import TRAINED_CONTEXT
 
 __all__ = ["EngineLimits", "engine_spec", "stage_profiles"]
 
@@ -16,7 +17,7 @@ __all__ = ["EngineLimits", "engine_spec", "stage_profiles"]
 class EngineLimits:
     """How large the inputs of engines may get."""
 
-    max_context: int = 176_000
+    max_context: int = TRAINED_CONTEXT
     """Positions that the KV cache has room for; fixed in the engine."""
     chunk: int = 4096
     """Tokens that the decoder takes in one call while it reads a prompt."""

@@ -48,8 +48,8 @@ EngineWeights = Literal["external", "embedded"]
 class BuiltStage:
     """An engine in memory, and what is known of it."""
 
-    plan: Any
-    """Serialised engine; supports the buffer protocol."""
+    serialized_engine: Any
+    """Supports the buffer protocol."""
     weights: tuple[EngineWeight, ...]
     audit: AuditReport
     kernels: Mapping[str, ProfileKernels]
@@ -102,13 +102,13 @@ def build_stage(
     _add_profiles(parsed, config, facts)
     monitor = make_monitor(tensorrt, tell)
     config.progress_monitor = monitor
-    plan = parsed.builder.build_serialized_network(parsed.network, config)
+    serialized_engine = parsed.builder.build_serialized_network(parsed.network, config)
     if monitor.interrupted:
         raise KeyboardInterrupt
-    if plan is None:
+    if serialized_engine is None:
         raise ExportError(f"{stage}: TensorRT cannot build for {target}: {log.last_errors()}")
     return BuiltStage(
-        plan=plan,
+        serialized_engine=serialized_engine,
         weights=ready.weights,
         audit=ready.audit,
         kernels=_checked_kernels(tensorrt, facts, log),

@@ -7,25 +7,21 @@ behind these nodes, so that an engine's input is what its kernel reads, and no w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from itertools import takewhile
 
 import onnx
-from onnx import helper, numpy_helper
+from onnx import helper
 
+from longllava_trt.core.dtypes import DTYPES, onnx_name
 from longllava_trt.core.engine_record import EngineWeight, WeightPart
 from longllava_trt.core.errors import ExportError
 from longllava_trt.core.manifest import WeightRecord
 from longllava_trt.plugins_trt.spec import OPERATORS
+from longllava_trt.plugins_trt.stored_values import StoredValue, StoredValues
 
-__all__ = ["dtype_name", "externalize_weights"]
-
-
-def dtype_name(elem_type: int) -> str:
-    """Return our name of an ONNX element type."""
-    name = onnx.TensorProto.DataType.Name(elem_type).lower()
-    return "float32" if name == "float" else name
+__all__ = ["externalize_weights"]
 
 
 def externalize_weights(
@@ -43,7 +39,11 @@ def externalize_weights(
     Raises:
         ExportError: If an initializer is not in the weight map, or two inputs would get one name.
     """
-    joined = _joined_values(graph, records)
+    joined = {
+        name: _engine_weight(graph.name, value, records)
+        for name, value in StoredValues(graph).items()
+        if value.is_external
+    }
     cut: dict[str, EngineWeight] = {}
     for node in graph.node:
         if node.output[0] in joined:
@@ -65,69 +65,39 @@ def externalize_weights(
         if graph.initializer[place].name in joined:
             del graph.initializer[place]
     graph.input.extend(
-        helper.make_tensor_value_info(w.name, _elem_type(w.dtype), w.shape) for w in cut.values()
+        helper.make_tensor_value_info(w.name, DTYPES[w.dtype].onnx, w.shape) for w in cut.values()
     )
     return tuple(cut.values())
 
 
-def _joined_values(
-    graph: onnx.GraphProto, records: Mapping[str, WeightRecord]
-) -> dict[str, EngineWeight]:
-    """Return the values that are weights, or weights in a row, by name."""
-    joined, constants = {}, {}
-    for init in graph.initializer:
-        if init.external_data:
-            joined[init.name] = _stored(graph.name, init, records)
-        else:
-            constants[init.name] = init
-    for node in graph.node:
-        found = [joined[name] for name in node.input if name in joined]
-        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
-        whole = len(found) == len(node.input)
-        if node.op_type == "Cast" and whole and _is_as_stored(found[0]):
-            joined[node.output[0]] = replace(found[0], dtype=dtype_name(attributes["to"]))
-        elif node.op_type == "Concat" and whole and attributes["axis"] == 0:
-            joined[node.output[0]] = _in_a_row(found)
-        elif node.op_type == "Unsqueeze" and found and node.input[1] in constants:
-            axes = numpy_helper.to_array(constants[node.input[1]]).tolist()
-            if axes == [0]:
-                joined[node.output[0]] = replace(found[0], shape=(1, *found[0].shape))
-    return joined
-
-
-def _stored(
-    place: str, init: onnx.TensorProto, records: Mapping[str, WeightRecord]
+def _engine_weight(
+    where: str, value: StoredValue, records: Mapping[str, WeightRecord]
 ) -> EngineWeight:
-    if init.name not in records:
+    """Return a stored value as the bytes of the bundle's files; it has no name yet."""
+    unknown = [weight.name for weight in value.weights if weight.name not in records]
+    if unknown:
         raise ExportError(
-            f"{place}: weight '{init.name}' is not in the manifest's weight map; export the bundle again"
+            f"{where}: weight '{unknown[0]}' is not in the manifest's weight map; export the bundle again"
         )
-    record = records[init.name]
-    # two codes a byte: TensorRT gives plugins no uint8, and to the kernel a byte is a byte
-    dtype = "int8" if record.dtype == "uint8" else record.dtype
-    part = WeightPart(
-        name=init.name,
+    parts = [_part(weight.name, records[weight.name]) for weight in value.weights]
+    return EngineWeight(
+        name="", shape=value.shape, dtype=_bound_dtype(onnx_name(value.dtype)), parts=tuple(parts)
+    )
+
+
+def _part(name: str, record: WeightRecord) -> WeightPart:
+    return WeightPart(
+        name=name,
         file=record.file,
         offset=record.offset,
         nbytes=record.nbytes,
-        dtype=dtype,
+        dtype=_bound_dtype(record.dtype),
     )
-    return EngineWeight(name="", shape=tuple(init.dims), dtype=dtype, parts=(part,))
 
 
-def _is_as_stored(weight: EngineWeight) -> bool:
-    """Tell whether nothing has cast it yet: two casts in turn are not one."""
-    return all(part.dtype == weight.dtype for part in weight.parts)
-
-
-def _in_a_row(weights: Sequence[EngineWeight]) -> EngineWeight:
-    first = weights[0]
-    return EngineWeight(
-        name="",
-        shape=(sum(w.shape[0] for w in weights), *first.shape[1:]),
-        dtype=first.dtype,
-        parts=tuple(part for w in weights for part in w.parts),
-    )
+def _bound_dtype(dtype: str) -> str:
+    """Return the dtype of a binding. Two codes a byte: TensorRT gives plugins no uint8, and to a kernel a byte is a byte."""
+    return "int8" if dtype == "uint8" else dtype
 
 
 def _input_name(weight: EngineWeight, node: onnx.NodeProto, place: int) -> str:
@@ -143,7 +113,3 @@ def _input_name(weight: EngineWeight, node: onnx.NodeProto, place: int) -> str:
     spec = specs.get((node.domain, node.op_type))
     word = (*spec.inputs, *spec.optional_inputs)[place].name if spec else node.input[place]
     return f"{prefix}.{word}"
-
-
-def _elem_type(dtype: str) -> int:
-    return onnx.TensorProto.DataType.Value("FLOAT" if dtype == "float32" else dtype.upper())

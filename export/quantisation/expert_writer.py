@@ -8,28 +8,25 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from longllava_trt.core.errors import CheckpointError
-from longllava_trt.core.manifest import MoeQuant, QuantisationError
+from longllava_trt.core.manifest import QuantisationError
 from longllava_trt.core.safetensors_header import TensorSource, read_tensor
-from longllava_trt.export.quantisation.expert_files import expert_header
+from longllava_trt.core.safetensors_writer import content_of, write_safetensors
+from longllava_trt.core.weight_formats import WEIGHT_FORMATS, MoeQuant
+from longllava_trt.export.quantisation.expert_files import expert_layout
 from longllava_trt.models.parameters import expert_path
 from longllava_trt.models.registry import family_of
 from longllava_trt.models.spec import ModelSpec
-from longllava_trt.plugins_trt.kernels.sparse_moe_formats import (
-    dequantise_int4,
-    dequantise_int8,
-    quantise_int4,
-    quantise_int8,
-)
+from longllava_trt.plugins_trt.kernels.sparse_moe_formats import CODECS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,11 +36,6 @@ __all__ = ["QuantisedLayer", "quantise_layer"]
 _BLOCK_ELEMENTS = 2**17
 """Of one matrix at a time; small enough for a core's cache, large enough that NumPy's calls cost nothing."""
 _MAX_THREADS = 4
-
-_CODECS: Mapping[MoeQuant, tuple[Callable[..., Any], Callable[..., Any]]] = {
-    "w8a16": (quantise_int8, dequantise_int8),
-    "w4a16": (quantise_int4, dequantise_int4),
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,18 +47,6 @@ class QuantisedLayer:
     """Of the checkpoint's weights."""
     errors: tuple[QuantisationError, ...]
     """Of gate, up and down."""
-
-
-class _HashedFile:
-    """A file that is hashed as it is written."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-
-    def write(self, data: bytes | memoryview) -> None:
-        self._file.write(data)
-        self.sha256.update(data)
 
 
 class _Loss:
@@ -132,22 +112,21 @@ def quantise_layer(
     losses = {matrix: _Loss() for matrix in ("gate", "up", "down")}
     scales: list[NDArray[np.float32]] = []
     bytes_read = 0
-    with unfinished.open("wb") as file:
-        output = _HashedFile(file)
-        output.write(expert_header(config, layer, quant))
+
+    def content() -> Iterator[memoryview]:
+        nonlocal bytes_read
         for matrix, block in _blocks(layer, config, sources, checkpoint, quant):
-            output.write(block.codes.data)
+            yield content_of(block.codes)
             scales.append(block.scales)
             losses[matrix].add(block)
             bytes_read += block.bytes_read
-        for rows in scales:
-            output.write(rows.data)
-        file.flush()
-        os.fsync(file.fileno())
+        yield from map(content_of, scales)
+
+    digest, layout = hashlib.sha256(), expert_layout(config, layer, quant)
+    write_safetensors(unfinished, layout, content(), digest=digest, sync=True)
     unfinished.replace(path)
     errors = tuple(loss.error(layer, matrix) for matrix, loss in losses.items())
-    digest = output.sha256.hexdigest()
-    return QuantisedLayer(sha256=digest, bytes_read=bytes_read, errors=errors)
+    return QuantisedLayer(sha256=digest.hexdigest(), bytes_read=bytes_read, errors=errors)
 
 
 def _blocks(
@@ -189,12 +168,12 @@ def _row_blocks(weights: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 def _quantise(rows: NDArray[Any], *, quant: MoeQuant) -> _Block:
     """Quantise some rows and measure what they lose; sums are in float64 and in a fixed order."""
-    quantise, dequantise = _CODECS[quant]
+    codec = CODECS[WEIGHT_FORMATS[quant].codec]
     weights = rows.astype(np.float32)
     # what is not finite is reported by who sees the sums
     with np.errstate(invalid="ignore", over="ignore"):
-        codes, scales = quantise(weights)
-        lost = dequantise(codes, scales)
+        codes, scales = codec.quantise(weights)
+        lost = codec.dequantise(codes, scales)
         lost -= weights
         return _Block(
             codes=codes,

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
-from longllava_trt.core.manifest import MoeQuant
-from longllava_trt.export.quantisation.expert_files import EXPERT_FORMATS, expert_records
+from longllava_trt.core.weight_formats import WEIGHT_FORMATS, MoeQuant
+from longllava_trt.export.quantisation.expert_files import expert_records
 from longllava_trt.export.weights import ir_dtype
 from longllava_trt.models.parameters import experts_path
 from longllava_trt.models.registry import family_of
@@ -37,7 +37,7 @@ def read_quantised_experts(graph: ir.Graph, config: ModelSpec, *, quant: MoeQuan
             value = ir.Value(name=name, type=kind, shape=shape)
             graph.inputs.append(value)
             node.replace_input_with(place, value)
-        node.attributes.add(ir.AttrString("weight_format", EXPERT_FORMATS[quant].weight_format))
+        node.attributes.add(ir.AttrString("weight_format", WEIGHT_FORMATS[quant].codec))
 
 
 def _layer_behind(value: ir.Value | None, prefixes: Mapping[str, int]) -> int:

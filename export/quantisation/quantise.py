@@ -13,10 +13,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from longllava_trt.core.manifest import MoeQuant, QuantisationError, WeightRecord
+from longllava_trt.core.manifest import QuantisationError, WeightRecord
 from longllava_trt.core.safetensors_header import TensorSource
+from longllava_trt.core.weight_formats import WEIGHT_FORMATS, MoeQuant
 from longllava_trt.export.quantisation.expert_files import (
-    EXPERT_FORMATS,
     check_format,
     expert_file,
     expert_records,
@@ -64,7 +64,7 @@ class QuantisedExperts:
     @property
     def weight_format(self) -> str:
         """The operator's word for the format."""
-        return "none" if self.quant == "none" else EXPERT_FORMATS[self.quant].weight_format
+        return WEIGHT_FORMATS[self.quant].codec
 
     @property
     def files(self) -> list[str]:

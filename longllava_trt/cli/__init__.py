@@ -2,6 +2,7 @@
 
 options.py      options that several verbs share
 asking.py       options of every verb that asks a question
+streams.py      terminals that lack a character, pipes that are closed, disks that are full
 synth.py plan.py export.py build.py run.py chat.py validate.py bench.py inspect.py verify.py doctor.py
 """
 
@@ -9,11 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from longllava_trt.cli import (
     bench,
@@ -28,6 +28,8 @@ from longllava_trt.cli import (
     validate,
     verify,
 )
+from longllava_trt.cli.options import add_volume, join_volume
+from longllava_trt.cli.streams import guarded_output
 from longllava_trt.core.errors import LongLLaVAError
 from longllava_trt.core.version import __version__
 
@@ -56,6 +58,11 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; see '{self.prog} --help'\n")
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Write a help text or an error; argparse's own would swallow that it cannot be written."""
+        if message and (stream := file or sys.stderr) is not None:
+            stream.write(message)
+
 
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of the whole command line; it needs no heavy import."""
@@ -66,6 +73,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"longllava-trt {__version__}")
+    add_volume(parser, before_verb=True)
     subparsers = parser.add_subparsers(title="verbs", metavar="VERB")
     for verb in VERBS:
         verb.add_parser(subparsers)
@@ -78,30 +86,28 @@ def main(argv: Sequence[str] | None = None) -> int:
     Args:
         argv: Arguments after the program's name; by default those of this process.
     """
+    with guarded_output() as output:
+        output.status = _main(argv)
+    return output.status
+
+
+def _main(argv: Sequence[str] | None) -> int:
     parser = build_parser()
     args = parser.parse_args(argv)
     if not hasattr(args, "run"):
         parser.print_help(sys.stderr)
         return 2
+    join_volume(parser, args)
     from longllava_trt.core.logs import configure
 
     configure(-1 if args.quiet else args.verbose)
     try:
-        return _run_verb(args)
+        status: int = args.run(args)
     except LongLLaVAError as err:
         return _report(err, args)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        # the reader has left, as `head` does; Python would complain once more when it closes stdout
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
-
-
-def _run_verb(args: argparse.Namespace) -> int:
-    status: int = args.run(args)
-    sys.stdout.flush()
     return status
 
 

@@ -8,20 +8,26 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longllava_trt.cli.option_fields import FieldOptions, read_constant
 from longllava_trt.cli.options import count, from_zero
 
 if TYPE_CHECKING:
-    from longllava_trt.runtime.inputs.message import MediaOptions
-    from longllava_trt.runtime.model import RunOptions
+    from longllava_trt.runtime.inputs.media import MediaOptions
+    from longllava_trt.runtime.options import RunOptions
     from longllava_trt.runtime.sampling import SamplingParams
     from longllava_trt.runtime.text.detokenizer import GenerationOutput
 
 __all__ = [
     "KERNELS",
+    "MEDIA",
+    "RUN",
+    "SAMPLING",
     "add_engine_options",
+    "add_kernels",
     "add_media_options",
     "add_sampling_options",
     "add_shown_options",
+    "add_threads",
     "answer_document",
     "chosen_media",
     "chosen_run_options",
@@ -30,12 +36,18 @@ __all__ = [
     "print_skipped",
 ]
 
-KERNELS = ("fast", "onnx")
+RUN = FieldOptions("longllava_trt.runtime.options", "RunOptions")
+MEDIA = FieldOptions("longllava_trt.runtime.inputs.media", "MediaOptions")
+SAMPLING = FieldOptions("longllava_trt.runtime.sampling", "SamplingParams")
+
+_KERNELS = "longllava_trt.runtime.backends.ort.kernels"
+KERNELS: tuple[str, ...] = read_constant(_KERNELS, "KERNELS")
+_KERNEL_ALIASES: dict[str, str] = read_constant(_KERNELS, "KERNEL_ALIASES")
 
 
 def kernels_name(text: str) -> str:
-    """Return the present name of a choice of kernels; `bodies` was the old one of `onnx`."""
-    return "onnx" if text == "bodies" else text
+    """Return the present name of a choice of kernels, which may have an old one."""
+    return _KERNEL_ALIASES.get(text, text)
 
 
 def add_shown_options(parser: argparse.ArgumentParser) -> None:
@@ -67,148 +79,171 @@ def add_shown_options(parser: argparse.ArgumentParser) -> None:
 def add_media_options(parser: argparse.ArgumentParser) -> None:
     """Add how images and videos are shown."""
     media = parser.add_argument_group("how images and videos are shown")
-    media.add_argument(
+    MEDIA.add(
+        media,
         "--hires",
-        action="store_true",
-        help="show each image as an overview and its tiles, each tile costing as much as an image "
-        "(default: once)",
+        "high_resolution",
+        help="show each image as an overview and its tiles, each tile costing as much as an image",
+        default_text="once",
     )
-    media.add_argument(
+    MEDIA.add(
+        media,
         "--seconds-per-frame",
-        type=float,
-        default=1.0,
+        "seconds_per_frame",
         metavar="S",
-        help="one frame for so many seconds of video; 0 for every frame (default: %(default)s)",
+        help="one frame for so many seconds of video; 0 for every frame",
     )
-    media.add_argument(
+    MEDIA.add(
+        media,
         "--frames",
+        "max_frames",
         type=count,
-        default=128,
         metavar="N",
-        help="most frames of a video, evenly spread; 1200 are sensible with a larger --max-context "
-        "(default: %(default)s)",
+        help="most frames of a video, evenly spread; 1200 are sensible with a larger --max-context",
     )
-    media.add_argument(
+    MEDIA.add(
+        media,
         "--on-broken",
-        choices=("stop", "skip"),
-        default="stop",
-        help="what an image that cannot be used does: stop with an error, or be left out with a note "
-        "(default: %(default)s)",
+        "on_broken",
+        help="what an image that cannot be used does: stop with an error, or be left out with a note",
     )
-    media.add_argument(
+    MEDIA.add(
+        media,
         "--official-compat",
-        action="store_true",
-        help="write the original's strings byte for byte, faults included; a video and all images become one clip "
-        "(default: the correct form)",
+        "official_compat",
+        help="write the original's strings byte for byte, faults included; a video and all images become one clip",
+        default_text="the correct form",
     )
 
 
 def add_sampling_options(parser: argparse.ArgumentParser) -> None:
     """Add how the answer is generated."""
     sampling = parser.add_argument_group("how the answer is generated")
-    sampling.add_argument(
+    SAMPLING.add(
+        sampling,
         "--max-new-tokens",
+        "max_new_tokens",
         type=count,
-        default=768,
         metavar="N",
-        help="longest answer, in tokens (default: %(default)s)",
+        help="longest answer, in tokens",
     )
-    sampling.add_argument(
+    SAMPLING.add(
+        sampling,
         "--min-new-tokens",
+        "min_new_tokens",
         type=from_zero,
-        default=1,
         metavar="N",
-        help="the model may not end its answer before so many tokens (default: %(default)s)",
+        help="the model may not end its answer before so many tokens",
     )
-    sampling.add_argument(
+    SAMPLING.add(
+        sampling,
         "--temperature",
-        type=float,
-        default=0.0,
+        "temperature",
         metavar="T",
-        help="0: always the most likely token; above it tokens are drawn, 1 being the model's own distribution "
-        "(default: %(default)s)",
+        help="0: always the most likely token; above it tokens are drawn, 1 being the model's own distribution",
     )
-    sampling.add_argument(
+    SAMPLING.add(
+        sampling,
         "--top-k",
+        "top_k",
         type=from_zero,
-        default=0,
         metavar="K",
-        help="draw from the K most likely tokens; 0 for all (default: %(default)s)",
+        help="draw from the K most likely tokens; 0 for all",
     )
-    sampling.add_argument(
+    SAMPLING.add(
+        sampling,
         "--top-p",
-        type=float,
-        default=1.0,
+        "top_p",
         metavar="P",
-        help="draw from the fewest tokens whose probabilities reach P (default: %(default)s)",
+        help="draw from the fewest tokens whose probabilities reach P",
     )
-    sampling.add_argument(
+    SAMPLING.add(
+        sampling,
         "--repetition-penalty",
-        type=float,
-        default=1.0,
+        "repetition_penalty",
         metavar="X",
-        help="above 1, tokens already in the answer become less likely (default: %(default)s)",
+        help="above 1, tokens already in the answer become less likely",
     )
-    sampling.add_argument(
+    SAMPLING.add(
+        sampling,
         "--seed",
+        "seed",
         type=from_zero,
         metavar="N",
-        help="makes a draw repeatable (default: a fresh one)",
+        help="makes a draw repeatable",
+        default_text="a fresh one",
     )
-    sampling.add_argument(
+    SAMPLING.add(
+        sampling,
         "--stop",
+        "stop",
         action="append",
-        default=[],
         metavar="TEXT",
-        help="end the answer before this text; repeat it for more (default: none)",
+        help="end the answer before this text; repeat it for more",
     )
 
 
 def add_engine_options(parser: argparse.ArgumentParser) -> None:
     """Add how the bundle is run."""
     engine = parser.add_argument_group("how it runs")
-    engine.add_argument(
+    RUN.add(
+        engine,
         "--backend",
-        choices=("ort", "trt", "kernels"),
-        default="ort",
+        "backend",
         help="ort: ONNX Runtime on the CPU; trt: the engines that 'build' made, on the GPU at hand; kernels: PyTorch with "
-        "this project's Triton kernels there, which needs no engines (default: %(default)s)",
+        "this project's Triton kernels there, which needs no engines",
     )
-    engine.add_argument(
+    add_kernels(engine)
+    RUN.add(
+        engine,
+        "--chunk",
+        "chunk_size",
+        type=count,
+        metavar="N",
+        help="prompt positions fed at a time; memory grows with it",
+    )
+    RUN.add(
+        engine,
+        "--vision-batch",
+        "vision_batch",
+        type=count,
+        metavar="N",
+        help="images encoded at a time",
+    )
+    RUN.add(
+        engine,
+        "--max-context",
+        "max_context",
+        type=count,
+        metavar="N",
+        help="most positions of prompt and answer together, those of images included",
+    )
+    add_threads(engine)
+
+
+def add_kernels(parser: argparse._ActionsContainer) -> None:
+    """Add which kernels ONNX Runtime gets."""
+    RUN.add(
+        parser,
         "--kernels",
+        "kernels",
         type=kernels_name,
         choices=KERNELS,
-        default="fast",
         help="of ort; fast: this project's CPU kernels; onnx: plain ONNX Runtime, slower, with nothing of ours "
-        "registered (default: %(default)s)",
+        "registered",
     )
-    engine.add_argument(
-        "--chunk",
-        type=count,
-        default=512,
-        metavar="N",
-        help="prompt positions fed at a time; memory grows with it (default: %(default)s)",
-    )
-    engine.add_argument(
-        "--vision-batch",
-        type=count,
-        default=4,
-        metavar="N",
-        help="images encoded at a time (default: %(default)s)",
-    )
-    engine.add_argument(
-        "--max-context",
-        type=count,
-        default=176_000,
-        metavar="N",
-        help="most positions of prompt and answer together, those of images included "
-        "(default: %(default)s)",
-    )
-    engine.add_argument(
+
+
+def add_threads(parser: argparse._ActionsContainer) -> None:
+    """Add the threads of one operator."""
+    RUN.add(
+        parser,
         "--threads",
+        "num_threads",
         type=count,
         metavar="N",
-        help="threads of one operator (default: one a core)",
+        help="threads of one operator",
+        default_text="one a core",
     )
 
 
@@ -218,15 +253,9 @@ def chosen_media(args: argparse.Namespace) -> MediaOptions:
     Raises:
         InputError: If a value is out of range.
     """
-    from longllava_trt.runtime.inputs.message import MediaOptions
+    from longllava_trt.runtime.inputs.media import MediaOptions
 
-    return MediaOptions(
-        high_resolution=args.hires,
-        seconds_per_frame=args.seconds_per_frame,
-        max_frames=args.frames,
-        official_compat=args.official_compat,
-        on_broken=args.on_broken,
-    )
+    return MediaOptions(**MEDIA.values(args))
 
 
 def chosen_sampling(args: argparse.Namespace) -> SamplingParams:
@@ -237,30 +266,14 @@ def chosen_sampling(args: argparse.Namespace) -> SamplingParams:
     """
     from longllava_trt.runtime.sampling import SamplingParams
 
-    return SamplingParams(
-        temperature=args.temperature,
-        top_k=args.top_k,
-        top_p=args.top_p,
-        repetition_penalty=args.repetition_penalty,
-        seed=args.seed,
-        stop=args.stop,
-        max_new_tokens=args.max_new_tokens,
-        min_new_tokens=args.min_new_tokens,
-    )
+    return SamplingParams(**SAMPLING.values(args))
 
 
 def chosen_run_options(args: argparse.Namespace) -> RunOptions:
-    """Return how the bundle is run."""
-    from longllava_trt.runtime.model import RunOptions
+    """Return how the bundle is run; a verb need not offer every option."""
+    from longllava_trt.runtime.options import RunOptions
 
-    return RunOptions(
-        backend=args.backend,
-        kernels=args.kernels,
-        num_threads=args.threads,
-        chunk_size=args.chunk,
-        vision_batch=args.vision_batch,
-        max_context=args.max_context,
-    )
+    return RunOptions(**RUN.values(args))
 
 
 def answer_document(answer: GenerationOutput, *, total_s: float) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from longllava_trt.cli.asking import add_engine_options, chosen_run_options
+from longllava_trt.cli.option_fields import FieldOptions
 from longllava_trt.cli.options import (
     Subparsers,
     add_bundle,
@@ -19,11 +20,12 @@ from longllava_trt.cli.options import (
 
 __all__ = ["add_parser", "run"]
 
+BENCH = FieldOptions("longllava_trt.bench.settings", "BenchSettings")
 _EXAMPLES = """\
   longllava-trt bench bundle
   longllava-trt bench bundle --images 0,1,10,100 --plot bench.png
   longllava-trt bench bundle --image a.jpg --images 1 -p "What is this?" --new-tokens 128
-  longllava-trt bench bundle --kernels bodies --threads 1 --json > bodies.json
+  longllava-trt bench bundle --kernels onnx --threads 1 --json > onnx.json
 """
 
 
@@ -39,49 +41,44 @@ def add_parser(subparsers: Subparsers) -> None:
         examples=_EXAMPLES,
     )
     add_bundle(parser)
-    parser.add_argument(
+    BENCH.add(
+        parser,
         "--images",
+        "image_counts",
         type=several(from_zero),
-        default=(0, 1, 10),
         metavar="N,M",
-        help="numbers of images to show (default: 0,1,10)",
+        help="numbers of images to show",
     )
-    parser.add_argument(
+    BENCH.add(
+        parser,
         "--image",
-        type=Path,
+        "images",
         action="append",
-        default=[],
+        type=Path,
         metavar="FILE",
-        help="an image to show; repeat it for more, they are shown in turns (default: drawn ones of 640 by 480 pixels)",
+        help="an image to show; repeat it for more, they are shown in turns",
+        default_text="drawn ones of 640 by 480 pixels",
     )
-    parser.add_argument(
-        "-p",
-        "--prompt",
-        default="What do these images show?",
-        metavar="TEXT",
-        help="the question, after the images (default: %(default)s)",
+    BENCH.add(
+        parser, ("-p", "--prompt"), "prompt", metavar="TEXT", help="the question, after the images"
     )
-    parser.add_argument(
+    BENCH.add(
+        parser,
         "--new-tokens",
+        "new_tokens",
         type=count,
-        default=32,
         metavar="N",
-        help="tokens of every answer, from 2 (default: %(default)s)",
+        help="tokens of every answer, from 2",
     )
-    parser.add_argument(
+    BENCH.add(
+        parser,
         "--warmup",
+        "warmup",
         type=from_zero,
-        default=1,
         metavar="N",
-        help="repeats that do not count, before the others; with 0 loading counts (default: %(default)s)",
+        help="repeats that do not count, before the others; with 0 loading counts",
     )
-    parser.add_argument(
-        "--repeats",
-        type=count,
-        default=5,
-        metavar="N",
-        help="repeats that count (default: %(default)s)",
-    )
+    BENCH.add(parser, "--repeats", "repeats", type=count, metavar="N", help="repeats that count")
     parser.add_argument(
         "--plot",
         type=Path,
@@ -97,14 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from longllava_trt.bench import BenchSettings, run_bench
     from longllava_trt.bench.chart import check_target, save_chart
 
-    settings = BenchSettings(
-        image_counts=args.images,
-        prompt=args.prompt,
-        new_tokens=args.new_tokens,
-        warmup=args.warmup,
-        repeats=args.repeats,
-        images=tuple(args.image),
-    )
+    settings = BenchSettings(**BENCH.values(args))
     if args.plot is not None:
         check_target(args.plot)
     with shown_progress(args) as progress:

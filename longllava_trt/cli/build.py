@@ -8,18 +8,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longllava_trt.cli.option_fields import FieldOptions
 from longllava_trt.cli.options import (
     Subparsers,
     add_bundle,
     add_verb,
-    comma_list,
+    comma_tuple,
     count,
     format_bytes,
     print_json,
     requires_extra,
     shown_progress,
 )
-from longllava_trt.core.stage_spec import STAGES
 
 if TYPE_CHECKING:
     from longllava_trt.export.engine.build import BuildReport
@@ -28,7 +28,8 @@ __all__ = ["add_parser", "run"]
 
 _TARGETS = ("sm80", "sm86", "sm89", "sm90", "sm120", "sm121", "current")
 _FLAVOURS = ("auto", "tensorrt", "tensorrt-rtx")
-_WEIGHTS = ("external", "embedded")
+BUILD = FieldOptions("longllava_trt.export.engine.build", "BuildOptions")
+LIMITS = FieldOptions("longllava_trt.export.engine.profiles", "EngineLimits")
 _EXAMPLES = """\
   longllava-trt build bundle                                    does everything build? on any machine
   longllava-trt build bundle --target current --flavour tensorrt   on an A100 or H100, to run there
@@ -53,32 +54,35 @@ def add_parser(subparsers: Subparsers) -> None:
         examples=_EXAMPLES,
     )
     add_bundle(parser)
-    parser.add_argument(
+    BUILD.add(
+        parser,
         "--target",
+        "target",
         choices=_TARGETS,
-        default="sm80",
-        help="GPU architecture to build for (default: %(default)s)",
+        help="GPU architecture to build for",
     )
-    parser.add_argument(
+    BUILD.add(
+        parser,
         "--flavour",
+        "flavour",
         choices=_FLAVOURS,
-        default="auto",
         help="TensorRT to build with; an engine runs only with the one that built it; auto is tensorrt where it is "
-        "installed, else tensorrt-rtx (default: %(default)s)",
+        "installed, else tensorrt-rtx",
     )
-    parser.add_argument(
+    BUILD.add(
+        parser,
         "--stages",
-        type=comma_list,
-        default=list(STAGES),
+        "stages",
+        type=comma_tuple,
         metavar="A,B",
-        help=f"which stages, with commas (default: {','.join(STAGES)})",
+        help="which stages, with commas",
     )
-    parser.add_argument(
+    BUILD.add(
+        parser,
         "--weights",
-        choices=_WEIGHTS,
-        default="external",
+        "weights",
         help="external: engines take weights as inputs, are small and quickly built; embedded: engines hold them, "
-        "which takes more than four times their size in memory to build (default: %(default)s)",
+        "which takes more than four times their size in memory to build",
     )
     _add_limits(parser)
     parser.add_argument(
@@ -93,27 +97,29 @@ def add_parser(subparsers: Subparsers) -> None:
 
 def _add_limits(parser: argparse.ArgumentParser) -> None:
     limits = parser.add_argument_group("limits of the engines")
-    limits.add_argument(
+    LIMITS.add(
+        limits,
         "--max-context",
+        "max_context",
         type=count,
-        default=176_000,
         metavar="N",
-        help="tokens that a conversation may have, images included; their memory is taken whether used or not "
-        "(default: %(default)s)",
+        help="tokens that a conversation may have, images included; their memory is taken whether used or not",
     )
-    limits.add_argument(
+    LIMITS.add(
+        limits,
         "--chunk",
+        "chunk",
         type=count,
-        default=4096,
         metavar="N",
-        help="tokens that are read at once, at most (default: %(default)s)",
+        help="tokens that are read at once, at most",
     )
-    limits.add_argument(
+    LIMITS.add(
+        limits,
         "--vision-batch",
+        "vision_batch",
         type=count,
-        default=16,
         metavar="N",
-        help="images that are encoded at once, at most (default: %(default)s)",
+        help="images that are encoded at once, at most",
     )
 
 
@@ -123,15 +129,7 @@ def run(args: argparse.Namespace) -> int:
         from longllava_trt.export.engine.build import BuildOptions, build_engines
         from longllava_trt.export.engine.profiles import EngineLimits
 
-    options = BuildOptions(
-        target=args.target,
-        flavour=args.flavour,
-        stages=tuple(args.stages),
-        weights=args.weights,
-        limits=EngineLimits(
-            max_context=args.max_context, chunk=args.chunk, vision_batch=args.vision_batch
-        ),
-    )
+    options = BuildOptions(**BUILD.values(args), limits=EngineLimits(**LIMITS.values(args)))
     with shown_progress(args) as progress:
         report = build_engines(
             args.bundle, options, plugins=args.plugins, force=args.force, progress=progress

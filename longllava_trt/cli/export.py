@@ -8,26 +8,25 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longllava_trt.cli.option_fields import FieldOptions
 from longllava_trt.cli.options import (
     Subparsers,
     add_verb,
-    comma_list,
+    comma_tuple,
     format_bytes,
     gibibytes,
     print_json,
     requires_extra,
     shown_progress,
 )
-from longllava_trt.core.manifest import MOE_QUANTS
-from longllava_trt.core.stage_spec import STAGES
+from longllava_trt.core.dtypes import FLOAT_NAMES
 
 if TYPE_CHECKING:
     from longllava_trt.export.bundle import ExportReport
 
 __all__ = ["add_parser", "run"]
 
-_DTYPES = ("auto", "float32", "float16", "bfloat16")
-_WEIGHTS = ("auto", "hardlink", "symlink", "copy")
+EXPORT = FieldOptions("longllava_trt.export.options", "ExportOptions")
 _EXAMPLES = """\
   longllava-trt export LongLLaVA-9B bundle --dtype float32      to run on a CPU
   longllava-trt export LongLLaVA-9B bundle --weights copy       a bundle that stands alone
@@ -53,49 +52,57 @@ def add_parser(subparsers: Subparsers) -> None:
         help="folder with config.json, safetensors and tokenizer.json",
     )
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="folder to make")
-    parser.add_argument(
+    EXPORT.add(
+        parser,
         "--dtype",
-        choices=_DTYPES,
-        default="auto",
+        "dtype",
+        choices=("auto", *FLOAT_NAMES),
         help="arithmetic of the graphs; auto is the checkpoint's own. A CPU needs float32, which casts the weights "
-        "at load and changes no file (default: %(default)s)",
+        "at load and changes no file",
     )
-    parser.add_argument(
+    EXPORT.add(
+        parser,
         "--stages",
-        type=comma_list,
-        default=list(STAGES),
+        "stages",
+        type=comma_tuple,
         metavar="A,B",
-        help=f"which stages, with commas (default: {','.join(STAGES)})",
+        help="which stages, with commas",
     )
-    parser.add_argument(
+    EXPORT.add(
+        parser,
         "--weights",
-        choices=_WEIGHTS,
-        default="auto",
+        "weights",
         help="how the checkpoint's files get into the bundle; auto: a hard link, or where the file system forbids "
-        "it a symbolic link, which plain ONNX Runtime refuses to follow (default: %(default)s)",
+        "it a symbolic link, which plain ONNX Runtime refuses to follow",
     )
-    parser.add_argument(
+    EXPORT.add(
+        parser,
         "--vision-tower",
+        "vision_tower",
         type=Path,
         metavar="DIR",
-        help="CLIP checkpoint to take the vision tower from (default: the checkpoint's own copy)",
+        help="CLIP checkpoint to take the vision tower from",
+        default_text="the checkpoint's own copy",
     )
-    parser.add_argument(
+    EXPORT.add(
+        parser,
         "--moe-quant",
-        choices=MOE_QUANTS,
-        default="none",
+        "moe_quant",
         help="how the experts of routed layers are stored: w8a16, int8 with a scale a row; w4a16, int4 with a scale a "
         "group of 128 columns. Both are written into the bundle; an export that was killed keeps its finished layers "
-        "for the next run (default: %(default)s)",
+        "for the next run",
     )
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a bundle that is already there"
     )
-    parser.add_argument(
+    EXPORT.add(
+        parser,
         "--max-ram",
+        "max_ram_gib",
         type=gibibytes,
         metavar="GIB",
-        help="fail, and publish nothing, if the process has taken more memory than that (default: no limit)",
+        help="fail, and publish nothing, if the process has taken more memory than that",
+        default_text="no limit",
     )
     parser.set_defaults(run=run)
 
@@ -104,18 +111,14 @@ def run(args: argparse.Namespace) -> int:
     """Export, then name what was written and what was linked."""
     with requires_extra("export"):
         from longllava_trt.export.bundle import export_bundle
+        from longllava_trt.export.options import ExportOptions
 
     with shown_progress(args) as progress:
         report = export_bundle(
             args.checkpoint,
             args.bundle,
-            dtype=args.dtype,
-            stages=args.stages,
-            weights=args.weights,
-            vision_tower=args.vision_tower,
-            moe_quant=args.moe_quant,
+            ExportOptions(**EXPORT.values(args)),
             overwrite=args.overwrite,
-            max_ram_gib=args.max_ram,
             progress=progress,
         )
     files = sorted(p for p in args.bundle.rglob("*") if p.is_file())

@@ -22,12 +22,15 @@ __all__ = [
     "Subparsers",
     "add_bundle",
     "add_verb",
+    "add_volume",
     "chosen_images",
     "comma_list",
+    "comma_tuple",
     "count",
     "format_bytes",
     "from_zero",
     "gibibytes",
+    "join_volume",
     "print_json",
     "requires_extra",
     "several",
@@ -55,16 +58,39 @@ def add_verb(
     output.add_argument(
         "--json", action="store_true", help="make the last line of stdout one JSON document"
     )
-    volume = output.add_mutually_exclusive_group()
+    add_volume(output)
+    return parser
+
+
+def add_volume(
+    parser: argparse.ArgumentParser | argparse._ArgumentGroup, *, before_verb: bool = False
+) -> None:
+    """Add how much is said; `join_volume` makes one of what stands before the verb and after it."""
+    suffix = "_before_verb" if before_verb else ""
+    volume = parser.add_mutually_exclusive_group()
     volume.add_argument(
         "-v",
         "--verbose",
+        dest=f"verbose{suffix}",
         action="count",
         default=0,
         help="log one line a stage to stderr, and tracebacks; -vv logs everything",
     )
-    volume.add_argument("-q", "--quiet", action="store_true", help="no progress, no warnings")
-    return parser
+    volume.add_argument(
+        "-q",
+        "--quiet",
+        dest=f"quiet{suffix}",
+        action="store_true",
+        help="no progress, no warnings",
+    )
+
+
+def join_volume(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """Add what stood before the verb to what stands after it."""
+    args.verbose += args.verbose_before_verb
+    args.quiet = args.quiet or args.quiet_before_verb
+    if args.verbose and args.quiet:
+        parser.error("argument -q/--quiet: not allowed with argument -v/--verbose")
 
 
 def add_bundle(parser: argparse.ArgumentParser) -> None:
@@ -111,6 +137,11 @@ def gibibytes(text: str) -> float:
 def comma_list(text: str) -> list[str]:
     """Read words with commas between them."""
     return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def comma_tuple(text: str) -> tuple[str, ...]:
+    """Read words with commas between them, for an option that has such a default."""
+    return tuple(comma_list(text))
 
 
 def chosen_images(args: argparse.Namespace) -> list[Path]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from longllava_trt.cli.option_fields import FieldOptions
 from longllava_trt.cli.options import (
     Subparsers,
     add_verb,
@@ -16,15 +17,15 @@ from longllava_trt.cli.options import (
     from_zero,
     print_json,
 )
+from longllava_trt.core.dtypes import FLOAT_NAMES
 from longllava_trt.core.engine_record import EngineRecord
-from longllava_trt.core.manifest import MOE_QUANTS
 
 if TYPE_CHECKING:
     from longllava_trt.planning import Plan
 
 __all__ = ["add_parser", "run"]
 
-_DTYPES = ("bfloat16", "float16", "float32")
+PLAN = FieldOptions("longllava_trt.planning.estimate", "PlanRequest")
 _EXAMPLES = """\
   longllava-trt plan LongLLaVA-53B --gpu a100-80gb                       does it fit?
   longllava-trt plan LongLLaVA-53B --gpu a100-80gb --moe-quant w8a16
@@ -55,38 +56,37 @@ def add_parser(subparsers: Subparsers) -> None:
         help="a100-80gb, a100-40gb, h100-80gb, h200, rtx-4090, or GiB+TFLOPs+GB/s such as "
         "48GiB+150TFLOPs+864GB/s (default: %(default)s)",
     )
-    parser.add_argument(
-        "--images", type=from_zero, default=1000, metavar="N", help="images (default: %(default)s)"
-    )
-    parser.add_argument(
+    PLAN.add(parser, "--images", "images", type=from_zero, metavar="N", help="images")
+    PLAN.add(
+        parser,
         "--text-tokens",
+        "text_tokens",
         type=count,
-        default=64,
         metavar="N",
-        help="positions of question and answer besides images (default: %(default)s)",
+        help="positions of question and answer besides images",
     )
-    parser.add_argument(
-        "--dtype", choices=_DTYPES, default="bfloat16", help="arithmetic (default: %(default)s)"
-    )
-    parser.add_argument(
+    PLAN.add(parser, "--dtype", "dtype", choices=FLOAT_NAMES, help="arithmetic")
+    PLAN.add(
+        parser,
         "--moe-quant",
-        choices=MOE_QUANTS,
-        default="none",
-        help="format of routed experts: the dtype, int8 a row, or int4 a group of 128 (default: %(default)s)",
+        "moe_quant",
+        help="format of routed experts: the dtype, int8 a row, or int4 a group of 128",
     )
-    parser.add_argument(
+    PLAN.add(
+        parser,
         "--chunk",
+        "chunk",
         type=count,
-        default=4096,
         metavar="N",
-        help="positions of one decoder call (default: %(default)s)",
+        help="positions of one decoder call",
     )
-    parser.add_argument(
+    PLAN.add(
+        parser,
         "--max-context",
+        "max_context",
         type=count,
-        default=176_000,
         metavar="N",
-        help="positions allowed; the model was trained up to the default (default: %(default)s)",
+        help="positions allowed; the model was trained up to the default",
     )
     parser.add_argument(
         "--vision-tower",
@@ -111,15 +111,10 @@ def run(args: argparse.Namespace) -> int:
 
     record = None if args.engines is None else EngineRecord.load(args.engines)
     config = load_model_spec(args.checkpoint, vision_tower=args.vision_tower)
-    request = PlanRequest(
-        images=args.images,
-        text_tokens=args.text_tokens,
-        dtype=args.dtype,
-        moe_quant=args.moe_quant,
-        chunk=args.chunk if record is None else record.options.get("chunk", args.chunk),
-        engines=None if record is None else EngineMemory.of(record),
-        max_context=args.max_context,
-    )
+    request = PlanRequest(**PLAN.values(args))
+    if record is not None:
+        chunk = record.options.get("chunk", request.chunk)
+        request = replace(request, chunk=chunk, engines=EngineMemory.of(record))
     plan = make_plan(config, find_gpu(args.gpu), request)
     if args.json:
         print_json(asdict(plan) | _totals(plan))

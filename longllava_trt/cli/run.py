@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from longllava_trt.cli.asking import (
-    KERNELS,
     add_engine_options,
     add_media_options,
     add_sampling_options,
@@ -27,7 +26,7 @@ from longllava_trt.core.errors import InputError
 if TYPE_CHECKING:
     from longllava_trt.runtime.text.detokenizer import GenerationOutput
 
-__all__ = ["KERNELS", "add_parser", "run"]
+__all__ = ["add_parser", "run"]
 
 _EXAMPLES = """\
   longllava-trt run bundle --image cat.jpg -p "What is this?"

@@ -13,12 +13,12 @@ from longllava_trt.cli.options import (
     from_zero,
     print_json,
 )
+from longllava_trt.core.dtypes import FLOAT_NAMES
 
 __all__ = ["PRESETS", "add_parser", "run"]
 
 # the library's own table would cost the help an import of NumPy
 PRESETS = ("tiny", "tiny-dense", "mini", "9b", "53b")
-_DTYPES = ("float32", "bfloat16", "float16")
 
 _EXAMPLES = """\
   longllava-trt synth tiny
@@ -63,7 +63,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     parser.add_argument(
         "--dtype",
-        choices=_DTYPES,
+        choices=FLOAT_NAMES,
         help="dtype of every tensor (default: float32, and bfloat16 for 9b and 53b)",
     )
     parser.add_argument(

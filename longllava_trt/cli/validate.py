@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from longllava_trt.cli.asking import KERNELS
 from longllava_trt.cli.options import (
     Subparsers,
     add_bundle,
@@ -14,7 +15,6 @@ from longllava_trt.cli.options import (
     print_json,
     shown_progress,
 )
-from longllava_trt.cli.run import KERNELS
 
 __all__ = ["LEVELS", "add_parser", "run"]
 

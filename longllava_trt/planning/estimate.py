@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 
 from longllava_trt.core.engine_record import EngineRecord
 from longllava_trt.core.errors import InputError
-from longllava_trt.core.manifest import MOE_QUANTS
+from longllava_trt.core.weight_formats import MOE_QUANTS, MoeQuant
+from longllava_trt.models.contracts import TRAINED_CONTEXT
 from longllava_trt.models.registry import family_of
 from longllava_trt.models.spec import ModelSpec
 from longllava_trt.planning.flops import StageFlops, count_flops, decoder_flops
@@ -70,11 +71,11 @@ class PlanRequest:
     text_tokens: int = 64
     """Positions of prompt and answer besides images."""
     dtype: str = "bfloat16"
-    moe_quant: str = "none"
+    moe_quant: MoeQuant = "none"
     chunk: int = 4096
     """Positions of one decoder call during prefill."""
     vision_batch: int = 16
-    max_context: int = 176_000
+    max_context: int = TRAINED_CONTEXT
     """Positions the model was trained for."""
     engines: EngineMemory | None = None
     """Engines that are there; by default what they will need is estimated."""

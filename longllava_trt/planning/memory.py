@@ -12,8 +12,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from fractions import Fraction
 
+from longllava_trt.core.dtypes import DTYPES, FLOAT_NAMES
 from longllava_trt.core.errors import InputError
-from longllava_trt.core.manifest import MOE_QUANTS
+from longllava_trt.core.weight_formats import MOE_QUANTS, WEIGHT_FORMATS, MoeQuant
 from longllava_trt.models.contracts import carried_state
 from longllava_trt.models.parameters import (
     EMBEDDING,
@@ -35,7 +36,6 @@ from longllava_trt.plugins_trt.launch_plans.plan import Workspace
 from longllava_trt.plugins_trt.launch_plans.sparse_moe import MoeShape, plan_workspaces
 
 __all__ = [
-    "ITEMSIZE",
     "WeightBytes",
     "activation_bytes",
     "count_weights",
@@ -43,11 +43,6 @@ __all__ = [
     "kv_bytes_per_token",
     "recurrent_bytes",
 ]
-
-ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
-"""Bytes of an element, by dtype."""
-
-_INT4_GROUP = 128
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +70,7 @@ class WeightBytes:
         return self.decoder + self.experts_active
 
 
-def count_weights(config: ModelSpec, *, dtype: str, moe_quant: str = "none") -> WeightBytes:
+def count_weights(config: ModelSpec, *, dtype: str, moe_quant: MoeQuant = "none") -> WeightBytes:
     """Count the weights that the engines take.
 
     Args:
@@ -86,9 +81,9 @@ def count_weights(config: ModelSpec, *, dtype: str, moe_quant: str = "none") -> 
     Raises:
         InputError: If an argument is none of the known.
     """
-    _require(dtype, ITEMSIZE, "dtype")
+    _require(dtype, FLOAT_NAMES, "dtype")
     _require(moe_quant, MOE_QUANTS, "moe_quant")
-    itemsize = ITEMSIZE[dtype]
+    itemsize = DTYPES[dtype].itemsize
     parts = dict.fromkeys(("vision", "projector", "embed", "decoder", "experts"), 0)
     routed = {experts_path(i): experts for i, experts in config.decoder.moe_layers.items()}
     active = Fraction(0)
@@ -130,7 +125,7 @@ def activation_bytes(config: ModelSpec, *, dtype: str, chunk: int, vision_batch:
 
 def decoder_activation_bytes(config: DecoderSpec, *, dtype: str, chunk: int) -> int:
     """Return what lives at once in the decoder's widest layer."""
-    itemsize, hidden = ITEMSIZE[dtype], config.hidden_size
+    itemsize, hidden = DTYPES[dtype].itemsize, config.hidden_size
     widest = max(
         max(
             _mixer_bytes(layer.mixer, hidden, itemsize=itemsize, chunk=chunk),
@@ -160,7 +155,7 @@ def _feed_forward_bytes(forward: FeedForwardSpec, hidden: int, *, itemsize: int,
 
 
 def _vision_activation_bytes(config: ModelSpec, *, dtype: str, images: int) -> int:
-    vision, itemsize = config.vision, ITEMSIZE[dtype]
+    vision, itemsize = config.vision, DTYPES[dtype].itemsize
     if vision is None:
         return 0
     length = vision.num_patches + 1
@@ -172,7 +167,7 @@ def _vision_activation_bytes(config: ModelSpec, *, dtype: str, images: int) -> i
 def _state_bytes(config: DecoderSpec, dtype: str, *, in_place: bool) -> int:
     """Count one sequence's state that does or does not grow; what grows, for one position."""
     return sum(
-        math.prod(d for d in spec.shape if isinstance(d, int)) * ITEMSIZE[spec.dtype]
+        math.prod(d for d in spec.shape if isinstance(d, int)) * DTYPES[spec.dtype].itemsize
         for spec in carried_state(config, dtype)
         if ("capacity" in spec.shape) == in_place
     )
@@ -187,18 +182,16 @@ def _part(path: str) -> str:
     return "embed" if path == EMBEDDING else "decoder"
 
 
-def _stored_bytes(shape: tuple[int, ...], itemsize: int, quant: str) -> int:
+def _stored_bytes(shape: tuple[int, ...], itemsize: int, quant: MoeQuant) -> int:
     rows, columns = math.prod(shape[:-1]), shape[-1]
-    if quant == "w8a16":
-        return rows * (columns + 4)
-    if quant == "w4a16":
-        return rows * (columns // 2 + 4 * -(-columns // _INT4_GROUP))
-    return rows * columns * itemsize
+    return WEIGHT_FORMATS[quant].nbytes(rows, columns, itemsize=itemsize)
 
 
 def _space_bytes(spaces: list[Workspace], itemsize: int) -> int:
-    sizes = {"T": itemsize, "float32": 4, "int32": 4}
-    return sum(math.prod(space.shape) * sizes[space.dtype] for space in spaces)
+    return sum(
+        math.prod(space.shape) * (itemsize if space.dtype == "T" else DTYPES[space.dtype].itemsize)
+        for space in spaces
+    )
 
 
 def _require(value: str, known: Collection[str], name: str) -> None:

@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import torch
 
-from longllava_trt.core.manifest import MOE_QUANTS, Manifest, WeightRecord
-from longllava_trt.export.quantisation.expert_files import EXPERT_FORMATS, expert_records
+from longllava_trt.core.manifest import Manifest, WeightRecord
+from longllava_trt.core.weight_formats import QUANTISED, WEIGHT_FORMATS
+from longllava_trt.export.quantisation.expert_files import expert_records
 from longllava_trt.models.parameters import expert_path
 from longllava_trt.models.registry import family_of
-from longllava_trt.plugins_trt.kernels.sparse_moe_formats import (
-    GROUP,
-    dequantise_int4,
-    dequantise_int8,
-)
+from longllava_trt.plugins_trt.kernels.sparse_moe_formats import CODECS
 from longllava_trt.reference.model import LongLLaVA
 
 if TYPE_CHECKING:
@@ -52,8 +49,8 @@ class StoredMatrix:
 def stored_matrices(model: LongLLaVA, bundle: Path, manifest: Manifest) -> Iterator[StoredMatrix]:
     """Yield every quantised matrix."""
     quant, tensor_name = manifest.moe_quant, family_of(model.config).tensor_name
-    is_int4 = EXPERT_FORMATS[quant].weight_format == "int4"
-    dequantise = dequantise_int4 if is_int4 else dequantise_int8
+    format_ = WEIGHT_FORMATS[quant]
+    codec = CODECS[format_.codec]
     for layer, experts in model.config.decoder.moe_layers.items():
         gate_up, down, gate_up_scales, down_scales = (
             _read(bundle, manifest.weights[name])
@@ -64,7 +61,7 @@ def stored_matrices(model: LongLLaVA, bundle: Path, manifest: Manifest) -> Itera
                 (("gate", "up"), gate_up[expert], gate_up_scales[expert]),
                 (("down",), down[expert], down_scales[expert]),
             ):
-                values = dequantise(codes, scales)
+                values = codec.dequantise(codes, scales)
                 halves = (np.split(array, len(kinds)) for array in (values, scales))
                 for kind, part, part_scales in zip(kinds, *halves, strict=True):
                     yield StoredMatrix(
@@ -72,7 +69,7 @@ def stored_matrices(model: LongLLaVA, bundle: Path, manifest: Manifest) -> Itera
                         name=tensor_name(expert_path(layer, expert, kind)),
                         values=part,
                         scales=part_scales.reshape(len(part), -1),
-                        group=GROUP if is_int4 else part.shape[1],
+                        group=format_.group or part.shape[1],
                     )
 
 
@@ -87,7 +84,7 @@ def with_dequantised_experts(model: LongLLaVA, bundle: Path, manifest: Manifest)
 def quantised_inputs(bundle: Path, manifest: Manifest, names: Sequence[str]) -> Arrays:
     """Return the stored codes and scales among the inputs of a node, by name."""
     records = {name: manifest.weights[name] for name in names if name in manifest.weights}
-    return {n: _read(bundle, r) for n, r in records.items() if r.transform in MOE_QUANTS[1:]}
+    return {n: _read(bundle, r) for n, r in records.items() if r.transform in QUANTISED}
 
 
 def _read(bundle: Path, record: WeightRecord) -> NDArray[Any]:

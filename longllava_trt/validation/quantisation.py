@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from longllava_trt.core.parity import ParityRow, measure
-from longllava_trt.export.quantisation.expert_files import EXPERT_FORMATS
+from longllava_trt.core.weight_formats import WEIGHT_FORMATS
 from longllava_trt.reference.model import LongLLaVA
 from longllava_trt.reference.operators import ExpertWeights, TorchOperators
 from longllava_trt.validation.experts import StoredMatrix, stored_matrices
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 
 __all__ = ["expert_rows"]
 
-_TOP_CODES = {"int8": 127, "int4": 7}
 _ROUNDING = 1e-4
 """Of a scale: what float32 may add to half of it, and to the largest code."""
 
@@ -120,7 +119,7 @@ def _stored_rows(subject: ParityCase, original: LongLLaVA) -> Iterator[ParityRow
     """Hold every weight against the checkpoint's: codes are the nearest ones, and no scale is larger than it must be."""
     weights = original.named_tensors()
     quant = subject.manifest.moe_quant
-    top = _TOP_CODES[EXPERT_FORMATS[quant].weight_format]
+    top = WEIGHT_FORMATS[quant].top_code
     stored = stored_matrices(original, subject.bundle, subject.manifest)
     for layer, matrices in groupby(stored, key=lambda matrix: matrix.layer):
         row = ParityRow(name=f"experts.stored.layers.{layer}", status="passed", note=quant)

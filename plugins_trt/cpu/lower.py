@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from longllava_trt.core.dtypes import FLOATS, onnx_name
 from longllava_trt.core.errors import ContractError
 from longllava_trt.plugins_trt.cpu.graph_nodes import names_read, replace_nodes
 from longllava_trt.plugins_trt.cpu.lower_mixers import fuse_mixers
 from longllava_trt.plugins_trt.cpu.op_names import DOMAIN, LINEAR, MOE, MOE_CODES, MOE_STACKED, SCAN
 from longllava_trt.plugins_trt.spec import SELECTIVE_SCAN, SPARSE_MOE
+from longllava_trt.plugins_trt.stored_values import StoredValues
 
 if TYPE_CHECKING:
     import onnx
@@ -67,7 +69,7 @@ class _Graph:
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self._makers = {name: node for node in graph.node for name in node.output}
-        self._weights = {i.name: i for i in graph.initializer}
+        self._stored = StoredValues(graph)
 
     def multiplied_weight(self, node: onnx.NodeProto) -> str | None:
         """Return the stored [out, in] matrix that a node multiplies with, if that is all it does."""
@@ -78,17 +80,18 @@ class _Graph:
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "Gemm" and len(node.input) == 2:
             plain = attributes.get("alpha", 1.0) == 1.0 and not attributes.get("transA", 0)
-            return self._weight(node.input[1]) if plain and attributes.get("transB", 0) else None
+            return self._matrix(node.input[1]) if plain and attributes.get("transB", 0) else None
         maker = self._makers.get(node.input[-1])
         if node.op_type != "MatMul" or maker is None or maker.op_type != "Transpose":
             return None
-        return self._weight(maker.input[0])
+        order = {a.name: helper.get_attribute_value(a) for a in maker.attribute}.get("perm", [1, 0])
+        return self._matrix(maker.input[0]) if order == [1, 0] else None
 
     def cast_table(self, node: onnx.NodeProto) -> str | None:
         """Return the stored 16-bit matrix whose rows a node picks after all of it was cast to float32."""
         if node.domain or node.op_type != "Gather" or node.input[0] not in self._makers:
             return None
-        return self._weight(node.input[0])
+        return self._matrix(node.input[0])
 
     def lookup(self, node: onnx.NodeProto, table: str) -> onnx.NodeProto:
         """Return a node that picks the rows; the one given casts them from then on."""
@@ -104,44 +107,32 @@ class _Graph:
 
     def experts(self, gate_up: str, down: str) -> list[str] | None:
         """Return gate, up and down of each expert, where both stacks are made of stored matrices."""
-        pairs = [self._parts(part) for part in self._parts(gate_up)]
-        downs = self._parts(down)
-        if not downs or len(pairs) != len(downs) or any(len(pair) != 2 for pair in pairs):
+        pairs, downs = self._matrices(gate_up), self._matrices(down)
+        if pairs is None or downs is None or len(pairs) != 2 * len(downs):
             return None
-        names = [
-            self._weight(name)
-            for pair, last in zip(pairs, downs, strict=True)
-            for name in (*pair, last)
-        ]
-        return None if None in names else [name for name in names if name]
+        # gate and up rows may be joined before or after the experts are: in memory it is the same
+        triples = zip(pairs[::2], pairs[1::2], downs, strict=True)
+        return [name for triple in triples for name in triple]
 
-    def _parts(self, name: str) -> list[str]:
-        """Return what was concatenated along the first axis, leaving out an axis of one that was put in front."""
-        from onnx import helper
+    def _matrix(self, name: str) -> str | None:
+        """Return the one stored matrix that a value is, in any float and cast to float32 or not at all."""
+        value = self._stored.get(name)
+        names = self._matrices(name)
+        is_whole = value is not None and len(value.weights) == 1 and len(value.shape) == 2
+        return names[0] if names and is_whole else None
 
-        maker = self._makers.get(name)
-        if maker is not None and maker.op_type == "Unsqueeze":
-            return self._parts(maker.input[0])
-        if maker is None or maker.op_type != "Concat":
-            return [name]
-        return list(maker.input) if helper.get_node_attr_value(maker, "axis") == 0 else [name]
+    def _matrices(self, name: str) -> list[str] | None:
+        """Return the stored matrices that a value is made of, if it is made of nothing else."""
+        from onnx import TensorProto
 
-    def _weight(self, name: str) -> str | None:
-        """Return the stored matrix behind a value, looking through casts to float32 and added axes of one."""
-        from onnx import TensorProto, helper
-
-        maker = self._makers.get(name)
-        while maker is not None and maker.op_type in ("Cast", "Unsqueeze"):
-            wide = maker.op_type == "Unsqueeze" or (
-                helper.get_node_attr_value(maker, "to") == TensorProto.FLOAT
-            )
-            name = maker.input[0] if wide else ""
-            maker = self._makers.get(name)
-        stored = self._weights.get(name)
-        floats = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-        if stored is None or len(stored.dims) != 2 or stored.data_type not in floats:
+        value, floats = self._stored.get(name), [dtype.onnx for dtype in FLOATS]
+        if value is None or value.dtype != TensorProto.FLOAT:
             return None
-        return name
+        if any(len(w.dims) != 2 or w.data_type not in floats for w in value.weights):
+            return None
+        if len({tuple(weight.dims) for weight in value.weights}) != 1:
+            return None
+        return [weight.name for weight in value.weights]
 
 
 def _require_float32(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
@@ -162,7 +153,7 @@ def _require_float32(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> Non
     wrong = sorted(
         {
             f"{node.op_type} '{node.name or node.output[0]}' is "
-            + TensorProto.DataType.Name(dtypes.get(node.input[0], 0)).lower()
+            + onnx_name(dtypes.get(node.input[0], 0))
             for node in nodes
             if dtypes.get(node.input[0], 0) != TensorProto.FLOAT
         }

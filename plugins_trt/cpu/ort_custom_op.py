@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
+from longllava_trt.core.dtypes import DTYPES, onnx_name
 from longllava_trt.plugins_trt.cpu.call_frame import KERNEL, MAX_PHASES, TABLE, compute
 
 __all__ = ["NativeOperator", "NativeValue"]
 
-_FLOAT = 1
-_TYPE_NAMES = {1: "float32", 2: "uint8", 3: "int8", 7: "int64", 10: "float16", 16: "bfloat16"}
+_FLOAT = DTYPES["float32"].onnx
 
 _Pointer = ctypes.c_void_p
 _Size = ctypes.c_size_t
@@ -97,7 +97,7 @@ class NativeValue:
     """Element types it may have; outputs are float32."""
 
     def __str__(self) -> str:
-        types = " or ".join(_TYPE_NAMES[t] for t in self.types)
+        types = " or ".join(map(onnx_name, self.types))
         return f"'{self.name}' must be [{', '.join(self.axes)}] {types}"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numba
 import numpy as np
 
+from longllava_trt.core.dtypes import DTYPES, FLOATS
 from longllava_trt.plugins_trt.cpu.call_frame import array_at
 from longllava_trt.plugins_trt.cpu.elementwise import copy
 from longllava_trt.plugins_trt.cpu.matmul_kernel import product
@@ -31,7 +32,8 @@ __all__ = [
     "multiply",
 ]
 
-FLOAT, UINT8, INT8, INT64, FLOAT16, BFLOAT16 = 1, 2, 3, 7, 10, 16
+FLOAT, FLOAT16, BFLOAT16 = (dtype.onnx for dtype in FLOATS)
+UINT8, INT8, INT64 = DTYPES["uint8"].onnx, DTYPES["int8"].onnx, DTYPES["int64"].onnx
 """Element types as ONNX numbers them; uint8 holds two codes of four bits."""
 ENOUGH_ROWS = 24
 """Number of rows from which on transposing the matrix costs less than it saves."""

@@ -17,7 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longllava_trt.core.dtypes import FLOATS
 from longllava_trt.core.errors import LongLLaVAError
+from longllava_trt.core.weight_formats import CODEC_NAMES
 from longllava_trt.plugins_trt.kernels.sparse_moe_variants import list_variants as list_moe_variants
 from longllava_trt.plugins_trt.kernels.variants import list_variants
 from longllava_trt.plugins_trt.launch_plans.plan import Variant
@@ -113,10 +115,10 @@ def _table(variants: Iterable[Variant], arch: int) -> Iterable[str]:
 def _main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m longllava_trt.plugins_trt.kernels.resources")
     parser.add_argument("--arch", type=int, default=80, help="compute capability (default 80)")
-    parser.add_argument("--dtype", choices=("bf16", "fp16", "fp32"), default="bf16", help="T")
+    parser.add_argument("--dtype", choices=[d.triton for d in FLOATS], default="bf16", help="T")
     args = parser.parse_args(argv)
     variants: list[Variant] = [*list_variants(args.dtype)]
-    for weights in ("none", "int8", "int4"):
+    for weights in CODEC_NAMES:
         known = {variant.name for variant in variants}
         variants += [v for v in list_moe_variants(args.dtype, weights) if v.name not in known]
     for line in _table(variants, args.arch):

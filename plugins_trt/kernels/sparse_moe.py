@@ -102,9 +102,12 @@ def _launch(tensors: dict[str, Tensor], shape: MoeShape, *, tiles: dict[str, Til
 
 
 def _empty(like: Tensor, shape: tuple[int, ...], dtype: str) -> Tensor:
+    if dtype == "T":
+        return like.new_empty(shape)
     none = like.new_empty(0)
-    kinds = {"T": none, "float32": none.float(), "int32": none.int()}
-    return like.new_empty(shape, dtype=kinds[dtype].dtype)
+    # torch is not imported here; a tensor knows its own dtypes
+    kind = none.float() if dtype == "float32" else none.int()
+    return like.new_empty(shape, dtype=kind.dtype)
 
 
 def _check(inputs: dict[str, Tensor | None], *, top_k: int) -> MoeShape:

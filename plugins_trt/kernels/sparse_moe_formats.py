@@ -13,17 +13,21 @@ tensor at a time.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from longllava_trt.core.errors import ContractError
+from longllava_trt.core.weight_formats import GROUP, WEIGHT_FORMATS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 __all__ = [
+    "CODECS",
     "GROUP",
+    "Codec",
     "dequantise_int4",
     "dequantise_int8",
     "pack_int4",
@@ -32,8 +36,7 @@ __all__ = [
     "unpack_int4",
 ]
 
-GROUP = 128
-"""Columns that share an int4 scale; the last group of a row may be shorter."""
+_INT8, _INT4 = WEIGHT_FORMATS["w8a16"], WEIGHT_FORMATS["w4a16"]
 
 
 def quantise_int8(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -46,7 +49,7 @@ def quantise_int8(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArr
         codes: [..., rows, columns], int8.
         scales: 1 for a row of zeros. [..., rows], float32.
     """
-    scales = _scales(np.abs(weights).max(axis=-1), 127)
+    scales = _scales(np.abs(weights).max(axis=-1), _INT8.top_code)
     return np.rint(weights / scales[..., None]).astype(np.int8), scales
 
 
@@ -71,7 +74,7 @@ def quantise_int4(weights: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDAr
     columns = weights.shape[-1]
     starts = range(0, columns, GROUP)
     largest = [np.abs(weights[..., i : i + GROUP]).max(axis=-1) for i in starts]
-    scales = _scales(np.stack(largest, axis=-1), 7)
+    scales = _scales(np.stack(largest, axis=-1), _INT4.top_code)
     codes = np.rint(weights / _per_column(scales, columns)) + 8
     return pack_int4(codes.astype(np.uint8)), scales
 
@@ -116,3 +119,17 @@ def _scales(largest: NDArray[np.float32], top_code: int) -> NDArray[np.float32]:
 
 def _per_column(scales: NDArray[np.float32], columns: int) -> NDArray[np.float32]:
     return np.repeat(scales, GROUP, axis=-1)[..., :columns]
+
+
+class Codec(NamedTuple):
+    """How codes of one format are made, and what they stand for."""
+
+    quantise: Callable[[NDArray[np.float32]], tuple[NDArray[Any], NDArray[np.float32]]]
+    dequantise: Callable[[NDArray[Any], NDArray[np.float32]], NDArray[np.float32]]
+
+
+CODECS: Mapping[str, Codec] = {
+    _INT8.codec: Codec(quantise_int8, dequantise_int8),
+    _INT4.codec: Codec(quantise_int4, dequantise_int4),
+}
+"""By `WeightFormat.codec`."""

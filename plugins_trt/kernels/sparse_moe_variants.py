@@ -7,8 +7,6 @@ scratch memory for global data and for profiling; neither is used, both are null
 
 from __future__ import annotations
 
-from typing import Literal
-
 from longllava_trt.plugins_trt.kernels.sparse_moe import KERNELS
 from longllava_trt.plugins_trt.launch_plans.plan import Launch, Variant
 from longllava_trt.plugins_trt.launch_plans.sparse_moe import MoeShape, plan_launches
@@ -22,9 +20,7 @@ _WEIGHTS = {"none": "*T", "int8": "*i8", "int4": "*u8"}
 _MULTIPLES_OF_16 = {"hidden", "intermediate", "part_length"}
 
 
-def list_variants(
-    dtype: Literal["fp32", "fp16", "bf16"], weights: Literal["none", "int8", "int4"]
-) -> list[Variant]:
+def list_variants(dtype: str, weights: str) -> list[Variant]:
     """Return every kernel that SparseMoE may launch for one T and one weight format.
 
     Args:

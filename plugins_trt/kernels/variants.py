@@ -6,7 +6,7 @@ memory for global data and for profiling. No kernel here uses those: pass null.
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from longllava_trt.plugins_trt.kernels import causal_conv, selective_scan
 from longllava_trt.plugins_trt.launch_plans.mixers import plan_causal_conv, plan_selective_scan
@@ -29,7 +29,7 @@ _PUBLISHED = {"d_inner": 8192, "d_state": 16, "d_conv": 4}
 
 
 def list_variants(
-    dtype: Literal["fp32", "fp16", "bf16"],
+    dtype: str,
     *,
     d_state: int = _PUBLISHED["d_state"],
     d_conv: int = _PUBLISHED["d_conv"],

@@ -24,8 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from longllava_trt.core.dtypes import FLOATS
 from longllava_trt.core.errors import ConfigError, InputError, LongLLaVAError
 from longllava_trt.core.logs import Progress, terminal_progress
+from longllava_trt.core.weight_formats import CODEC_NAMES
 from longllava_trt.plugins_trt.library.aot import compile_images
 from longllava_trt.plugins_trt.library.codegen import PLUGIN_VERSION, write_sources
 from longllava_trt.plugins_trt.library.compiler import compiler_version, link_library
@@ -40,10 +42,10 @@ _HERE = Path(__file__).resolve().parents[1]
 _SOURCES = (
     *("kernels/*.py", "launch_plans/*.py", "csrc/*.*", "csrc/shim/*.*"),
     *("spec.py", "plugin_formats.py", "library/*.py"),
+    *("../core/dtypes.py", "../core/weight_formats.py"),
 )
 _ARCHS = (80, 90, 120)
-_DTYPES = ("bf16", "fp16", "fp32")
-_FORMATS = ("none", "int8", "int4")
+_DTYPES = tuple(sorted(dtype.triton for dtype in FLOATS))
 _OLDEST = 80
 
 
@@ -64,7 +66,7 @@ def build_library(
     *,
     archs: Sequence[int] = _ARCHS,
     dtypes: Sequence[str] = _DTYPES,
-    weight_formats: Sequence[str] = _FORMATS,
+    weight_formats: Sequence[str] = CODEC_NAMES,
     include: Path | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -88,7 +90,7 @@ def build_library(
     options: dict[str, list[Any]] = {
         "archs": _choose_archs(archs),
         "dtypes": _choose("dtype", dtypes, _DTYPES),
-        "weight_formats": _choose("weight format", weight_formats, _FORMATS),
+        "weight_formats": _choose("weight format", weight_formats, CODEC_NAMES),
     }
     cache = cache or _default_cache()
     headers = find_headers(include, cache=cache)
@@ -189,7 +191,7 @@ def _main(argv: list[str] | None = None) -> int:
     add = functools.partial(parser.add_argument, nargs="+")
     add("--arch", type=int, default=_ARCHS, help="compute capabilities (default 80 90 120)")
     add("--dtype", choices=_DTYPES, default=_DTYPES, help="dtypes (default all)")
-    add("--format", choices=_FORMATS, default=_FORMATS, help="weight formats (default all)")
+    add("--format", choices=CODEC_NAMES, default=CODEC_NAMES, help="weight formats (default all)")
     parser.add_argument("--include", type=Path, help="folder of TensorRT's headers")
     parser.add_argument("--out", type=Path, help="copy the library to this file")
     args = parser.parse_args(argv)

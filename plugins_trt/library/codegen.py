@@ -145,12 +145,11 @@ def _form(form: Form) -> str:
 
 
 def _value(value: FormValue) -> str:
-    types = {"T": "kModel", "float32": "kFloat32", "int8": "kInt8", "packed": "kPacked"}
     axes = []
     for axis in map(parse_axis, value.axes):
         symbol = _constant(axis.symbol or "none")
         axes.append(f"{{Symbol::{symbol}, {axis.scale}, {axis.divisor}, {axis.offset}}}")
-    kind = types[value.dtype]
+    kind = "kModel" if value.dtype == "T" else _constant(value.dtype)
     return f'{{"{value.name}", ValueType::{kind}, {len(axes)}, {{{{{", ".join(axes)}}}}}}}'
 
 

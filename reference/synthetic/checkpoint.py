@@ -12,13 +12,16 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
-import numpy as np
-
+from longllava_trt.core.dtypes import DTYPES, FLOAT_NAMES
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.publish import atomic_directory
+from longllava_trt.core.safetensors_writer import (
+    PYTORCH,
+    content_of,
+    layout_safetensors,
+    write_safetensors,
+)
 from longllava_trt.models.checkpoint import INDEX_FILE
 from longllava_trt.models.registry import family_of
 from longllava_trt.models.spec import ModelSpec
@@ -31,11 +34,6 @@ __all__ = ["write_checkpoint"]
 
 Shapes = dict[str, tuple[int, ...]]
 
-_DTYPES = {
-    "float32": ("F32", np.dtype(np.float32)),
-    "float16": ("F16", np.dtype(np.float16)),
-    "bfloat16": ("BF16", np.dtype(ml_dtypes.bfloat16)),
-}
 _SHARD_BYTES = 256 * 2**20
 _PUBLISHED_SHARD_BYTES = 5 * 10**9
 """Cuts the published sizes into the published shards: 4 of the 9B, 22 of the 53B."""
@@ -78,8 +76,8 @@ def write_checkpoint(
     dtype = dtype or config.torch_dtype
     if shard_bytes is None:
         shard_bytes = _PUBLISHED_SHARD_BYTES if is_published else _SHARD_BYTES
-    if dtype not in _DTYPES:
-        raise InputError(f"synth: dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
+    if dtype not in FLOAT_NAMES:
+        raise InputError(f"synth: dtype must be one of {', '.join(FLOAT_NAMES)}, got {dtype!r}")
     if seed < 0 or shard_bytes < 1:
         raise InputError(
             f"synth: seed must be >= 0 and shard_bytes >= 1, got {seed} and {shard_bytes}"
@@ -92,7 +90,7 @@ def write_checkpoint(
         for name, text in texts.items():
             (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).write_text(text, encoding="utf-8")
-        shards = _plan_shards(config, _DTYPES[dtype][1].itemsize, shard_bytes)
+        shards = _plan_shards(config, DTYPES[dtype].itemsize, shard_bytes)
         paths = {} if sparse else {name: path for path, name in tensor_names(config).items()}
         for name, shapes in shards.items():
             _write_shard(staging / name, shapes, dtype, seed=seed, paths=paths)
@@ -103,7 +101,7 @@ def write_checkpoint(
 
 def _check_room(folder: Path, config: ModelSpec, dtype: str, *, everything: bool) -> None:
     """Refuse to write weights by the hundred gigabytes unasked, or more of them than the disk can take."""
-    nbytes = _DTYPES[dtype][1].itemsize * sum(map(math.prod, expected_tensors(config).values()))
+    nbytes = DTYPES[dtype].itemsize * sum(map(math.prod, expected_tensors(config).values()))
     size, layers = f"{nbytes / 1e9:.1f} GB", config.decoder.num_layers
     if everything:
         raise InputError(
@@ -142,31 +140,22 @@ def _write_shard(
     path: Path, shapes: Shapes, dtype: str, *, seed: int, paths: Mapping[str, str]
 ) -> None:
     """Write one shard, one tensor in memory at a time; without the tensors' paths its data is a hole."""
-    word, numpy_dtype = _DTYPES[dtype]
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        begin, end = end, end + numpy_dtype.itemsize * math.prod(shape)
-        header[name] = {"dtype": word, "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    # the data starts at a multiple of 8, so that mapped tensors are aligned
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        if not paths:
-            file.truncate(file.tell() + end)
-            return
-        for name, shape in shapes.items():
-            file.write(
-                draw_tensor(paths[name], shape, name=name, seed=seed).astype(numpy_dtype).tobytes()
-            )
+    tensors = {name: (shape, dtype) for name, shape in shapes.items()}
+    layout = layout_safetensors(path.name, tensors, metadata=PYTORCH)
+    if not paths:
+        write_safetensors(path, layout, None)
+        return
+    drawn = (
+        draw_tensor(paths[name], shape, name=name, seed=seed) for name, shape in shapes.items()
+    )
+    write_safetensors(path, layout, (content_of(t.astype(DTYPES[dtype].numpy)) for t in drawn))
 
 
 def _write_index(folder: Path, shards: dict[str, Shapes], dtype: str) -> None:
     total = sum(math.prod(shape) for shapes in shards.values() for shape in shapes.values())
     weight_map = {key: name for name, shapes in shards.items() for key in shapes}
     index = {
-        "metadata": {"total_size": total * _DTYPES[dtype][1].itemsize},
+        "metadata": {"total_size": total * DTYPES[dtype].itemsize},
         "weight_map": dict(sorted(weight_map.items())),
     }
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

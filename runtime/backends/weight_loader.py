@@ -75,10 +75,7 @@ class _Block:
     """Some elements of one weight that lie together in a file."""
 
     part: WeightPart
-    skip: int
-    """Bytes of the part before these, as stored."""
-    nbytes: int
-    """As stored."""
+    """Only these bytes of it."""
     dtype: str
     """To cast to."""
     weight: int
@@ -121,14 +118,12 @@ def load_weights(
     for weight in weights:
         _check_parts(weight)
     buffers = [memory.allocate(_nbytes(weight)) for weight in weights]
-    blocks = sorted(
-        _blocks(weights, block_bytes), key=lambda b: (b.part.file, b.part.offset + b.skip)
-    )
+    blocks = sorted(_blocks(weights, block_bytes), key=lambda b: (b.part.file, b.part.offset))
     with ExitStack() as stack:
         names = dict.fromkeys(block.part.file for block in blocks)
         files = {name: stack.enter_context(_opened(bundle / name)) for name in names}
         ring = _Ring(memory, buffers, files, block_bytes)
-        report = _Counter(progress, sum(block.nbytes for block in blocks))
+        report = _Counter(progress, sum(block.part.nbytes for block in blocks))
         # in reverse: after a failure nothing more is begun, and what was begun is waited for
         stack.callback(ring.wait)
         pool = ThreadPoolExecutor(_READERS)
@@ -165,7 +160,7 @@ class _Ring(Generic[Buffer]):
             slot.wait = self._memory.write(self._buffers[block.weight], block.place, content)
         finally:
             self._slots.put(slot)
-        return block.nbytes
+        return block.part.nbytes
 
     def wait(self) -> None:
         """Wait until all that was written has arrived."""
@@ -175,10 +170,10 @@ class _Ring(Generic[Buffer]):
     def _read(self, block: _Block, buffer: Bytes) -> Bytes:
         """Fill a buffer with a block, cast."""
         if block.part.dtype == block.dtype:
-            content = buffer[: block.nbytes]
+            content = buffer[: block.part.nbytes]
             self._fill(block, content)
             return content
-        stored = np.empty(block.nbytes, np.uint8)
+        stored = np.empty(block.part.nbytes, np.uint8)
         self._fill(block, stored)
         values = stored.view(block.part.dtype)
         content = buffer[: values.size * np.dtype(block.dtype).itemsize]
@@ -188,7 +183,7 @@ class _Ring(Generic[Buffer]):
     def _fill(self, block: _Block, content: Bytes) -> None:
         done = 0
         while done < len(content):
-            at = block.part.offset + block.skip + done
+            at = block.part.offset + done
             count = os.preadv(self._files[block.part.file], [content[done:].data], at)
             if not count:
                 raise CheckpointError(
@@ -218,7 +213,7 @@ def _blocks(weights: Sequence[EngineWeight], block_bytes: int) -> Iterator[_Bloc
             step = block_bytes // max(stored, itemsize) * stored
             for skip in range(0, part.nbytes, step):
                 nbytes = min(step, part.nbytes - skip)
-                yield _Block(part, skip, nbytes, weight.dtype, number, place)
+                yield _Block(part.within(skip, nbytes), weight.dtype, number, place)
                 place += nbytes // stored * itemsize
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from longllava_trt.cli import build_parser, run, synth, validate
+from longllava_trt.cli import asking, build_parser, synth, validate
 from longllava_trt.core.stage_spec import STAGES
 
 HEAVY = ("torch", "onnxruntime", "onnx", "numba", "numpy", "transformers", "rich", "PIL")
@@ -102,7 +102,7 @@ def test_choices_in_the_help_are_those_of_the_library() -> None:
 
     assert preset_names() == synth.PRESETS
     assert validate.LEVELS == LEVELS
-    assert tuple(KERNELS) == run.KERNELS
+    assert asking.KERNELS == KERNELS
     stages = next(a for a in VERBS["export"]._actions if a.dest == "stages")
     assert tuple(stages.default) == STAGES
 
@@ -130,7 +130,7 @@ def test_defaults_of_run_are_those_of_the_library(
     monkeypatch.setattr(LongLLaVA, "generate", record)
     assert cli("run", tiny_bundle, "-p", "?").code == 0
     assert passed["media"] == MediaOptions()
-    assert passed["sampling"] == SamplingParams(stop=[])
+    assert passed["sampling"] == SamplingParams()
 
 
 JSON_CASES: dict[str, Callable[[Path, Path, Path], list[Any]]] = {

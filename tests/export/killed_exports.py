@@ -14,11 +14,12 @@ import random
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from longllava_trt.core import safetensors_writer
 from longllava_trt.export import bundle as bundle_module
 from longllava_trt.export.quantisation import expert_writer
 from tests.export.conftest import traced_once
@@ -40,7 +41,7 @@ def main() -> None:
             checkpoint,
             target,
             stages=["embed", "decoder"],
-            moe_quant=quant,  # type: ignore[arg-type]
+            moe_quant=quant,
             overwrite=True,
         )
 
@@ -128,13 +129,17 @@ def watch(folder: Path, *, at: int | None) -> list[str]:
         if event in _EVENTS and str(arguments[0]).startswith(prefix):
             pass_moment(event)
 
-    class Watched(expert_writer._HashedFile):
-        def write(self, data: bytes | memoryview) -> None:
-            super().write(data)
-            self._file.flush()
-            pass_moment("write")
+    write = safetensors_writer.write_safetensors
 
-    expert_writer._HashedFile = Watched  # type: ignore[misc]
+    def watched(path: Path, layout: Any, content: Iterable[memoryview], **options: Any) -> None:
+        def moments() -> Iterator[memoryview]:
+            for block in content:
+                yield block
+                pass_moment("write")
+
+        write(path, layout, moments(), **options)
+
+    vars(expert_writer)["write_safetensors"] = watched
     sys.addaudithook(hook)
     return seen
 

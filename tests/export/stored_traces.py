@@ -12,8 +12,8 @@ import onnx
 import onnx_ir as ir
 import pytest
 
-from longllava_trt.core.manifest import MoeQuant
 from longllava_trt.core.stage_spec import StageSpec
+from longllava_trt.core.weight_formats import MoeQuant
 from longllava_trt.export import bundle as bundle_module
 from longllava_trt.export.trace import trace_stage
 from longllava_trt.models.spec import ModelSpec

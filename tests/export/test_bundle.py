@@ -108,7 +108,7 @@ def test_other_ways_to_place_weights_run_too(
     tiny_checkpoint: Path, tmp_path: Path, mode: str
 ) -> None:
     out = tmp_path / "out"
-    report = export_bundle(tiny_checkpoint, out, stages=EMBED_ONLY, weights=mode)  # type: ignore[arg-type]
+    report = export_bundle(tiny_checkpoint, out, stages=EMBED_ONLY, weights=mode)
     weights = list((out / "weights").iterdir())
     assert all(path.is_symlink() == (mode == "symlink") for path in weights)
     assert (report.new_bytes > 1e6) == (mode == "copy")

@@ -76,7 +76,7 @@ def test_a_full_disk_publishes_nothing_and_the_next_run_goes_on(
     whole = quick_export(checkpoint, home / "whole", **EXPERTS)
     assert whole.quantised_bytes == NUM_LAYERS * LAYER_BYTES
     interrupted(quick_export, checkpoint, home / "out", monkeypatch)
-    with caplog.at_level(logging.INFO, "export"):
+    with caplog.at_level(logging.INFO, "longllava_trt.export"):
         rest = quick_export(checkpoint, home / "out", **EXPERTS)
     assert rest.quantised_bytes == 2 * LAYER_BYTES
     assert rest.quantisation_errors == whole.quantisation_errors

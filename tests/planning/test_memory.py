@@ -14,6 +14,7 @@ import pytest
 
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.manifest import Manifest
+from longllava_trt.core.weight_formats import MoeQuant
 from longllava_trt.export.bundle import export_bundle
 from longllava_trt.inspection import count_parameters
 from longllava_trt.models.llava_jamba.presets import PRESETS
@@ -85,7 +86,7 @@ def test_weights_in_the_dtype_are_all_parameters(preset: str) -> None:
 
 
 @pytest.mark.parametrize(("quant", "gigabytes"), [("w8a16", 58.7), ("w4a16", 37.6)])
-def test_quantised_experts_of_the_53b_shrink_as_expected(quant: str, gigabytes: float) -> None:
+def test_quantised_experts_of_the_53b_shrink_as_expected(quant: MoeQuant, gigabytes: float) -> None:
     weights = count_weights(PRESETS["53b"], dtype="bfloat16", moe_quant=quant)
 
     assert round(weights.total / 1e9, 1) == gigabytes
@@ -95,7 +96,7 @@ def test_unknown_dtype_and_format_are_refused() -> None:
     with pytest.raises(InputError, match="dtype must be one of float32, float16, bfloat16"):
         count_weights(PRESETS["tiny"], dtype="int8")
     with pytest.raises(InputError, match="moe_quant must be one of none, w8a16, w4a16"):
-        count_weights(PRESETS["tiny"], dtype="float16", moe_quant="fp8")
+        count_weights(PRESETS["tiny"], dtype="float16", moe_quant="fp8")  # type: ignore[arg-type]
 
 
 @pytest.mark.slow

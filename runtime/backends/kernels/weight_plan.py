@@ -10,7 +10,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from longllava_trt.core.manifest import MoeQuant
+from longllava_trt.core.dtypes import DTYPES
+from longllava_trt.core.weight_formats import WEIGHT_FORMATS, MoeQuant
 from longllava_trt.models.parameters import (
     EMBEDDING,
     EXPERT_MATRICES,
@@ -32,11 +33,8 @@ from longllava_trt.models.spec import (
     ModelSpec,
     VisionSpec,
 )
-from longllava_trt.plugins_trt.kernels.sparse_moe_formats import GROUP
 
 __all__ = ["FusedWeight", "plan_decoder", "plan_stage", "total_bytes"]
-
-_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +51,7 @@ class FusedWeight:
     @property
     def nbytes(self) -> int:
         """Bytes on the device."""
-        return math.prod(self.shape) * _ITEMSIZE[self.dtype]
+        return math.prod(self.shape) * DTYPES[self.dtype].itemsize
 
 
 def total_bytes(plan: tuple[FusedWeight, ...]) -> int:
@@ -171,13 +169,12 @@ def _experts(
             )
             yield f"experts_{matrix}", (count, rows, columns), dtype, parts
             continue
-        is_int8 = quant == "w8a16"
-        codes = columns if is_int8 else columns // 2
-        scales = () if is_int8 else (-(-columns // GROUP),)
-        kind = "int8" if is_int8 else "uint8"
+        form = WEIGHT_FORMATS[quant]
+        assert form.dtype is not None, "Bug: all formats but 'none' store codes"
+        codes, scales = form.shapes(rows, columns)
         path = packed_experts_path(layer, matrix)
-        yield f"experts_{matrix}", (count, rows, codes), kind, (path,)
-        yield f"experts_{matrix}_scales", (count, rows, *scales), "float32", (f"{path}_scales",)
+        yield f"experts_{matrix}", (count, *codes), form.dtype, (path,)
+        yield f"experts_{matrix}_scales", (count, *scales), "float32", (f"{path}_scales",)
 
 
 def _projector(spec: ConnectorSpec, width: int, hidden: int, dtype: str) -> Iterator[FusedWeight]:

@@ -14,8 +14,9 @@ from onnx import TensorProto
 from safetensors.numpy import load_file, save_file
 
 from longllava_trt.core.errors import CheckpointError, InputError
-from longllava_trt.core.manifest import Manifest, MoeQuant
+from longllava_trt.core.manifest import Manifest
 from longllava_trt.core.safetensors_header import read_header
+from longllava_trt.core.weight_formats import MoeQuant
 from longllava_trt.export.bundle import export_bundle
 from longllava_trt.export.quantisation import expert_writer
 from longllava_trt.export.quantisation.expert_files import check_format, expert_records

@@ -105,7 +105,9 @@ class _Layers:
         model = helper.make_model(
             graph, opset_imports=opsets, functions=function_bodies(), ir_version=11
         )
-        onnx.save_model(model, file, save_as_external_data=True, location="w.bin", size_threshold=0)
+        onnx.save_model(
+            model, file, save_as_external_data=True, location="w.bin", size_threshold=64
+        )
         return onnx.load(file, load_external_data=False)
 
 

@@ -102,6 +102,11 @@ def test_every_source_of_the_library_is_in_its_digest() -> None:
     assert written | {root / "spec.py", root / "plugin_formats.py"} <= hashed
 
 
+@pytest.mark.parametrize("pattern", build._SOURCES)
+def test_sources_are_where_the_digest_looks_for_them(pattern: str) -> None:
+    assert list(build._HERE.glob(pattern)), "a file that was moved no longer changes the digest"
+
+
 @pytest.mark.parametrize(
     "changed",
     [
@@ -134,6 +139,7 @@ def test_whatever_goes_in_changes_the_digest(
     elif changed == "sources":
         room = tmp_path / "room"
         shutil.copytree(build._HERE, room)
+        shutil.copytree(build._HERE.parent / "core", tmp_path / "core")
         monkeypatch.setattr(build, "_HERE", room)
         assert build_library(cache=tmp_path, include=include) == first
         with (room / "csrc" / "launch.cpp").open("a", encoding="utf-8") as file:

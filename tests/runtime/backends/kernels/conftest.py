@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from longllava_trt.core.manifest import MoeQuant
 from longllava_trt.core.stage_spec import StageSpec
+from longllava_trt.core.weight_formats import MoeQuant
 from longllava_trt.models.contracts import stage_specs
 from longllava_trt.models.llava_jamba.config import model_from_keys
 from longllava_trt.models.parameters import expert_path, packed_experts_path

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from longllava_trt.core.errors import ManifestError
-from longllava_trt.core.manifest import MOE_QUANTS, Manifest, MoeQuant
+from longllava_trt.core.manifest import Manifest
+from longllava_trt.core.weight_formats import MOE_QUANTS, MoeQuant
 from longllava_trt.models.contracts import stage_specs
 from longllava_trt.models.parameters import EMBEDDING, decoder_parameters
 from longllava_trt.models.registry import family_of, find_preset, load_model_spec

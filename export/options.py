@@ -1,0 +1,58 @@
+"""Options of an export."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from longllava_trt.core.dtypes import FLOAT_NAMES
+from longllava_trt.core.errors import InputError
+from longllava_trt.core.stage_spec import STAGES
+from longllava_trt.core.weight_formats import MOE_QUANTS, MoeQuant
+from longllava_trt.export.weights import WeightsMode
+
+__all__ = ["DTYPE_CHOICES", "ExportOptions"]
+
+DTYPE_CHOICES: tuple[str, ...] = ("auto", *FLOAT_NAMES)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportOptions:
+    """How a checkpoint is exported."""
+
+    dtype: str = "auto"
+    """Arithmetic dtype of the graphs; `auto` is that of the checkpoint's decoder."""
+    stages: Sequence[str] = STAGES
+    """Which stages to export; all of them are those that the model has."""
+    weights: WeightsMode = "auto"
+    """How the checkpoint's files get into the bundle; see `place_weight_files`."""
+    vision_tower: Path | None = None
+    """Folder of a CLIP checkpoint to use in place of the copy in the checkpoint."""
+    moe_quant: MoeQuant = "none"
+    """How the experts of routed layers are stored; all else stays as it is. Without the decoder among the stages it has
+    no effect."""
+    max_ram_gib: float | None = None
+    """Fail if this process has taken more memory than that."""
+
+    def __post_init__(self) -> None:
+        """Refuse what is not on offer.
+
+        Raises:
+            InputError: If a value is none of the known.
+        """
+        unknown = sorted(set(self.stages) - set(STAGES))
+        if unknown or not self.stages:
+            raise InputError(
+                f"export: stages must be among {', '.join(STAGES)}, got {', '.join(unknown) or 'none'}"
+            )
+        for name, known in (
+            ("dtype", DTYPE_CHOICES),
+            ("weights", get_args(WeightsMode)),
+            ("moe_quant", MOE_QUANTS),
+        ):
+            if (value := getattr(self, name)) not in known:
+                raise InputError(f"export: {name} must be one of {', '.join(known)}, got '{value}'")
+        if self.max_ram_gib is not None and not self.max_ram_gib > 0:
+            raise InputError(f"export: max_ram_gib must be above 0, got {self.max_ram_gib}")
