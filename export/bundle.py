@@ -21,6 +21,7 @@ from longllava_trt.core.logs import Progress, ProgressEvent
 from longllava_trt.core.manifest import (
     MANIFEST_FILE,
     VISION_CONFIG_FOLDER,
+    WEIGHTS_FOLDER,
     FileRecord,
     Manifest,
     QuantisationError,
@@ -28,7 +29,7 @@ from longllava_trt.core.manifest import (
     WeightRecord,
     record_files,
 )
-from longllava_trt.core.publish import JOURNAL_FILE, atomic_directory
+from longllava_trt.core.publish import atomic_directory
 from longllava_trt.core.safetensors_header import TensorSource
 from longllava_trt.core.stage_spec import STAGES
 from longllava_trt.core.version import __version__
@@ -158,8 +159,10 @@ def export_bundle(
         ).save(staging)
         check_memory(options.max_ram_gib, place="hashing")
         _tell(progress, total, total, f"{len(files)} files")
-        own = sum(
-            p.stat().st_size for p in staging.iterdir() if p.name != JOURNAL_FILE and p.is_file()
+        own = (staging / MANIFEST_FILE).stat().st_size + sum(
+            record.nbytes
+            for name, record in files.items()
+            if not name.startswith(f"{WEIGHTS_FOLDER}/")
         )
     derived = sum(files[file].nbytes for file in experts.files)
     return ExportReport(

@@ -9,7 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["ChatFormat", "OriginalFormat"]
+__all__ = ["IMAGE_PLACEHOLDER", "ChatFormat", "OriginalFormat"]
+
+IMAGE_PLACEHOLDER = "<image>"
+"""What a user writes where an image goes, unless a family says otherwise."""
 
 
 class OriginalFormat(Protocol):
@@ -43,7 +46,7 @@ class ChatFormat:
     """Opens an answer."""
     separator: str
     """Ends every message."""
-    image_placeholder: str
+    image_placeholder: str = IMAGE_PLACEHOLDER
     """Marks in a user's text where an image goes; never reaches the tokenizer."""
     image_open: str = ""
     image_close: str = ""

@@ -20,8 +20,6 @@ FORBIDDEN = {
 }
 NO_IMAGES = ("plugins_trt",)
 """Rooms that know of no image, in which such a number is another thing."""
-UNTIL_RUNTIME_MOVES = {"runtime/inputs/message.py", "runtime/inputs/tiles.py"}
-"""The tile's side is on its way to the family's image policy."""
 
 
 def sources() -> Iterator[tuple[str, str]]:
@@ -40,8 +38,7 @@ def knowing(name: str, text: str) -> list[str]:
         f"{name}:{number} {what}: {line.strip()}"
         for number, line in enumerate(text.splitlines(), start=1)
         for what, pattern in FORBIDDEN.items()
-        if pattern.search(line)
-        and not ("number" in what and (name.startswith(NO_IMAGES) or name in UNTIL_RUNTIME_MOVES))
+        if pattern.search(line) and not ("number" in what and name.startswith(NO_IMAGES))
     ]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longllava_trt.core.errors import InputError
-from longllava_trt.models.llava_jamba.chat import CHAT
+from longllava_trt.models.chat import IMAGE_PLACEHOLDER
 
 __all__ = ["BenchSettings"]
 
@@ -40,9 +40,9 @@ class BenchSettings:
             )
             if value < least
         ]
-        if CHAT.image_placeholder in self.prompt:
+        if IMAGE_PLACEHOLDER in self.prompt:
             problems.append(
-                f"the prompt must not hold {CHAT.image_placeholder}, as it is asked about several numbers of images"
+                f"the prompt must not hold {IMAGE_PLACEHOLDER}, as it is asked about several numbers of images"
             )
         if problems:
             raise InputError(f"bench: {'; '.join(problems)}")

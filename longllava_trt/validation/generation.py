@@ -16,8 +16,10 @@ import torch
 from PIL import Image
 
 from longllava_trt.core.parity import FLOAT32_MODEL, ParityRow, compare_logits, compare_tokens
+from longllava_trt.models.chat import ChatFormat
+from longllava_trt.models.registry import family_of
 from longllava_trt.reference.generate import assemble_embeds, greedy_tokens
-from longllava_trt.reference.prompt import build_prompt, tokenize_prompt, wrap_images
+from longllava_trt.reference.prompt import IMAGE_PLACEHOLDER, tokenize_prompt
 from longllava_trt.runtime.inputs.image_files import ImageSource, load_image
 from longllava_trt.runtime.inputs.pixels import load_processor_config, preprocess_batch
 from longllava_trt.runtime.model import LongLLaVA as RuntimeLongLLaVA
@@ -27,7 +29,7 @@ from longllava_trt.validation.parity_case import ParityCase, array_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["CHUNK_SIZE", "GenerationCase", "generation_rows"]
+__all__ = ["CHUNK_SIZE", "GenerationCase", "generation_rows", "write_prompt"]
 
 CHUNK_SIZE = 97
 """Prompt positions fed at a time: odd, and fewer than an image takes, so that images are cut."""
@@ -62,7 +64,7 @@ class GenerationCase:
             [load_image(image, position=i) for i, image in enumerate(shown, start=1)],
             load_processor_config(subject.bundle),
         )
-        prompt = build_prompt(wrap_images(_QUERY, num_images=len(shown)))
+        prompt = write_prompt(_QUERY, family_of(model.config).chat, num_images=len(shown))
         ids = tokenize_prompt(prompt, ChatTokenizer(subject.bundle))
         image_embeds = model.project(model.encode_images(torch.from_numpy(pixels)))
         embeds = assemble_embeds(model, ids, image_embeds)
@@ -75,6 +77,16 @@ class GenerationCase:
             logits=np.stack([array_of(logits) for _, logits in answer]),
             max_new_tokens=max_new_tokens,
         )
+
+
+def write_prompt(query: str, chat: ChatFormat, *, num_images: int) -> str:
+    """Return a question with images in front as its family writes it, `<image>` where one goes.
+
+    Written from the format alone: the runtime builds the same prompt from parts.
+    """
+    image = f"{chat.image_open}{IMAGE_PLACEHOLDER}{chat.image_close}{chat.after_image}"
+    message = f"{chat.user_role}{image * num_images}{query}{chat.separator}"
+    return f"{chat.prefix}{message}{chat.assistant_role}"
 
 
 def generation_rows(case: GenerationCase, runtime: RuntimeLongLLaVA) -> Iterator[ParityRow]:
