@@ -17,17 +17,10 @@ from longllava_trt.core.manifest import MANIFEST_FILE, Manifest
 from longllava_trt.core.stage_spec import TensorSpec
 from longllava_trt.core.weight_formats import QUANTISED
 from longllava_trt.models.checkpoint import INDEX_FILE, index_checkpoint
-from longllava_trt.models.family import ModelFamily
-from longllava_trt.models.parameters import (
-    PROJECTOR,
-    VISION,
-    decoder_parameters,
-    experts_path,
-    packed_experts_path,
-    parameter_shapes,
-)
+from longllava_trt.models.parameters import PROJECTOR, VISION, experts_path, parameter_shapes
 from longllava_trt.models.registry import load_family, load_model_spec
 from longllava_trt.models.spec import DecoderSpec, ModelSpec
+from longllava_trt.models.tensors import stored_paths
 
 __all__ = [
     "BundleSummary",
@@ -41,8 +34,6 @@ __all__ = [
     "layer_pattern",
 ]
 
-_PACKED_PARTS = ("gate_up", "down")
-"""Parts into which quantised experts are stacked, besides their scales."""
 _WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth"})
 
 
@@ -195,7 +186,7 @@ def inspect_bundle(bundle: Path) -> BundleSummary:
         layer_pattern=layer_pattern(decoder.layer_kinds, decoder.moe_layers)
         if "decoder" in manifest.stages
         else "",
-        parameters=count_parameters(dict(_parameter_shapes(manifest, family, decoder)), decoder),
+        parameters=count_parameters(dict(_parameter_shapes(bundle, manifest)), decoder),
         stages={name: _inspect_stage(bundle, manifest, name) for name in manifest.stages},
         num_weights=len(weights),
         weight_bytes=sum(w.nbytes for w in weights),
@@ -209,23 +200,16 @@ def inspect_bundle(bundle: Path) -> BundleSummary:
     )
 
 
-def _parameter_shapes(
-    manifest: Manifest, family: ModelFamily, decoder: DecoderSpec
-) -> Iterator[tuple[str, tuple[int, ...]]]:
+def _parameter_shapes(bundle: Path, manifest: Manifest) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Yield path and shape of what the weights stand for: of quantised experts all in one, and no scales."""
-    packed = [packed_experts_path(i, part) for i in decoder.moe_layers for part in _PACKED_PARTS]
-    paths = {family.tensor_name(path): path for path in (*decoder_parameters(decoder), *packed)}
-    prefixes = {family.tensor_name(prefix): prefix for prefix in (VISION, PROJECTOR)}
+    paths = stored_paths(bundle, manifest.weights)
     for name, record in manifest.weights.items():
+        path = paths[name]
         if record.transform not in QUANTISED:
-            # of the tower and the projector, no more than that matters here
-            own = next(
-                (p + name for stored, p in prefixes.items() if name.startswith(stored)), name
-            )
-            yield paths.get(name, own), record.shape
-        elif name in paths:
+            yield path, record.shape
+        elif not path.endswith("_scales"):
             *rows, columns = record.shape
-            yield paths[name], (*rows, columns * (2 if record.dtype == "uint8" else 1))
+            yield path, (*rows, columns * (2 if record.dtype == "uint8" else 1))
 
 
 def _inspect_stage(bundle: Path, manifest: Manifest, name: str) -> StageSummary:

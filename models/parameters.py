@@ -23,8 +23,10 @@ __all__ = [
     "EMBEDDING",
     "EXPERT_MATRICES",
     "HEAD",
+    "PACKED_PARTS",
     "PROJECTOR",
     "VISION",
+    "VISION_QUERIES",
     "Shape",
     "attention_path",
     "decoder_parameters",
@@ -33,6 +35,7 @@ __all__ = [
     "mamba_path",
     "packed_experts_path",
     "parameter_shapes",
+    "path_ending",
     "router_path",
 ]
 
@@ -42,8 +45,19 @@ Shapes = Iterator[tuple[str, Shape]]
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 VISION, PROJECTOR = "vision.", "projector."
 """What the paths of the tower and of the connector begin with."""
+PACKED_PARTS = ("gate_up", "down", "gate_up_scales", "down_scales")
+"""What all experts of a layer are stacked into, where they are quantised."""
 EXPERT_MATRICES = ("gate", "up", "down")
 """The three matrices of a SwiGLU, in a checkpoint's order."""
+
+
+VISION_QUERIES = ".self_attn.q_proj.weight"
+"""End of the path of a tower's queries; each of its layers has one."""
+
+
+def path_ending(path: str) -> str:
+    """Return what the path of a parameter of layer 0 has behind the layer, as all layers' paths end."""
+    return path.removeprefix("layers.0")
 
 
 def attention_path(layer: int, parameter: str) -> str:

@@ -22,18 +22,26 @@ from longllava_trt.export.engine.network import (
     network_layers,
     node_name,
 )
+from longllava_trt.models.parameters import (
+    VISION_QUERIES,
+    attention_path,
+    mamba_path,
+    path_ending,
+    router_path,
+)
 from longllava_trt.plugins_trt.registry import CREATOR_VERSION, TensorRT
 from longllava_trt.plugins_trt.spec import CAUSAL_CONV, OPERATORS, SELECTIVE_SCAN, SPARSE_MOE
 
 __all__ = ["AuditReport", "audit_network"]
 
 _TOLD_BY = {
-    SELECTIVE_SCAN.op_type: ".mamba.A_log",
-    CAUSAL_CONV.op_type: ".mamba.conv1d.weight",
-    SPARSE_MOE.op_type: ".router.weight",
+    SELECTIVE_SCAN.op_type: path_ending(mamba_path(0, "A_log")),
+    CAUSAL_CONV.op_type: path_ending(mamba_path(0, "conv1d.weight")),
+    SPARSE_MOE.op_type: path_ending(router_path(0)),
 }
-"""The weight that each operator has exactly one of."""
-_ATTENTION_WEIGHT = ".self_attn.q_proj.weight"
+"""The parameter that each operator has exactly one of."""
+_QUERIES = (path_ending(attention_path(0, "q_proj.weight")), VISION_QUERIES)
+"""The parameter that each attention layer has exactly one of, in the decoder and in the tower."""
 _MATRIX_LAYERS = ("MATRIX_MULTIPLY", "CONVOLUTION", "EINSUM")
 _DTYPES = {dtype.tensorrt: dtype.name for dtype in DTYPES.values()}
 
@@ -55,7 +63,7 @@ def audit_network(
     *,
     spec: StageSpec,
     inputs: Sequence[EngineWeight],
-    weight_names: Iterable[str],
+    weights: Iterable[str],
     dtype: str,
 ) -> AuditReport:
     """Compare a network with its stage.
@@ -65,18 +73,18 @@ def audit_network(
         parsed: The network.
         spec: The stage's contract, from `engine_spec`.
         inputs: Weights that are inputs.
-        weight_names: All weights of the stage, by their names in the checkpoint.
+        weights: Paths of all parameters of the stage.
         dtype: What the stage computes in.
 
     Raises:
         ExportError: Says everything that is wrong.
     """
     trt = tensorrt.module
-    names = list(weight_names)
+    paths = list(weights)
     problems = [
         *_lost_nodes(trt, parsed),
-        *_plugin_problems(trt, parsed, names),
-        *_attention_problems(trt, parsed, names),
+        *_plugin_problems(trt, parsed, paths),
+        *_attention_problems(trt, parsed, paths),
         *_cache_problems(trt, parsed, spec),
         *_wide_products(parsed, dtype),
         *_io_problems(parsed.network, spec, inputs),
@@ -113,7 +121,7 @@ def _plugins(trt: Any, parsed: StageNetwork) -> Iterator[tuple[str, str, str]]:
             yield node_name(layer), core.plugin_name, core.plugin_version
 
 
-def _plugin_problems(trt: Any, parsed: StageNetwork, weight_names: list[str]) -> Iterator[str]:
+def _plugin_problems(trt: Any, parsed: StageNetwork, paths: list[str]) -> Iterator[str]:
     ours = {(spec.domain, spec.op_type) for spec in OPERATORS}
     wanted = Counter(
         (node.name, node.op_type, CREATOR_VERSION)
@@ -125,18 +133,18 @@ def _plugin_problems(trt: Any, parsed: StageNetwork, weight_names: list[str]) ->
         yield f"'{node}' must be one plugin layer {op_type} {version}"
     for node, op_type, version in found - wanted:
         yield f"'{node}' must be no plugin layer, got {op_type} {version}"
-    for op_type, weight in _TOLD_BY.items():
-        must = sum(name.endswith(weight) for name in weight_names)
+    for op_type, parameter in _TOLD_BY.items():
+        must = sum(path.endswith(parameter) for path in paths)
         got = sum(name == op_type for _, name, _ in found.elements())
         if got != must:
-            yield f"{op_type} must be {must} plugin layers, one for each weight '*{weight}', got {got}"
+            yield f"{op_type} must be {must} plugin layers, one for each parameter '*{parameter}', got {got}"
 
 
-def _attention_problems(trt: Any, parsed: StageNetwork, weight_names: list[str]) -> Iterator[str]:
-    must = sum(name.endswith(_ATTENTION_WEIGHT) for name in weight_names)
+def _attention_problems(trt: Any, parsed: StageNetwork, paths: list[str]) -> Iterator[str]:
+    must = sum(path.endswith(_QUERIES) for path in paths)
     found = list(attention_layers(trt, parsed))
     if len(found) != must:
-        yield f"must have {must} attention layers, one for each weight '*{_ATTENTION_WEIGHT}', got {len(found)}"
+        yield f"must have {must} attention layers, one for each parameter '*{_QUERIES[0]}' or '*{_QUERIES[1]}', got {len(found)}"
     for node, attention in found:
         over_cache = len(node.input) > LENGTHS_INPUT
         kinds = trt.CausalMaskKind

@@ -10,38 +10,50 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from longllava_trt.core.dtypes import DTYPES
 from longllava_trt.core.errors import ExportError
 from longllava_trt.core.kernel_record import BudgetExcess, Kernel, KernelTensor, ProfileKernels
 from longllava_trt.export.engine.stage_facts import StageFacts
+from longllava_trt.models.parameters import (
+    EMBEDDING,
+    HEAD,
+    PROJECTOR,
+    VISION_QUERIES,
+    attention_path,
+    mamba_path,
+    path_ending,
+    router_path,
+)
 
 __all__ = ["check_budgets"]
 
 _MULTIPLIES = frozenset({"gemm", "runtime_fusion", "custom_layer", "correlation"})
 """Kinds of kernels that are products or plugins; a fusion is a product with what follows it."""
-_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 _TACTIC_BYTES = 32 * 2**20
 """What TensorRT keeps for products of any size, with room: 8 MiB of it are there in the smallest engine."""
 _ROWS_OF_WIDEST = 4
 """Tensors as wide as the widest product that may be alive at once."""
+_SCAN = path_ending(mamba_path(0, "A_log"))
 _LAUNCHES = {
     # norm, both halves of in_proj, convolution, x_proj, three norms, dt_proj, scan, out_proj
-    ".mamba.A_log": 11,
+    _SCAN: 11,
     # norm, three products, cache, attention, o_proj
-    ".self_attn.q_proj.weight": 7,
+    path_ending(attention_path(0, "q_proj.weight")): 7,
+    VISION_QUERIES: 7,
     # norm, three products
-    ".moe.experts.0.gate_proj.weight": 4,
-    # router and experts instead of the products
-    ".moe.router.weight": -1,
+    ".feed_forward.gate.weight": 4,
+    # norm, router, experts
+    path_ending(router_path(0)): 3,
     # last position, norm, product
-    "lm_head.weight": 3,
+    HEAD: 3,
     # norm, two products, what lies between, biases
     ".mlp.fc1.weight": 7,
     # pictures and patches made ready, product, norm, table of positions
     ".patch_embedding.weight": 8,
-    "mm_projector.0.weight": 5,
-    "embed_tokens.weight": 1,
+    f"{PROJECTOR}0.weight": 5,
+    EMBEDDING: 1,
 }
-"""Kernels for each weight of a name that ends so."""
+"""Kernels for each parameter whose path ends so."""
 _ATTENTION_REASON = "TensorRT's own attention expands keys and values to all heads, and makes its mask, in every call"
 _ATTENTION_CURE = "the CachedAttention plugin, which reads the cache where it lies"
 _BUILT_IN_LAUNCHES = 12
@@ -156,10 +168,10 @@ def _scratch_budget(facts: StageFacts, profile: str, kernels: Iterable[Kernel]) 
         sum(shape)
         for name, shape in facts.weight_shapes.items()
         # the head is applied to one position
-        if len(shape) == 2 and not name.endswith(("lm_head.weight", "embed_tokens.weight"))
+        if len(shape) == 2 and not name.endswith((HEAD, EMBEDDING))
     ]
     workspace = max((_workspace_bytes(kernel) for kernel in kernels), default=0)
-    row_bytes = _ROWS_OF_WIDEST * max(widths, default=0) * _ITEMSIZE[facts.dtype]
+    row_bytes = _ROWS_OF_WIDEST * max(widths, default=0) * DTYPES[facts.dtype].itemsize
     return _TACTIC_BYTES + workspace + rows * row_bytes
 
 
@@ -183,7 +195,7 @@ def _launch_budget(facts: StageFacts) -> int:
     )
     if not facts.product_weights:
         # weights inside the engine are not halved: one product and two copies instead of two products
-        budget += sum(name.endswith(".mamba.A_log") for name in facts.weight_shapes)
+        budget += sum(name.endswith(_SCAN) for name in facts.weight_shapes)
     return budget
 
 
@@ -195,7 +207,7 @@ def _explained(facts: StageFacts, profile: str, budget: str) -> int:
         return _BUILT_IN_LAUNCHES * len(facts.built_in_attention)
     batch, _, capacity, head_dim = facts.cache_shape
     heads = max(facts.built_in_attention.values())
-    expanded = 2 * batch * heads * capacity * head_dim * _ITEMSIZE[facts.dtype]
+    expanded = 2 * batch * heads * capacity * head_dim * DTYPES[facts.dtype].itemsize
     rows = max(_rows(shape.max) for shape in facts.profiles[profile].values())
     # the mask of each query over the whole cache, in bytes
     return expanded + rows * capacity

@@ -28,6 +28,7 @@ from longllava_trt.export.engine.profiles import EngineLimits, engine_spec, stag
 from longllava_trt.export.engine.stage_facts import StageFacts, gather_facts
 from longllava_trt.export.engine.target import set_target
 from longllava_trt.export.engine.weights import externalize_weights
+from longllava_trt.models.tensors import stored_paths
 from longllava_trt.plugins_trt.registry import TensorRT, import_tensorrt, load_plugins
 
 __all__ = [
@@ -146,7 +147,9 @@ def stage_network(
     record = manifest.stage(stage)
     path = bundle / record.file
     model = _read_graph(path)
-    shapes = {i.name: tuple(i.dims) for i in model.graph.initializer if i.external_data}
+    stored = {i.name: tuple(i.dims) for i in model.graph.initializer if i.external_data}
+    paths = stored_paths(bundle, stored)
+    shapes = {paths[name]: shape for name, shape in stored.items()}
     cut = externalize_weights(model.graph, manifest.weights) if weights == "external" else ()
     convolve_channels_last(model.graph)
     cut = split_products(model.graph, cut)
@@ -155,7 +158,7 @@ def stage_network(
     parsed = parse_network(tensorrt, model, log, path=path if weights == "embedded" else None)
     spec = engine_spec(record.spec, limits)
     audit = audit_network(
-        tensorrt, parsed, spec=spec, inputs=cut, weight_names=shapes, dtype=manifest.dtype
+        tensorrt, parsed, spec=spec, inputs=cut, weights=shapes, dtype=manifest.dtype
     )
     facts = gather_facts(
         tensorrt.module,

@@ -31,7 +31,7 @@ class StageFacts:
     dtype: str
     """What the stage computes in."""
     weight_shapes: Mapping[str, tuple[int, ...]]
-    """All weights of the stage, by their names in the checkpoint."""
+    """All parameters of the stage by path."""
     product_weights: frozenset[str]
     """Inputs of the engine that matrix products and plugins take."""
     built_in_attention: Mapping[str, int]

@@ -20,6 +20,7 @@ from longllava_trt.export.engine.log import make_logger
 from longllava_trt.export.engine.network import StageNetwork, attention_layers, parse_network
 from longllava_trt.export.engine.profiles import EngineLimits, engine_spec
 from longllava_trt.export.engine.weights import externalize_weights
+from longllava_trt.models.tensors import stored_paths
 from longllava_trt.plugins_trt.registry import TensorRT
 
 pytestmark = [pytest.mark.trt, pytest.mark.usefixtures("plugins")]
@@ -35,7 +36,7 @@ class Stage:
     model: onnx.ModelProto
     spec: StageSpec
     dtype: str
-    weight_names: list[str]
+    paths: list[str]
     weights: tuple[EngineWeight, ...] = ()
     parsed: StageNetwork | None = None
 
@@ -50,7 +51,7 @@ class Stage:
             self.parsed or self.parse(),
             spec=self.spec,
             inputs=self.weights,
-            weight_names=self.weight_names,
+            weights=self.paths,
             dtype=self.dtype,
         )
 
@@ -61,12 +62,13 @@ class Stage:
 def prepare(tensorrt: TensorRT, bundle: Path, name: str) -> Stage:
     manifest = Manifest.load(bundle)
     model = onnx.load(bundle / f"{name}.onnx", load_external_data=False)
+    stored = [i.name for i in model.graph.initializer if i.external_data]
     stage = Stage(
         tensorrt=tensorrt,
         model=model,
         spec=engine_spec(manifest.stage(name).spec, LIMITS),
         dtype=manifest.dtype,
-        weight_names=[i.name for i in model.graph.initializer if i.external_data],
+        paths=list(stored_paths(bundle, stored).values()),
     )
     stage.weights = externalize_weights(model.graph, manifest.weights)
     rewrite_for_tensorrt(model.graph)

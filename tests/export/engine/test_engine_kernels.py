@@ -195,7 +195,7 @@ def facts_of_nothing(**changes: Any) -> StageFacts:
         spec=StageSpec("projector", (), ()),
         profiles={"images": {}},
         dtype="bfloat16",
-        weight_shapes={"mm_projector.0.weight": (8, 8)},
+        weight_shapes={"projector.0.weight": (8, 8)},
         product_weights=frozenset(),
         built_in_attention={},
         decomposed=False,
