@@ -147,6 +147,14 @@ class StatePool:
             1 - self.half, tuple(lengths.get(slot, kept[slot]) for slot in range(self.num_slots))
         )
 
+    def clear(self) -> None:
+        """Make every slot one that has not begun; keys and values stay, and are never read."""
+        with self.stream.active():
+            for name in self.recurrent:
+                self.tensors[name].zero_()
+            self.past_len.zero_()
+        self._point = _Point(self.half, (0,) * self.num_slots)
+
     def set_length(self, slot: int, past_len: int) -> None:
         """Say that a slot was fed so many positions."""
         with self.stream.active():
