@@ -171,6 +171,14 @@ def test_the_room_of_a_state_that_is_gone_is_used_again(make_small: Callable[...
     assert model.decoder.new_state(capacity=LENGTH + 1).pool is not pool, "too small"
 
 
+def test_both_halves_are_aligned_alike(small: Small) -> None:
+    pool = small.decoder.new_states(3, capacity=8)[0].pool
+    span = pool.span(1, 3)
+    assert span.past_len.data_ptr() % 16 == span.next_len.data_ptr() % 16
+    for read, written in zip(span.layers, span.written, strict=True):
+        assert [t.data_ptr() % 16 for t in read] == [t.data_ptr() % 16 for t in written]
+
+
 def test_a_length_that_is_set_is_known_to_the_device(small: Small) -> None:
     states = small.decoder.new_states(2, capacity=8)
     states[1].past_len = 5
