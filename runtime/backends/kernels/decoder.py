@@ -7,6 +7,7 @@ captured, one for each half of its states, and those after them are replayed. A 
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -56,16 +57,35 @@ class KernelsDecoder:
         self.graphs_are_right: bool | None = None if use_graphs and stream.cuda else False
         """None until the first decode step has tried."""
         self._carried = [tensor for tensor in spec.inputs if tensor.name.startswith(PAST_PREFIX)]
+        self._idle: list[StatePool] = []
         self._graph_memory = torch.cuda.graph_pool_handle() if stream.cuda else None
 
     def new_state(self, *, capacity: int) -> KernelsState:
-        """Return the state of a sequence that has not begun, in a pool of its own."""
-        return self.new_states(1, capacity=capacity)[0]
+        """Return the state of a sequence that has not begun, in a pool of its own.
+
+        The pool of a state that is gone is used again, with its captured steps, if it is large enough.
+        """
+        idle = self._idle.pop() if self._idle else None
+        if idle is None or idle.capacity < capacity:
+            # of two large pools there may be no room for both
+            del idle
+            return self._kept_when_gone(self.new_states(1, capacity=capacity)[0])
+        idle.clear()
+        return self._kept_when_gone(KernelsState(idle, 0))
 
     def new_states(self, count: int, *, capacity: int) -> list[KernelsState]:
         """Return the states of sequences that `step_batch` takes together; they share memory and capacity."""
         pool = StatePool(self._carried, num_slots=count, capacity=capacity, stream=self.stream)
         return [KernelsState(pool, slot) for slot in range(count)]
+
+    def _kept_when_gone(self, state: KernelsState) -> KernelsState:
+        """Keep the state's pool for the next one; one idle pool at most."""
+        weakref.finalize(state, self._keep, state.pool).atexit = False
+        return state
+
+    def _keep(self, pool: StatePool) -> None:
+        if not self._idle:
+            self._idle.append(pool)
 
     def step(self, inputs_embeds: NDArray[Any], state: KernelsState) -> NDArray[np.float32]:
         """Feed one or more positions and carry the state on.

@@ -84,7 +84,11 @@ class StatePool:
                 n: torch.zeros_like(t) if n in self.recurrent else t for n, t in tensors.items()
             }
             self._halves = (tensors, other)
-            self._lengths = torch.zeros(2, num_slots, dtype=torch.int32, device=stream.device)
+            # two tensors, not the rows of one: Triton compiles anew for an address that is aligned otherwise, and a
+            # step of one half stands for the other's before a capture
+            self._lengths = tuple(
+                torch.zeros(num_slots, dtype=torch.int32, device=stream.device) for _ in range(2)
+            )
         self._point = _Point(0, (0,) * num_slots)
 
     @property
@@ -116,8 +120,8 @@ class StatePool:
         return SlotSpan(
             tuple(zip(read[::2], read[1::2], strict=True)),
             tuple(zip(write[::2], write[1::2], strict=True)),
-            self._lengths[self.half, first:last],
-            self._lengths[1 - self.half, first:last],
+            self._lengths[self.half][first:last],
+            self._lengths[1 - self.half][first:last],
         )
 
     def carry_over(self, slots: Sequence[int]) -> None:
@@ -125,7 +129,7 @@ class StatePool:
         if not slots:
             return
         for slot in slots:
-            self._lengths[1 - self.half, slot] = self.lengths[slot]
+            self._lengths[1 - self.half][slot] = self.lengths[slot]
         for dtype in {tensor.dtype for tensor in self.tensors.values()}:
             names = [name for name in self.recurrent if self.tensors[name].dtype == dtype]
             now, then = (
@@ -147,10 +151,18 @@ class StatePool:
             1 - self.half, tuple(lengths.get(slot, kept[slot]) for slot in range(self.num_slots))
         )
 
+    def clear(self) -> None:
+        """Make every slot one that has not begun; keys and values stay, and are never read."""
+        with self.stream.active():
+            for name in self.recurrent:
+                self.tensors[name].zero_()
+            self.past_len.zero_()
+        self._point = _Point(self.half, (0,) * self.num_slots)
+
     def set_length(self, slot: int, past_len: int) -> None:
         """Say that a slot was fed so many positions."""
         with self.stream.active():
-            self._lengths[self.half, slot] = past_len
+            self._lengths[self.half][slot] = past_len
         lengths = list(self.lengths)
         lengths[slot] = past_len
         self._point = _Point(self.half, tuple(lengths))
@@ -192,7 +204,7 @@ class StatePool:
                         "the state is another model's"
                     )
                 held.copy_(self.stream.to_device(array))
-            self._lengths[1 - self.half, slot] = past_len
+            self._lengths[1 - self.half][slot] = past_len
             self.publish({slot: past_len})
 
     def rows_of(

@@ -155,6 +155,30 @@ def test_a_call_that_is_cut_off_changes_nothing(
     assert error(small.decoder.step(embeds[:, 10:], state), small.want(embeds)[-1]) <= LIMIT
 
 
+def test_the_room_of_a_state_that_is_gone_is_used_again(make_small: Callable[..., Small]) -> None:
+    model = make_small()
+    embeds = model.embeds(1, LENGTH)
+    first = model.decoder.new_state(capacity=LENGTH)
+    model.decoder.step(model.embeds(1, LENGTH, seed=1), first)
+    pool, other = first.pool, model.decoder.new_state(capacity=LENGTH)
+    assert other.pool is not pool
+    del first
+    again = model.decoder.new_state(capacity=LENGTH - 1)
+    assert again.pool is pool
+    assert again.past_len == 0
+    assert error(model.decoder.step(embeds, again), model.want(embeds)[-1]) <= LIMIT
+    del again
+    assert model.decoder.new_state(capacity=LENGTH + 1).pool is not pool, "too small"
+
+
+def test_both_halves_are_aligned_alike(small: Small) -> None:
+    pool = small.decoder.new_states(3, capacity=8)[0].pool
+    span = pool.span(1, 3)
+    assert span.past_len.data_ptr() % 16 == span.next_len.data_ptr() % 16
+    for read, written in zip(span.layers, span.written, strict=True):
+        assert [t.data_ptr() % 16 for t in read] == [t.data_ptr() % 16 for t in written]
+
+
 def test_a_length_that_is_set_is_known_to_the_device(small: Small) -> None:
     states = small.decoder.new_states(2, capacity=8)
     states[1].past_len = 5
@@ -176,7 +200,7 @@ def test_a_state_moves_to_another_slot(small: Small) -> None:
 
 def test_more_room_keeps_what_is_there(small: Small) -> None:
     embeds = small.embeds(1, LENGTH)
-    state = small.decoder.new_state(capacity=8)
+    (state,) = small.decoder.new_states(1, capacity=8)
     small.decoder.step(embeds[:, :8], state)
     state.reserve(4)
     assert state.capacity == 8
@@ -187,7 +211,7 @@ def test_more_room_keeps_what_is_there(small: Small) -> None:
 
 def test_bad_input_is_refused(small: Small) -> None:
     decoder = small.decoder
-    state, other = decoder.new_state(capacity=4), decoder.new_state(capacity=4)
+    (state,), (other,) = (decoder.new_states(1, capacity=4) for _ in range(2))
     one = small.embeds(1, 1)
     with pytest.raises(ContractError, match=r"must be \[1, 1, 64\] float32, got \[1, 1, 63\]"):
         decoder.step(one[..., :-1], state)
@@ -207,7 +231,7 @@ def test_bad_input_is_refused(small: Small) -> None:
 
 
 def test_a_state_of_another_model_is_refused(small: Small) -> None:
-    state = small.decoder.new_state(capacity=4)
+    (state,) = small.decoder.new_states(1, capacity=4)
     saved = state.state_dict()
     with pytest.raises(ContractError, match=r"carries no 'past_key_values\.9\.key'"):
         state.load_state_dict(0, [("past_key_values.9.key", saved["past_key_values.1.key"])])
