@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from longllava_trt.core.dtypes import DTYPES
 from longllava_trt.core.errors import ExportError
 from longllava_trt.core.kernel_record import Kernel, KernelTensor, ProfileKernels, is_launch
 
@@ -27,7 +28,7 @@ _PROGRAM = re.compile(r"_myl(\d+)(?:_\d+)?$")
 """Kernels of one compiled program end with its number; a program belongs to one profile."""
 _BEGIN = re.compile(r"Constructing optimization profile number (\d+) \[")
 _BYTES = re.compile(r"(Max Scratch Memory|Total Activation Memory): (\d+) bytes")
-_DTYPES = {"float": "float32", "half": "float16"}
+_DTYPES = {dtype.tensorrt.lower(): dtype.name for dtype in DTYPES.values()}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 import onnx
 from onnx import helper
 
+from longllava_trt.core.dtypes import DTYPES
 from longllava_trt.core.engine_record import EngineWeight, WeightPart
 from longllava_trt.plugins_trt.spec import OPERATORS
 
 __all__ = ["split_products"]
-
-_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +101,7 @@ def _pieces(joint: _Joint) -> tuple[EngineWeight, ...]:
 
 def _rows(weight: EngineWeight, first: int, count: int) -> WeightPart:
     (part,) = weight.parts
-    row_bytes = math.prod(weight.shape[1:]) * _ITEMSIZE[part.dtype]
+    row_bytes = math.prod(weight.shape[1:]) * DTYPES[part.dtype].itemsize
     return replace(part, offset=part.offset + first * row_bytes, nbytes=count * row_bytes)
 
 

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from longllava_trt.cli.options import format_bytes
+from longllava_trt.core.dtypes import DTYPES
 from longllava_trt.core.engine_record import EngineRecord, EngineStage
 from longllava_trt.core.kernel_record import Kernel, KernelTensor, ProfileKernels
 
 __all__ = ["engine_document", "engine_lines"]
-
-_ITEMSIZE = {"bfloat16": 2, "float16": 2, "float32": 4, "int32": 4, "int64": 8}
 
 
 def engine_document(record: EngineRecord, *, kernels: bool) -> dict[str, Any]:
@@ -94,7 +93,9 @@ def _kernel_line(kernel: Kernel) -> str:
 def _volume(tensors: tuple[KernelTensor, ...]) -> str:
     """Return the bytes of tensors; with a plus, where a size is known at run time only and one row is counted."""
     nbytes = sum(
-        math.prod(d for d in t.shape if d > 0) * _ITEMSIZE.get(t.dtype, 1) for t in tensors
+        math.prod(d for d in t.shape if d > 0)
+        * (DTYPES[t.dtype].itemsize if t.dtype in DTYPES else 1)
+        for t in tensors
     )
     varies = any(d < 0 for t in tensors for d in t.shape)
     return format_bytes(nbytes) + ("+" if varies else "")

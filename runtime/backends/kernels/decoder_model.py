@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import linear
 
+from longllava_trt.core.errors import ConfigError
 from longllava_trt.models.spec import AttentionSpec, DecoderSpec, ExpertsSpec, FeedForwardSpec
 from longllava_trt.plugins_trt.kernels.activations import apply_swiglu
 from longllava_trt.plugins_trt.kernels.cached_attention import cached_attention
@@ -45,7 +46,14 @@ class DecoderModel:
         Args:
             spec: The decoder.
             weights: As `plan_decoder` names them.
+
+        Raises:
+            ConfigError: If it has rotary positions, which are not computed yet.
         """
+        if any(mixer.rotary is not None for mixer in spec.attention_layers.values()):
+            raise ConfigError(
+                "attention: must be without rotary positions, which this version does not compute"
+            )
         layers: list[dict[str, torch.Tensor]] = [{} for _ in range(spec.num_layers)]
         for name, tensor in weights.items():
             if name.startswith("layers."):
