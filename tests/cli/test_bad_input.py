@@ -294,7 +294,7 @@ def test_verify_says_which_file_differs(case: str, bundle: Path, cli: Cli) -> No
     wrong = [line for line in result.out.splitlines() if line.startswith("✗ ")]
     assert len(wrong) == 1
     assert expected in wrong[0]
-    assert sum(line.startswith("✓ ") for line in result.out.splitlines()) == 10
+    assert sum(line.startswith("✓ ") for line in result.out.splitlines()) == 11
 
 
 @pytest.mark.usefixtures("traced_before")

@@ -69,6 +69,14 @@ def test_a_verb_leaves_nothing_to_chance() -> None:
     assert asking.chosen_sampling(args) == SamplingParams()
 
 
+@pytest.mark.parametrize("given", ["fast", "onnx", "bodies"])
+def test_kernels_have_their_present_name_under_an_old_one_too(given: str, cli: Any) -> None:
+    args = build_parser().parse_args(["run", "bundle", "-p", "?", "--kernels", given])
+    assert asking.chosen_run_options(args) == RunOptions(kernels=given)  # type: ignore[arg-type]
+    assert args.kernels in asking.KERNELS
+    assert "{fast,onnx}" in cli("run", "--help").out
+
+
 def test_no_flag_writes_a_default_that_a_dataclass_has() -> None:
     """A literal default beside a flag is allowed only where no dataclass of options has that flag."""
     build_parser()
