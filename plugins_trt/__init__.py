@@ -2,6 +2,7 @@
 
     spec.py     names, shapes, dtypes, attributes and mathematics of each operator, once
     bodies.py   ONNX function bodies: what runs where nothing is registered
+    stored_values.py    which stored bytes a value of a graph is made of
     cpu/        Numba kernels that ONNX Runtime calls, swapped in at load
     kernels/    Triton kernels for GPUs, each beside a naive twin
     csrc/       TensorRT plugins in C++ that launch these kernels
