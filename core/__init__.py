@@ -4,5 +4,7 @@ errors.py             what a user can cause; logs.py progress and log records; v
 json_file.py publish.py digests.py    files: read, published whole or not at all, hashed
 parity.py             tolerances with their reasons, comparison, report
 manifest.py           what a bundle consists of; engine_record.py what engines consist of
-safetensors_*.py      headers and index of a checkpoint's weights
+dtypes.py             the one table of dtypes; weight_formats.py the one of formats for experts
+byte_range.py         bytes of a file: what stored tensors and weights have in common
+safetensors_*.py      header of a file of weights, and the one writer
 """

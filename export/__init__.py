@@ -5,5 +5,6 @@ stages.py       what is traced for each stage
 trace.py        torch.export under FakeTensorMode, weights as graph inputs
 weights.py      initializers that point into the checkpoint's own files
 check.py        the ONNX checker and the stage's contract
+options.py      what an export may be asked for
 bundle.py       all stages into a folder, published at once
 """

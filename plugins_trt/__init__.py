@@ -2,6 +2,7 @@
 
     spec.py     names, shapes, dtypes, attributes and mathematics of each operator, once
     bodies.py   ONNX function bodies, which run where nothing is registered
+    stored_values.py   stored weights, and joins of them, among a graph's values
     cpu/        Numba kernels that ONNX Runtime calls, swapped in at load
     kernels/    Triton kernels for GPUs, each beside a plain PyTorch version
     csrc/       TensorRT plugins in C++ that launch these kernels
