@@ -108,8 +108,13 @@ def test_without_engines_of_full_size_a_step_says_so(step: Measure, tmp_path: Pa
         assert row["case"].startswith("not run: name a folder")
 
 
+@pytest.mark.parametrize("engines", [False, True], ids=["kernels", "engines"])
 def test_a_bundle_is_prepared_without_weights_and_graphs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    engines: bool,
 ) -> None:
     def pretend(module: str, *arguments: Any) -> None:
         """Write what the commands do, as far as names go."""
@@ -125,22 +130,32 @@ def test_a_bundle_is_prepared_without_weights_and_graphs(
             path.write_bytes(bytes(2**20))
 
     left_out = ("decoder.onnx", "weights/model.safetensors", "weights/vision/model.safetensors")
+    asked: list[Path] = []
     monkeypatch.setattr(prepare, "_python", pretend)
-    prepare.prepare(tmp_path, presets=["9b"])
+    monkeypatch.setattr(prepare, "write_expected", asked.append)
+    prepare.prepare(tmp_path, presets=["9b"], engines=engines)
     kept = {str(p.relative_to(tmp_path)) for p in (tmp_path / "scale").rglob("*") if p.is_file()}
-    assert kept == {"scale/9b/config.json", "scale/9b/engines/sm80/engine.json"}
-    assert "scale/9b: 2.0 MiB" in capsys.readouterr().out
+    assert kept == {"scale/9b/config.json", *["scale/9b/engines/sm80/engine.json"] * engines}
+    assert f"scale/9b: {1.0 + engines} MiB" in capsys.readouterr().out
+    assert asked == [tmp_path / "needle"]
+    libraries = {path.name for path in tmp_path.glob("*.so")}
+    assert libraries == {"liblongllava_plugins.so", "liblongllava_plugins_sm80.so"}
 
 
 def test_the_smallest_model_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"53b": 2, "9b": 1}
     for name in (*sizes, "no engines"):
         (tmp_path / name / "engines" / "sm80").mkdir(parents=True)
+        (tmp_path / name / "manifest.json").write_text("{}")
     for name in sizes:
         (tmp_path / name / "engines" / "sm80" / "engine.json").write_text("{}")
+    sizes["no engines"] = 3
     monkeypatch.setattr(dummy_weights, "_weight_bytes", lambda bundle: sizes[bundle.name])
     found = dummy_weights.bundles_without_weights(tmp_path, engines=True)
     assert [bundle.name for bundle in found] == ["9b", "53b"]
+    found = dummy_weights.bundles_without_weights(tmp_path)
+    assert [bundle.name for bundle in found] == ["9b", "53b", "no engines"]
+    assert dummy_weights.bundles_without_weights(None) == []
 
 
 def rows_of(document: Any, name: str) -> list[dict[str, Any]]:
