@@ -1,4 +1,6 @@
-"""1000 images from end to end, at a published size, on our own kernels. Weights are random, so only time and memory count.
+"""1000 images from end to end, at a published size. Weights are random, so only time and memory count.
+
+A bundle with engines runs on them, any other on our own kernels.
 
 All is done by the runtime as a user meets it: files to pixels, vision, projector and decoder, then a question. What
 must be compiled for shapes met for the first time is compiled before, by fewer images that make the same shapes.
@@ -17,10 +19,19 @@ import numpy as np
 
 from benchmarks.gpu.compare import attempt
 from benchmarks.gpu.context import BenchContext
-from benchmarks.gpu.dummy_weights import bundles_without_weights, draw_weights, used_gib
+from benchmarks.gpu.dummy_weights import (
+    bundles_without_weights,
+    draw_weights,
+    open_with_dummy_weights,
+    used_gib,
+)
+from benchmarks.gpu.wheels import use_wheels
+from longllava_trt.core.engine_record import engine_folders
 from longllava_trt.core.manifest import Manifest
 
 if TYPE_CHECKING:
+    from longllava_trt.runtime.backends.kernels.backend import KernelsBackend
+    from longllava_trt.runtime.backends.trt.backend import TrtBackend
     from longllava_trt.runtime.model import LongLLaVA
     from longllava_trt.runtime.session import Session
 
@@ -47,6 +58,8 @@ def images(context: BenchContext) -> Iterator[dict[str, Any]]:
         wanted = "a float32 bundle with --bundle" if context.is_dry else _WANTED
         yield {"case": f"not run: name {wanted}"}
         return
+    if context.wheels is not None:
+        use_wheels(context.wheels)
     from longllava_trt.bench.pictures import DRAWN_FILES, draw_pictures, in_turns
     from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
@@ -57,8 +70,8 @@ def images(context: BenchContext) -> Iterator[dict[str, Any]]:
             if context.is_dry:
                 model = LongLLaVA.from_bundle(bundle, RunOptions(num_threads=1))
             else:
-                model = _open_with_random_weights(bundle)
-                beside = partial(_device_figures, model)
+                model, graphs = _open_with_random_weights(bundle)
+                beside = partial(_device_figures, graphs)
             counts = _DRY_COUNTS if context.is_dry else _COUNTS
             for count in counts:
                 shown = in_turns(pictures, count)
@@ -77,27 +90,33 @@ def _float32_bundles(context: BenchContext) -> list[Path]:
     return [bundle for bundle in given if Manifest.load(bundle).dtype == "float32"]
 
 
-def _open_with_random_weights(bundle: Path) -> LongLLaVA:
-    from longllava_trt.runtime.backends.kernels.backend import KernelsBackend
+def _open_with_random_weights(bundle: Path) -> tuple[LongLLaVA, Callable[[], bool | None]]:
+    """Return a model, and a function that says whether its decode steps are replayed as graphs."""
     from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
-    options = RunOptions(backend="kernels", chunk_size=_CHUNK, vision_batch=_BATCH)
+    options = RunOptions(chunk_size=_CHUNK, vision_batch=_BATCH)
     manifest = Manifest.load(bundle)
-    backend = KernelsBackend(
-        bundle,
-        manifest,
-        max_context=options.max_context,
-        chunk_size=_CHUNK,
-        read_weights=draw_weights,
-    )
-    return LongLLaVA(bundle, manifest, options, backend=backend)
+    backend: TrtBackend | KernelsBackend
+    if any(engine_folders(bundle)):
+        from longllava_trt.runtime.backends.trt.backend import TrtBackend
+
+        backend = TrtBackend(open_with_dummy_weights(bundle))
+    else:
+        from longllava_trt.runtime.backends.kernels.backend import KernelsBackend
+
+        backend = KernelsBackend(
+            bundle,
+            manifest,
+            max_context=options.max_context,
+            chunk_size=_CHUNK,
+            read_weights=draw_weights,
+        )
+    model = LongLLaVA(bundle, manifest, options, backend=backend)
+    return model, lambda: backend.load_decoder().graphs_are_right
 
 
-def _device_figures(model: LongLLaVA) -> dict[str, Any]:
-    from longllava_trt.runtime.backends.kernels.decoder import KernelsDecoder
-
-    assert isinstance(model.runner.decoder, KernelsDecoder), "Bug: it was opened with our kernels"
-    return {"memory_gib": used_gib(), "graphs": str(model.runner.decoder.graphs_are_right)}
+def _device_figures(graphs: Callable[[], bool | None]) -> dict[str, Any]:
+    return {"memory_gib": used_gib(), "graphs": str(graphs())}
 
 
 def measure_images(

@@ -118,7 +118,7 @@ def test_a_conversation_on_engines_is_that_of_onnxruntime(
     assert model.runner.decoder.graphs_are_right
 
 
-def test_the_gpu_lane_shows_images_to_a_bundle_without_weights(
+def test_the_gpu_benchmark_shows_images_to_a_bundle_without_weights(
     engines: Engines,
     tiny_bundle: Path,
     engine_bundle: Path,
