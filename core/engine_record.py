@@ -1,4 +1,4 @@
-"""What a folder of engines consists of: engine.json, read by whoever runs them.
+"""Contents of a folder of engines: engine.json, which is read to run them.
 
     BUNDLE/engines/sm80-trtrtx-1.7.1/
         engine.json                      this
@@ -73,7 +73,7 @@ class EngineWeight:
 
 @dataclass(frozen=True, slots=True)
 class ShapeRange:
-    """What one optimization profile allows for one input."""
+    """Shapes that one optimization profile allows for one input."""
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
@@ -118,7 +118,8 @@ class EngineStage:
     peak_rss_bytes: int
     """Largest resident set of the building process up to then."""
     kernels: Mapping[str, ProfileKernels] = field(default_factory=dict)
-    """What TensorRT made, by profile; none where it did not say, and in files of version 1."""
+    """Kernels that TensorRT made, by profile; empty if TensorRT did not report them, and in
+    files of version 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What TensorRT made of one stage, for each profile: its kernels in their order, and the memory they work in.
+"""Record of one stage's engine, for each profile: its kernels in order, and their memory.
 
 In engine.json a tensor is one line of text, as in `linear bfloat16 [1,-1,512] [-1,512,1]`: name, dtype, shape and
 strides. A decoder has some thousand of them.
@@ -14,12 +14,12 @@ from typing import Any
 __all__ = ["BudgetExcess", "Kernel", "KernelTensor", "ProfileKernels", "is_launch"]
 
 _NO_LAUNCH = frozenset({"signal", "wait", "shape_call", "ShapeHostToDevice"})
-"""What orders kernels or works on the host."""
+"""Kinds that order kernels or work on the host."""
 
 
 @dataclass(frozen=True, slots=True)
 class KernelTensor:
-    """What a kernel reads or writes."""
+    """A tensor that a kernel reads or writes."""
 
     name: str
     """Of the network, where it has one there."""
@@ -62,20 +62,20 @@ class BudgetExcess:
 
     budget: str
     excess: str
-    """What exceeds it, and by how much."""
+    """Name of what exceeds it, and by how much."""
     reason: str
     cure: str
-    """What will bring it within the budget."""
+    """Change that will bring it within the budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileKernels:
-    """What TensorRT made for one profile."""
+    """Kernels that TensorRT made for one profile."""
 
     scratch_bytes: int
     """Largest memory that any step works in besides its inputs and outputs."""
     activation_bytes: int
-    """What an execution context takes: scratch, and tensors between steps."""
+    """Bytes that an execution context takes: scratch, and tensors between steps."""
     kernels: tuple[Kernel, ...]
     excesses: tuple[BudgetExcess, ...] = ()
 

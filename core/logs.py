@@ -29,17 +29,17 @@ class ProgressEvent:
     """How far one task has come. Its first event has `done == 0`, its last has `done == total`."""
 
     task: str
-    """What is being done, in the words of the user: `export decoder`."""
+    """Name of the task, in the user's words: `export decoder`."""
     done: int
     total: int | None = None
     """How much there is to do; None while that is unknown."""
     unit: str = "steps"
     note: str = ""
-    """What is in hand right now, or what came of it: `layer 12`, `3.1 MB`."""
+    """Present part of the task, or its result: `layer 12`, `3.1 MB`."""
 
 
 Progress = Callable[[ProgressEvent], None]
-"""What a long-running function takes as `progress`."""
+"""Type of the `progress` argument of a long-running function."""
 
 
 def configure(verbosity: int) -> None:

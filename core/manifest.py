@@ -1,4 +1,4 @@
-"""What a bundle consists of: manifest.json, the one thing that export and runtime share.
+"""Contents of a bundle: manifest.json, the one thing that export and runtime share.
 
 A bundle is a folder:
 
@@ -58,7 +58,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightRecord(ByteRange):
-    """Where one weight of the graphs comes from."""
+    """Source of one weight of the graphs."""
 
     file: str
     """Path in the bundle."""
@@ -72,7 +72,7 @@ class WeightRecord(ByteRange):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantisationError:
-    """What one kind of matrix lost, over all experts of a layer."""
+    """Quantisation error of one kind of matrix, over all experts of a layer."""
 
     layer: int
     matrix: str

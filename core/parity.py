@@ -80,7 +80,7 @@ class ParityRow:
     problem: str | None = None
     """Why it failed."""
     note: str | None = None
-    """What else a reader must know, such as why it was skipped."""
+    """More that a reader must know, such as why it was skipped."""
 
     @classmethod
     def skipped(cls, name: str, reason: str) -> ParityRow:

@@ -30,7 +30,7 @@ _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 @dataclass(frozen=True, slots=True)
 class TensorSource(ByteRange):
-    """Where one tensor lies."""
+    """Position of one tensor in a file."""
 
     file: Path
     """Name of the file in the checkpoint's folder; absolute if it lies elsewhere."""

@@ -36,9 +36,9 @@ class SafetensorsLayout:
     """A file that is known but for its content."""
 
     header: bytes
-    """What it begins with."""
+    """Bytes at the start of the file."""
     ranges: Mapping[str, ByteRange]
-    """Where each tensor lies, by name, in the file's order."""
+    """Position of each tensor, by name, in the file's order."""
 
     @property
     def nbytes(self) -> int:

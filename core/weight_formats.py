@@ -43,7 +43,7 @@ class WeightFormat:
     group: int | None = None
     """Columns that share a scale; None if all of a row do."""
     columns_multiple: int = 1
-    """What the columns of a matrix must be a multiple of: the kernels read rows in blocks."""
+    """Divisor of the columns of a matrix: the kernels read rows in blocks of this length."""
     summary: str = ""
     """For the help of the command line."""
 

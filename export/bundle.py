@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """What an export made."""
+    """Result of an export."""
 
     bundle: Path
     dtype: str
@@ -139,11 +139,11 @@ def export_bundle(
         for done, name in enumerate(stages):
             _tell(progress, done, total, name)
             records |= _export_stage(config, name, dtype, sources, staging, experts)
-            check_memory(options.max_ram_gib, place=name)
+            check_memory(options.max_ram_gib, where=name)
         for done, layer in enumerate(experts.layers, start=len(stages)):
             _tell(progress, done, total, f"experts of layer {layer}")
             experts.write(layer, staging, journal=journal, sources=sources, checkpoint=checkpoint)
-            check_memory(options.max_ram_gib, place=f"experts of layer {layer}")
+            check_memory(options.max_ram_gib, where=f"experts of layer {layer}")
         _tell(progress, total - 1, total, "hashing")
         used = [sources[name] for name in records if name in sources]
         copied = place_weight_files(checkpoint, used, staging, mode=options.weights)
@@ -157,7 +157,7 @@ def export_bundle(
             moe_quant=experts.quant,
             quantisation_errors=tuple(experts.errors),
         ).save(staging)
-        check_memory(options.max_ram_gib, place="hashing")
+        check_memory(options.max_ram_gib, where="hashing")
         _tell(progress, total, total, f"{len(files)} files")
         own = (staging / MANIFEST_FILE).stat().st_size + sum(
             record.nbytes

@@ -16,11 +16,11 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def check_memory(max_ram_gib: float | None, *, place: str) -> None:
+def check_memory(max_ram_gib: float | None, *, where: str) -> None:
     """Raise `ExportError` if the peak exceeds a ceiling; without a ceiling anything is allowed."""
     peak = peak_rss_bytes() / 2**30
     if max_ram_gib is not None and peak > max_ram_gib:
         raise ExportError(
-            f"{place}: resident memory must stay within {max_ram_gib:g} GiB, but its peak was {peak:.2f} GiB; "
+            f"{where}: resident memory must stay within {max_ram_gib:g} GiB, but its peak was {peak:.2f} GiB; "
             "raise --max-ram"
         )

@@ -41,7 +41,7 @@ _SLOTS = 2 * _READERS
 
 
 class WeightMemory(Protocol[Buffer]):
-    """Where weights go. `write` is called from several threads at once."""
+    """Memory for weights. `write` is called from several threads at once."""
 
     def allocate(self, nbytes: int) -> Buffer:
         """Return memory for one weight."""
@@ -134,7 +134,7 @@ def load_weights(
 
 
 class _Ring(Generic[Buffer]):
-    """What the readers share: open files, buffers in turn, and where each weight goes."""
+    """Data that the readers share: open files, a ring of buffers, each weight's target."""
 
     def __init__(
         self,

@@ -52,7 +52,7 @@ class KernelsDecoder:
     ) -> None:
         self.model, self.stream = model, stream
         self.embeds_spec = spec.inputs[0]
-        """What `step` takes."""
+        """Contract of the embeddings that `step` takes."""
         self.vocab_size = int(spec.outputs[0].shape[-1])
         self.graphs_are_right: bool | None = None if use_graphs and stream.cuda else False
         """None until the first decode step has tried."""
@@ -248,7 +248,7 @@ class KernelsDecoder:
     def _check(self, inputs_embeds: NDArray[Any], *, batch: int) -> None:
         dtype = str(inputs_embeds.dtype)
         dims = {"batch": batch}
-        self.embeds_spec.check(inputs_embeds.shape, dtype, dims=dims, place="decoder")
+        self.embeds_spec.check(inputs_embeds.shape, dtype, dims=dims, where="decoder")
 
 
 def _publish(states: Sequence[KernelsState], seq_len: int) -> None:

@@ -43,7 +43,7 @@ class DeviceStream:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """What is launched inside goes to this stream, and nothing is kept for gradients."""
+        """Launch the work inside on this stream, and keep nothing for gradients."""
         with torch.no_grad(), torch.cuda.stream(self.cuda):
             yield
 

@@ -1,4 +1,7 @@
-"""What a machine must have to run our kernels, and what this one lacks. Asks; imports PyTorch only to ask."""
+"""Requirements of our kernels, and those that this machine does not meet.
+
+PyTorch is imported only when they are checked.
+"""
 
 from __future__ import annotations
 

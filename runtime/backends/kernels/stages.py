@@ -50,7 +50,7 @@ class KernelsStage(ABC):
         """
         spec = self.spec.inputs[0]
         value = inputs[spec.name]
-        spec.check(value.shape, str(value.dtype), dims={}, place=self.spec.name)
+        spec.check(value.shape, str(value.dtype), dims={}, where=self.spec.name)
         self.check_values(value)
         with self.stream.active():
             result = self.forward(self.stream.to_device(value))

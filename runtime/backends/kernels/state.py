@@ -1,4 +1,4 @@
-"""What sequences carry between calls, in slots of tensors that are allocated once.
+"""State that sequences carry between calls, in slots of tensors that are allocated once.
 
 A pool has the caches and the recurrent states of several slots; kernels work on neighbouring slots at once. Keys and values
 are appended in place. All that is rewritten, lengths too, is there twice: a call reads one half and writes the other, and
@@ -35,15 +35,15 @@ class SlotSpan(NamedTuple):
     """Of each layer key and value [slots, kv_heads, capacity, head_dim], written in place; or conv state [slots, d_inner,
     d_conv - 1] and recurrent state [slots, d_inner, d_state], only read."""
     written: tuple[Pair, ...]
-    """Where the next of these go; keys and values have one place."""
+    """Tensors for the next states; those of keys and values are the same as in `states`."""
     past_len: torch.Tensor
     """Positions fed; only read. [slots], int32."""
     next_len: torch.Tensor
-    """Where those after the call go. [slots], int32."""
+    """Memory for the positions fed after the call. [slots], int32."""
 
 
 class _Point(NamedTuple):
-    """Which half is the present one, and how many positions each slot was fed."""
+    """Index of the present half, and the positions that each slot was fed."""
 
     half: int
     lengths: tuple[int, ...]
@@ -93,7 +93,7 @@ class StatePool:
 
     @property
     def half(self) -> int:
-        """Which half is read next: 0 or 1."""
+        """Index of the half that is read next: 0 or 1."""
         return self._point.half
 
     @property
@@ -160,7 +160,7 @@ class StatePool:
         self._point = _Point(self.half, (0,) * self.num_slots)
 
     def set_length(self, slot: int, past_len: int) -> None:
-        """Say that a slot was fed so many positions."""
+        """Set the number of positions that a slot was fed."""
         with self.stream.active():
             self._lengths[self.half][slot] = past_len
         lengths = list(self.lengths)
@@ -246,7 +246,7 @@ class KernelsState:
         return self.pool.capacity
 
     def reserve(self, capacity: int) -> None:
-        """Make room for so many positions in all, in all slots of the pool."""
+        """Make room for `capacity` positions in all, in all slots of the pool."""
         self.pool.reserve(capacity)
 
     def make_room(self, seq_len: int) -> None:
@@ -270,7 +270,13 @@ class KernelsState:
         self.pool.write_slot(self.slot, mark.past_len, mark.recurrent.items())
 
     def load_state_dict(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
-        """Take over a state of so many positions, as `state_dict` returns it. There must be room for it.
+        """Take over a state of `past_len` positions, as `state_dict` returns it.
+
+        Args:
+            past_len: Positions fed; there must be room for them.
+            arrays: By input name: keys and values [1, kv_heads, past_len, head_dim], conv states
+                [1, d_inner, d_conv - 1], recurrent states [1, d_inner, d_state]; of the
+                contract's dtypes.
 
         Raises:
             InputError: If there is none.

@@ -1,4 +1,4 @@
-"""Which tensors the kernels read, and which of the checkpoint's tensors each is made of.
+"""Tensors that the kernels read, and the checkpoint's tensors that each is made of.
 
 What is multiplied with the same input is one matrix: query, key and value; gate and up; an expert after another. In
 memory that is no more than one tensor behind another. Knows neither files nor PyTorch.

@@ -38,7 +38,7 @@ _SMALL_STEP = -4.6
 
 
 class TorchMemory:
-    """Where weights go: a `WeightMemory` of PyTorch's, on a device or on the host.
+    """Memory for weights: a `WeightMemory` of PyTorch's, on a device or on the host.
 
     Args:
         stream: Where copies are enqueued.

@@ -76,11 +76,11 @@ class _Buffers:
 
 
 class _Live(NamedTuple):
-    """What a state is at one moment; replaced as a whole."""
+    """Contents of a state at one moment; replaced as a whole."""
 
     past_len: int
     turn: int
-    """Which of the two sets of convolution and recurrent states is current."""
+    """Index of the current set of convolution and recurrent states: 0 or 1."""
     buffers: _Buffers
 
 
@@ -117,13 +117,13 @@ class DecoderState:
 
     @property
     def current(self) -> dict[str, _Buffer]:
-        """What the next call reads, by input name."""
+        """Buffers that the next call reads, by input name."""
         _, turn, buffers = self._live
         return {**buffers.rewritten[turn], **buffers.caches}
 
     @property
     def spare(self) -> dict[str, _Buffer]:
-        """Where the next call writes convolution and recurrent states, by input name."""
+        """Buffers that the next call writes convolution and recurrent states to, by input name."""
         _, turn, buffers = self._live
         return buffers.rewritten[1 - turn]
 
@@ -190,9 +190,15 @@ class DecoderState:
         return buffers.bindings[turn]
 
     def load_state_dict(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
-        """Take over a state of so many positions, as `state_dict` returns it. There must be room for it.
+        """Take over a state of `past_len` positions, as `state_dict` returns it.
 
         Meant for a fresh state: if it fails, drop the state.
+
+        Args:
+            past_len: Positions fed; there must be room for them.
+            arrays: By input name, of the contract's dtypes: keys and values
+                [1, num_key_value_heads, past_len, head_dim], conv states
+                [1, d_inner, d_conv - 1], recurrent states [1, d_inner, d_state].
         """
         _, turn, buffers = self._live
         self._live = _Live(0, turn, buffers)

@@ -76,7 +76,7 @@ class OnnxSession:
         dims: dict[str, int] = {}
         for spec in self.spec.inputs:
             value = inputs[spec.name]
-            spec.check(value.shape, str(value.dtype), dims=dims, place=self.spec.name)
+            spec.check(value.shape, str(value.dtype), dims=dims, where=self.spec.name)
         outputs = self.session.run(self.output_names, dict(inputs))
         return dict(zip(self.output_names, outputs, strict=True))
 

@@ -144,7 +144,7 @@ class Cuda:
 
 
 class CudaMemory:
-    """Where weights go: a `WeightMemory` on the device.
+    """Memory for weights: a `WeightMemory` on the device.
 
     Args:
         cuda: Whose memory.

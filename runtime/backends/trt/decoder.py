@@ -59,7 +59,7 @@ class TrtDecoder:
             for name, tensor in self._staged.items():
                 context.bind(name, tensor.address)
         self.embeds_spec = self._staged["inputs_embeds"].spec
-        """What `step` takes."""
+        """Contract of the embeddings that `step` takes."""
         self.vocab_size = int(loaded.spec.outputs[0].shape[-1])
         self.graphs_are_right: bool | None = None if use_graphs else False
         """None until the first decode step has tried."""
@@ -83,7 +83,7 @@ class TrtDecoder:
             InputError: If the state has no room for them, or they are more than the engine takes at once.
         """
         self.embeds_spec.check(
-            inputs_embeds.shape, str(inputs_embeds.dtype), dims={}, place="decoder"
+            inputs_embeds.shape, str(inputs_embeds.dtype), dims={}, where="decoder"
         )
         seq_len = inputs_embeds.shape[1]
         state.make_room(seq_len)

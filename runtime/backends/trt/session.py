@@ -179,7 +179,7 @@ class TrtSession:
         dims: dict[str, int] = {}
         for spec in self.spec.inputs:
             value = inputs[spec.name]
-            spec.check(value.shape, str(value.dtype), dims=dims, place=self.spec.name)
+            spec.check(value.shape, str(value.dtype), dims=dims, where=self.spec.name)
         shapes = {spec.name: inputs[spec.name].shape for spec in self.spec.inputs}
         context = choose(self._contexts, shapes, largest=self.largest, where=self.spec.name)
         for name in shapes:

@@ -1,4 +1,4 @@
-"""What one sequence carries between calls of the decoder's engine, on the device.
+"""State that one sequence carries between calls of the decoder's engine, on the device.
 
 Has the methods of `DecoderState`. Where engine.json says `alias`, one buffer is input and output; where it says
 `double-buffer`, two swap, since a kernel may read a state after it has begun to write the next.
@@ -26,7 +26,7 @@ __all__ = ["TrtDecoderState"]
 
 
 class _Live(NamedTuple):
-    """What a state is at one moment; replaced as a whole."""
+    """Contents of a state at one moment; replaced as a whole."""
 
     past_len: int
     turn: int
@@ -65,7 +65,7 @@ class TrtDecoderState:
 
     @property
     def turn(self) -> int:
-        """Which of the two sets of double buffers is current: 0 or 1."""
+        """Index of the current set of double buffers: 0 or 1."""
         return self._live.turn
 
     def bindings(self) -> dict[str, int]:
@@ -112,7 +112,7 @@ class TrtDecoderState:
         self._live = _Live(mark.past_len, turn)
 
     def load_state_dict(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
-        """Take over a state of so many positions, as `state_dict` returns it.
+        """Take over a state of `past_len` positions, as `state_dict` returns it.
 
         Meant for a fresh state: if it fails, drop the state.
         """
