@@ -25,7 +25,7 @@ class ExportOptions:
     dtype: str = "auto"
     """Arithmetic dtype of the graphs; `auto` is that of the checkpoint's decoder."""
     stages: Sequence[str] = STAGES
-    """Which stages to export; all of them are those that the model has."""
+    """Stages to export; by default every stage of the model."""
     weights: WeightsMode = "auto"
     """How the checkpoint's files get into the bundle; see `place_weight_files`."""
     vision_tower: Path | None = None

@@ -1,4 +1,4 @@
-"""What is traced for each stage: the reference's own methods between the contract's inputs and outputs.
+"""Modules that are traced: the reference's methods between a contract's inputs and outputs.
 
 Besides its outputs a stage returns the residual stream after each layer, so that these values get stable
 names in the graph; `trace` takes them off the list of outputs again.

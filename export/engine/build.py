@@ -43,7 +43,7 @@ _CODE_FOR = {"sm86": 80, "sm89": 80, "sm121": 120}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """What to build."""
+    """Settings of a build."""
 
     target: str = "sm80"
     """GPU architecture, or `current`."""
@@ -67,7 +67,7 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
-    """What a build made."""
+    """Result of a build."""
 
     folder: Path
     record: EngineRecord
@@ -84,7 +84,7 @@ class BuildReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """What stays the same from stage to stage."""
+    """Values that are the same for all stages."""
 
     bundle: Path
     manifest: Manifest

@@ -1,4 +1,4 @@
-"""Which engines are there already, and need not be built: told by a digest of all they are made from."""
+"""Reuse of engines that exist already: they are known by a digest of all they are made from."""
 
 from __future__ import annotations
 

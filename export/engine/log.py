@@ -1,4 +1,4 @@
-"""What TensorRT says while it works: its messages kept for errors, its progress handed on.
+"""Messages of TensorRT, kept for errors, and its progress, which is reported on.
 
 The classes are made when TensorRT is there, because they must derive from its own.
 """

@@ -1,4 +1,4 @@
-"""Where the quantised experts of a layer lie: one safetensors file a layer, known before it is written.
+"""Layout of a layer's quantised experts: one safetensors file a layer, known before it is written.
 
 A file holds the layer's experts stacked as the kernels read them, codes first, since scales are known last.
 """

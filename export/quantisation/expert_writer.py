@@ -40,7 +40,7 @@ _MAX_THREADS = 4
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantisedLayer:
-    """What was written."""
+    """Result of writing."""
 
     sha256: str
     bytes_read: int

@@ -43,7 +43,7 @@ class QuantisedExperts:
     """Of the layers that are written."""
     bytes_read: int = 0
     seconds: float = 0.0
-    """What quantising them took, without those that had been finished before."""
+    """Seconds that it took, without layers that had been finished before."""
 
     @classmethod
     def of(cls, config: ModelSpec, quant: MoeQuant) -> QuantisedExperts:
