@@ -1,4 +1,4 @@
-"""What a model is, as data: its layers, the names of its tensors, the contracts of its stages. No torch.
+"""A model as data: its layers, the names of its tensors, the contracts of its stages. No torch.
 
 spec.py         layers and sizes, whatever the family
 family.py       what a family says: how config.json is read, what tensors are called, presets

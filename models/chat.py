@@ -12,11 +12,11 @@ from typing import Protocol
 __all__ = ["IMAGE_PLACEHOLDER", "ChatFormat", "OriginalFormat"]
 
 IMAGE_PLACEHOLDER = "<image>"
-"""What a user writes where an image goes, unless a family says otherwise."""
+"""Placeholder that a user writes where an image goes, unless a family has another."""
 
 
 class OriginalFormat(Protocol):
-    """What a family's original code writes for media, faults included, for `official_compat`.
+    """Texts that a family's original code writes for media, faults included; for `official_compat`.
 
     Each method returns the texts around the images: one more than there are images.
     """

@@ -1,4 +1,4 @@
-"""Where every tensor of a checkpoint lies, from the headers of its safetensors files alone.
+"""Position of every tensor of a checkpoint, from the headers of its safetensors files alone.
 
 Accepts one file or shards with an index, under every naming that the family knows, and packed tensors. Reads no weights and never unpickles.
 """

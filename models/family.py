@@ -1,4 +1,4 @@
-"""What a family of models is to the rest of the code: a reader of its config.json, and its names of tensors.
+"""A family of models for the rest of the code: a reader of its config.json, and its tensor names.
 
 A family is one folder below `models/`, and one line in `registry.py`. Nothing outside it knows its name.
 """
@@ -67,7 +67,7 @@ class ModelFamily:
     chat: ChatFormat
     """Strings of its prompts."""
     image_policy: ImagePolicy
-    """What becomes of stills in high resolution."""
+    """How stills in high resolution are cut."""
     presets: Mapping[str, ModelSpec] = field(default_factory=dict)
     """Sizes that synthetic checkpoints come in."""
     published_presets: frozenset[str] = frozenset()

@@ -44,9 +44,9 @@ Shapes = Iterator[tuple[str, Shape]]
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 VISION, PROJECTOR = "vision.", "projector."
-"""What the paths of the tower and of the connector begin with."""
+"""Prefixes of the paths of the tower and of the connector."""
 PACKED_PARTS = ("gate_up", "down", "gate_up_scales", "down_scales")
-"""What all experts of a layer are stacked into, where they are quantised."""
+"""Tensors that all experts of a layer are stacked into when they are quantised."""
 EXPERT_MATRICES = ("gate", "up", "down")
 """The three matrices of a SwiGLU, in a checkpoint's order."""
 

@@ -49,7 +49,7 @@ _FOREIGN = {
     "llava_next": "LLaVA-1.6 in transformers' format",
     "mistral": "Mistral, text alone",
 }
-"""What people try; said by name, though it is not supported."""
+"""Models that people try and that are not supported; an error names them."""
 
 _loaded: dict[str, ModelFamily] = {}
 

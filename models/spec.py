@@ -102,7 +102,7 @@ class VisionSpec:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectorSpec:
-    """What turns patch features into decoder positions: pooling, then linear layers with GELU between them."""
+    """Patch features to decoder positions: pooling, then linear layers with GELU between them."""
 
     num_layers: int = 2
     pooling: int = 1

@@ -14,7 +14,7 @@ from longllava_trt.models.family import Renaming, rename
 __all__ = ["VISION_PREFIX", "canonical_name", "is_tolerated", "stored_parts", "tensor_name"]
 
 VISION_PREFIX = "model.vision_tower.vision_tower.vision_model."
-"""What the original puts before the vision tower's own names."""
+"""Prefix of the vision tower's own names in the original."""
 
 _PARAMETERS: Renaming = (
     (re.compile(r"^(embed_tokens|layers)\."), r"model.\1."),
