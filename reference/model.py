@@ -23,7 +23,7 @@ __all__ = ["DecoderOutput", "LongLLaVA"]
 
 @dataclass(frozen=True, slots=True)
 class DecoderOutput:
-    """What one call of the decoder returns."""
+    """Result of one call of the decoder."""
 
     logits: Tensor
     """Scores of the next token. [batch, 1 or seq_len, vocab_size], float32."""

@@ -33,7 +33,7 @@ class ExpertWeights(NamedTuple):
 
 
 class ScanInputs(NamedTuple):
-    """What a selective scan reads, in the order of the ONNX node."""
+    """Inputs of a selective scan, in the order of the ONNX node."""
 
     u: Tensor
     """Input after the convolution and SiLU. [B, L, D], T."""

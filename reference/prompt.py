@@ -38,10 +38,10 @@ class TextEncoder(Protocol):
 
 
 IMAGE_PLACEHOLDER = "<image>"
-"""Where an image stands in a text."""
+"""Placeholder for an image in a text."""
 
 IMAGE_TOKEN_INDEX = -200
-"""Where an image stands among ids; never an id of the vocabulary."""
+"""Placeholder for an image among ids; never an id of the vocabulary."""
 
 USER_ROLE = "<|startoftext|><|User|>\n"
 ASSISTANT_ROLE = "<|startoftext|><|Assistant|>\n"
@@ -83,7 +83,7 @@ def wrap_images(query: str, *, num_images: int) -> str:
 
 
 def wrap_video(text: str, *, num_frames: int, official_compat: bool = False) -> str:
-    """Return the user's text with a clip of so many frames in front, no newline between them.
+    """Return the user's text with a clip of `num_frames` in front, no newline between them.
 
     Args:
         text: The question; with still images in it, as `wrap_images` returns it.
@@ -103,7 +103,7 @@ def wrap_video(text: str, *, num_frames: int, official_compat: bool = False) -> 
 
 
 def video_clip(num_frames: int) -> str:
-    """Return the text of a clip of so many frames."""
+    """Return the text of a clip of `num_frames`."""
     return _OPEN_VIDEO + _BETWEEN_FRAMES.join([WRAPPED_IMAGE] * num_frames) + _CLOSE_VIDEO
 
 

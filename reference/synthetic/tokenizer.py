@@ -63,7 +63,8 @@ def train_tokenizer(vocab_size: int) -> str:
         vocab_size: Number of ids: special tokens, bytes, characters, then merged pieces.
 
     Raises:
-        InputError: If the text cannot fill so many ids, or they cannot hold its characters and the markers.
+        InputError: If the text is too short for `vocab_size` ids, or the ids are too few for its
+            characters and the markers.
     """
     tokenizer = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
