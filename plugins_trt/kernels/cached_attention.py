@@ -43,7 +43,7 @@ KERNELS = {
 """The kernels by the names that a `Launch` has."""
 _DEFAULT_ARCH = 90
 _HEAD_DIM_STEP = 16
-"""head_dim is a multiple: so many elements are multiplied, and loaded, at once."""
+"""Divisor of head_dim: this number of elements is loaded and multiplied at once."""
 
 
 def cached_attention(

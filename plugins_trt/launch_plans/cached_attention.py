@@ -59,7 +59,7 @@ class DecodeTile:
     num_warps: int
     num_stages: int
     programs: int
-    """A multiprocessor gets so many."""
+    """Number of programs for each multiprocessor."""
     max_rows: int = 64
     """Queries times heads of a group; with more, it is a chunk."""
 

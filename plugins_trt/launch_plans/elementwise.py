@@ -50,7 +50,7 @@ def plan_swiglu(rows: int, inner: int) -> Launch:
 
 
 def plan_quick_gelu(size: int) -> Launch:
-    """Return the kernel for so many elements that lie together."""
+    """Return the kernel for `size` elements that lie together."""
     return Launch(
         "quick_gelu", (_ceil_div(size, ELEMENTS), 1, 1), {"size": size}, {"block": ELEMENTS}, 4
     )
