@@ -52,7 +52,7 @@ class SequenceContent(NamedTuple):
     checkpoints: tuple[SequenceSnapshot, ...]
     """The first is the beginning, without any image."""
     turns: tuple[RememberedTurn, ...] = ()
-    """What is remembered, oldest first."""
+    """Images that are remembered, oldest first."""
 
     @classmethod
     def beginning(cls, state: StateSnapshot, pending: str) -> SequenceContent:

@@ -1,4 +1,4 @@
-"""What one call adds to a sequence. Nothing of it counts until the sequence publishes its content.
+"""Additions of one call to a sequence. They take effect only when the sequence publishes them.
 
 A draft feeds the decoder's working state; where it is given up, the sequence restores that state
 from its own content before the next call.
@@ -27,12 +27,12 @@ __all__ = ["SequenceDraft", "Shown"]
 
 
 class Shown(NamedTuple):
-    """What became of a message's images."""
+    """Result of feeding a message's images."""
 
     skipped: tuple[str, ...]
-    """What was left out, and why."""
+    """Images that were left out, and why."""
     error: InputError | None
-    """What is wrong with the image at which feeding ended."""
+    """Fault of the image at which feeding ended."""
 
 
 class SequenceDraft:

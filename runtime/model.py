@@ -50,7 +50,7 @@ class LongLLaVA:
         backend: Backend | None = None,
     ) -> None:
         self.runner = Runner(bundle, manifest, options, backend=backend)
-        """What runs it; sequences and benchmarks use it directly."""
+        """Loaded bundle and its backend; sequences and benchmarks use it directly."""
 
     @property
     def bundle(self) -> Path:
@@ -142,7 +142,7 @@ class LongLLaVA:
             videos: One path or several; each becomes a clip before the question.
             media: How images and videos are shown.
             sampling: How the answer is generated; greedily by default.
-            max_new_tokens: At most so many tokens; stands in for that of ``sampling``.
+            max_new_tokens: Largest number of tokens; used instead of the one in ``sampling``.
             on_text: Called with each piece of the answer as it becomes certain.
             progress: Called as the prompt is fed.
 

@@ -34,7 +34,7 @@ class PrefillChunker:
     """How many positions are fed at a time."""
 
     longest: int
-    """At most so many, where the context is short."""
+    """Positions of a chunk while the context is short; never more."""
     num_heads: int
     """Attention heads of one layer."""
     weight_bytes: int
@@ -43,7 +43,7 @@ class PrefillChunker:
     """Whether attention holds its scores at all; if not, chunks stay as long as they are."""
 
     def size_at(self, past_len: int) -> int:
-        """Return the length of a chunk after so many positions; it depends on nothing else."""
+        """Return the length of a chunk after `past_len` positions; it depends on nothing else."""
         if not self.materialises_scores:
             return self.longest
         budget = max(_LEAST_BUDGET, self.weight_bytes // _SHARE_OF_WEIGHTS)

@@ -44,9 +44,9 @@ class SamplingParams:
     stop: Sequence[str] = ()
     """The answer ends before the first of these texts."""
     max_new_tokens: int = 768
-    """At most so many tokens."""
+    """Largest number of tokens."""
     min_new_tokens: int = 1
-    """The end-of-sequence token is forbidden before so many; a stop text is not."""
+    """Least number of tokens before the end-of-sequence token; a stop text may end it before."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _as_tuple(self.stop))

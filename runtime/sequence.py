@@ -70,9 +70,9 @@ class MultimodalSequence:
         self.content = SequenceContent.beginning(
             self._state.snapshot(), chat.prefix + chat.user_role
         )
-        """What the sequence holds; replaced as a whole."""
+        """Content of the sequence; replaced as a whole."""
         self._state_at: StateSnapshot | None = self.content.state
-        """Where the decoder's state is; None while a draft carries it on."""
+        """The decoder's state; None while a draft carries it on."""
 
     @classmethod
     def loaded(

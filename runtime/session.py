@@ -37,7 +37,7 @@ __all__ = ["Ingested", "RememberedTurn", "Session"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingested:
-    """What was shown, and what it cost."""
+    """Images that were shown, and what they cost."""
 
     num_images: int
     """Images added; each tile and each frame of a video is one."""
@@ -79,7 +79,7 @@ class Session:
 
     @property
     def turns(self) -> tuple[RememberedTurn, ...]:
-        """What is remembered, oldest first."""
+        """Images that are remembered, oldest first."""
         return self.sequence.content.turns
 
     def ingest(
@@ -138,7 +138,7 @@ class Session:
             images: Shown with this question, after what is in the sequence.
             videos: Likewise.
             sampling: How the answer is generated; greedily by default.
-            max_new_tokens: At most so many tokens; stands in for that of ``sampling``.
+            max_new_tokens: Largest number of tokens; used instead of the one in ``sampling``.
             remember: Keep question and answer in the sequence. Otherwise it is afterwards what it was before.
             on_text: Called with each piece of the answer as it becomes certain.
             progress: Called as the prompt is fed.
@@ -193,13 +193,13 @@ class Session:
         return np.stack(rows)
 
     def rewind(self, to_image: int, *, progress: Progress | None = None) -> None:
-        """Go back to where so many images had been shown, and forget all that was shown and said after them.
+        """Go back to the point after `to_image` images; forget all that was shown and said later.
 
         The images since the last checkpoint, at most fifteen by default, are encoded and fed again.
 
         Raises:
-            InputError: If there are not so many images, or one that must be encoded again is gone or has changed; the
-                context is then as it was.
+            InputError: If there are fewer images, or one that must be encoded again is gone or has
+                changed; the context is then as it was.
         """
         if not is_whole(to_image) or not 0 <= to_image <= self.num_images:
             raise InputError(

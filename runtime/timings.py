@@ -1,4 +1,4 @@
-"""Where the time of a call goes, by stage, and what is told about it while it runs."""
+"""Time of a call by stage, and progress reports while it runs."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ class ProgressReporter:
 
 
 class RequestMetrics:
-    """What one call measures and reports.
+    """Measurements and progress of one call.
 
     Args:
-        progress: Who is told; may be nobody.
+        progress: Callback for progress events, or None.
     """
 
     def __init__(self, progress: Progress | None = None) -> None:

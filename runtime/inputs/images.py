@@ -51,9 +51,9 @@ class ImageInput:
     grid: TileGrid | None = None
     """Of the still whose tiles are shown."""
     tile: int = 0
-    """Which of them, counted from 1; 0 is the still itself."""
+    """Index of the tile, counted from 1; 0 is the still itself."""
     frame: int | None = None
-    """Which frame of a video, counted from 0."""
+    """Index of the frame in its video, counted from 0."""
     stamp: FileStamp | None = None
     """Of the file as it was shown."""
 

@@ -26,7 +26,7 @@ class MediaOptions:
     official_compat: bool = False
     """Write the original's strings byte for byte, faults included."""
     on_broken: OnBroken = "stop"
-    """What a still that cannot be used does: `stop` with an error, or `skip` it and say so in the result."""
+    """Policy for a still that cannot be used: `stop` with an error, or `skip` it and report it."""
 
     def __post_init__(self) -> None:
         seconds = "a number from 0 (every frame)"

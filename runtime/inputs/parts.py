@@ -55,7 +55,7 @@ class Message:
 
     @property
     def groups(self) -> list[ImageGroup]:
-        """What is shown, in order."""
+        """Images and videos, in order."""
         return [part for part in self.parts if isinstance(part, ImageGroup)]
 
     @property

@@ -29,7 +29,7 @@ _STRIP_ROWS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageProcessorConfig:
-    """What the vision tower expects of its pixels."""
+    """Format of the pixels that the vision tower expects."""
 
     image_size: int
     """Side of the square the tower sees, in pixels."""

@@ -72,8 +72,8 @@ def open_clip(
     Args:
         source: A file's path.
         position: Its place among the user's videos, counted from 1; errors name it.
-        seconds_per_frame: One frame is shown for so many seconds of video.
-        max_frames: At most so many frames.
+        seconds_per_frame: Seconds of video for each frame that is shown.
+        max_frames: Largest number of frames.
 
     Raises:
         InputError: If the file cannot be read, holds no video, or no frame.
