@@ -1,4 +1,4 @@
-"""What one would use instead, on the same card in the same run: PyTorch eager, compiled, and its attention."""
+"""Alternatives, timed on the same GPU in the same run: PyTorch eager, compiled, and its attention."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ class BenchContext:
     is_dry: bool = False
     """Tiny sizes on the CPU: runs every line, measures nothing."""
     library: Path | None = None
-    """liblongllava_plugins.so for this card."""
+    """liblongllava_plugins.so for this GPU."""
     wheels: Path | None = None
     """Folder of TensorRT-RTX's wheels."""
     bundle: Path | None = None
@@ -36,7 +36,7 @@ class BenchContext:
 
     @property
     def device(self) -> str:
-        """Where tensors go, in PyTorch's words."""
+        """Device that tensors are put on, as PyTorch names it."""
         return "cpu" if self.is_dry else "cuda"
 
     @cached_property
