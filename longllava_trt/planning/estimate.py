@@ -33,7 +33,7 @@ _IMAGE_BYTES = 3 * 12_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineMemory:
-    """What engines that are there take besides weights, as `engine.json` has it."""
+    """Bytes that existing engines take besides weights, from `engine.json`."""
 
     scratch: int
     """Of all stages, each in its largest profile."""
