@@ -1,4 +1,4 @@
-"""Run bundles. Knows no PyTorch, no oracle and no exporter; it meets export in the bundle alone.
+"""Run bundles. Imports neither PyTorch nor the reference nor the exporter: all it needs is in a bundle.
 
 model.py          LongLLaVA: question, images and videos in, streamed answer out
 session.py        a sequence that is kept: ingest once, ask many, rewind, fork
