@@ -1,4 +1,4 @@
-"""Run bundles. Imports neither PyTorch nor the reference nor the exporter: all it needs is in a bundle.
+"""Run bundles. Needs only a bundle: imports neither PyTorch nor the reference nor the exporter.
 
 model.py          LongLLaVA: question, images and videos in, streamed answer out
 session.py        a sequence that is kept: ingest once, ask many, rewind, fork

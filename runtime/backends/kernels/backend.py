@@ -94,7 +94,7 @@ class KernelsBackend:
         return BackendLimits()
 
     def load_stage(self, stage: str) -> KernelsStage:
-        """Load a stage and its weights. Vision and projector share a stream; the decoder has its own."""
+        """Load a stage and its weights. Vision and projector share a stream, not the decoder's."""
         record = self._manifest.stage(stage)
         if stage in {"vision", "projector"}:
             self._vision_stream = self._vision_stream or DeviceStream(self._device)

@@ -1,7 +1,7 @@
 """The decoder's forward pass as functions over our kernels; it computes the same as the reference.
 
-Every layer is h = x + mixer(norm(x)); out = h + feed_forward(norm(h)). One kernel adds and takes the
-norm that follows, so a layer returns both terms of its sum.
+Every layer is h = x + mixer(norm(x)); out = h + feed_forward(norm(h)). One kernel adds and takes
+the norm that follows, so a layer returns both terms of its sum.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """A device with a stream of its own, and copies of arrays to it and back.
 
-NumPy has no bfloat16 and PyTorch does not know that of ml_dtypes: such arrays are copied as integers
-of the same bits.
+NumPy has no bfloat16 and PyTorch does not know that of ml_dtypes: such arrays are copied as
+integers of the same bits.
 """
 
 from __future__ import annotations

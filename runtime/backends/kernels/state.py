@@ -252,7 +252,7 @@ class KernelsState:
 
     @property
     def past_len(self) -> int:
-        """Positions fed so far. Only measurements set it: the states and caches stay as they are."""
+        """Positions fed so far. Only measurements set it; states and caches stay as they are."""
         return self.pool.lengths[self.slot]
 
     @past_len.setter

@@ -46,7 +46,7 @@ class _Buffer(NamedTuple):
 
     @classmethod
     def zeros(cls, spec: TensorSpec, *, extent: int = 1) -> _Buffer:
-        """Allocate a tensor for a single sequence, with room for ``extent`` positions if it is a cache."""
+        """Allocate a tensor for one sequence; a cache has room for ``extent`` positions."""
         named = {"capacity": extent}
         shape = [d if isinstance(d, int) else named.get(d, 1) for d in spec.shape]
         return cls.over(np.zeros(shape, dtype=spec.dtype))

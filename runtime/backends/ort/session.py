@@ -96,7 +96,8 @@ def _load(
     options.log_severity_level = 3
     # it plans a block for each new shape, and the decoder has a new shape when its context grows
     options.enable_mem_pattern = False
-    # threads of a session that has answered would spin for milliseconds on the cores that the next stage needs
+    # else threads of a session that is done spin for milliseconds on cores that the next stage
+    # needs
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if num_threads is not None:
         options.intra_op_num_threads = num_threads

@@ -1,7 +1,7 @@
 """The part of the CUDA runtime that engines need: memory, streams, events, graphs. No PyTorch.
 
-Knows nothing about TensorRT and models. Addresses are integers; a call that fails raises an error with
-CUDA's own words.
+Knows nothing about TensorRT and models. Addresses are integers; a call that fails raises an error
+with CUDA's own words.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The decoder stage as a TensorRT engine: its state on the device, decode steps as CUDA graphs.
 
-Has the methods of `Decoder`. A captured step is used only after a check: some steps are replayed and
-must give the results of the same steps without a graph, or be as near to them as two such runs are
-to each other. Otherwise every step is launched without a graph, and a warning says which layer
+Has the methods of `Decoder`. A captured step is used only after a check: some steps are replayed
+and must give the results of the same steps without a graph, or be as near to them as two such runs
+are to each other. Otherwise every step is launched without a graph, and a warning says which layer
 differed.
 """
 
@@ -81,7 +81,7 @@ class TrtDecoder:
             Logits of the token that follows. [vocab_size], float32.
 
         Raises:
-            InputError: If the state has no room for them, or they are more than the engine takes at once.
+            InputError: If the state has no room for them, or the engine takes fewer in one call.
         """
         self.embeds_spec.check(
             inputs_embeds.shape, str(inputs_embeds.dtype), dims={}, where="decoder"

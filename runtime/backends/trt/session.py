@@ -66,8 +66,8 @@ class StagedTensor:
         """Begin to copy the result back.
 
         Returns:
-            Array of the contract's shape and dtype. It holds the result when the stream is done, and
-            until the next run.
+            Array of the contract's shape and dtype. It holds the result when the stream is done,
+            and until the next run.
         """
         shape = _shape(self.spec, dims)
         staged = self._host[: math.prod(shape) * self._dtype.itemsize]
@@ -116,7 +116,7 @@ def make_contexts(
 ) -> tuple[dict[str, ProfileContext], DeviceBlock]:
     """Return a context for each profile, and their shared memory; they must not run together.
 
-    Each profile has its own context, so that a graph captured from one stays valid when another runs.
+    Each profile has its own context: a graph captured from one stays valid when another runs.
     """
     names = list(loaded.stage.profiles)
     size = loaded.engine.get_device_memory_size_for_profile_v2

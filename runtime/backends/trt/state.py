@@ -1,8 +1,8 @@
 """State that one sequence carries between calls of the decoder's engine, on the device.
 
-Has the methods of `DecoderState`. If engine.json says `alias`, one buffer is input and output; if it
-says `double-buffer`, two take turns, since a kernel may read a state after it has begun to write the
-next.
+Has the methods of `DecoderState`. If engine.json says `alias`, one buffer is input and output; if
+it says `double-buffer`, two take turns, since a kernel may read a state after it has begun to write
+the next.
 """
 
 from __future__ import annotations
