@@ -1,7 +1,7 @@
 """Record of one stage's engine, for each profile: its kernels in order, and their memory.
 
-In engine.json a tensor is one line of text, as in `linear bfloat16 [1,-1,512] [-1,512,1]`: name, dtype, shape and
-strides. A decoder has some thousand of them.
+In engine.json a tensor is one line of text, such as `linear bfloat16 [1,-1,512] [-1,512,1]`: name,
+dtype, shape and strides. A decoder has about a thousand tensors.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ class KernelTensor:
     """A tensor that a kernel reads or writes."""
 
     name: str
-    """Of the network, where it has one there."""
+    """Name in the network, if it has one there."""
     dtype: str
     shape: tuple[int, ...]
-    """-1 where the size is known at run time only."""
+    """Sizes; -1 if a size is known only at run time."""
     strides: tuple[int, ...]
     """In elements; none where TensorRT does not say."""
 

@@ -1,6 +1,7 @@
 """Inputs and outputs of a bundle's stage: names, shapes and dtypes.
 
-Dims are integers or dim names: `batch`, `seq_len`, `capacity` (positions the KV cache has room for), `num_images`.
+Dims are integers or dim names: `batch`, `seq_len`, `capacity` (positions the KV cache has room
+for), `num_images`.
 """
 
 from __future__ import annotations
