@@ -1,4 +1,4 @@
-"""Table of the dtypes this project knows, with the name that each file format and library has for them.
+"""Table of the dtypes that this project knows, with their names in file formats and libraries.
 
 Every other module reads this table; none has a table of its own. NumPy is imported only for its
 dtypes, so that the command line can show the names at once.

@@ -188,7 +188,7 @@ class EngineRecord:
             ) from err
 
     def differences(self, folder: Path) -> list[str]:
-        """Compare engines and plugin library with the record; return a line for each that differs."""
+        """Compare engines and plugin library with the record; return a line per difference."""
         records: list[PluginRecord | EngineStage] = [self.plugins, *self.stages.values()]
         with FileHasher() as hasher:
             found = [_difference(folder / r.file, r.nbytes, r.sha256, hasher) for r in records]

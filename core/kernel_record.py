@@ -46,7 +46,8 @@ class Kernel:
 
     name: str
     kind: str
-    """TensorRT's word: `gemm`, `runtime_fusion`, `kgen` (made for the purpose), `custom_layer` (a plugin), `copy`."""
+    """TensorRT's word, such as `gemm`, `runtime_fusion`, `kgen` (generated kernel), `custom_layer`
+    (a plugin) or `copy`."""
     inputs: tuple[KernelTensor, ...]
     outputs: tuple[KernelTensor, ...]
     """A plugin's workspaces among them."""

@@ -30,7 +30,10 @@ class MambaState(NamedTuple):
     """State of a Mamba mixer, of constant size."""
 
     conv_state: Tensor
-    """Last d_conv - 1 columns before bias and SiLU, oldest first. [batch, d_inner, d_conv - 1], T."""
+    """Last d_conv - 1 columns before bias and SiLU, oldest first.
+
+    [batch, d_inner, d_conv - 1], T.
+    """
     recurrent_state: Tensor
     """[batch, d_inner, d_state], float32, or T to follow the original bit by bit."""
 

@@ -28,7 +28,7 @@ def pool_patches(features: Tensor, *, patches_per_side: int) -> Tensor:
 
 
 def build_projector(spec: ConnectorSpec, width: int, hidden_size: int) -> nn.Sequential:
-    """Build linear layers with GELU between them; parameters have even numbers, activations odd ones.
+    """Build linear layers with GELU between them; parameters have even indices, activations odd.
 
     Args:
         spec: The connector.

@@ -1,4 +1,4 @@
-"""The decoder's layers: pre-norm residual blocks, each with its own mixer and feed-forward (spec 2.2)."""
+"""The decoder's layers: pre-norm residual blocks with a mixer and a feed-forward (spec 2.2)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Embedding assembly and greedy decoding, as the original does them for one prompt (spec 5.7, 6)."""
+"""Embedding assembly and greedy decoding of one prompt, as in the original (spec 5.7, 6)."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def prefill(
         chunk: Positions fed at a time; by default all.
 
     Returns:
-        Logits of the last position [batch, vocab_size], float32, and the cache.
+        Logits of the last position [batch, 1, vocab_size], float32, and the cache.
     """
     cache = empty_cache(
         model.config.decoder, batch=inputs_embeds.shape[0], dtype=inputs_embeds.dtype

@@ -1,4 +1,4 @@
-"""The whole model, built from its specification. Its state_dict has the paths of `models/parameters.py`."""
+"""The whole model, built from its specification; state_dict paths as in `models/parameters.py`."""
 
 from __future__ import annotations
 
@@ -130,19 +130,22 @@ class LongLLaVA(nn.Module):
         return logits
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """Return the weights by the names that a checkpoint has for them."""
+        """Return the weights, of their own shapes and dtypes, by a checkpoint's names."""
         names = tensor_names(self.config)
         return {names[path]: value for path, value in self.state_dict().items()}
 
     @classmethod
     def on_meta(cls, config: ModelSpec) -> LongLLaVA:
-        """Build the model without storage, to count or to load into."""
+        """Build the model without storage, to count parameters or to load weights into it."""
         with torch.device("meta"):
             return cls(config)
 
     @classmethod
     def from_tensors(cls, config: ModelSpec, tensors: Mapping[str, Tensor]) -> LongLLaVA:
-        """Build the model around weights, by the names that a checkpoint has for them, ready for inference."""
+        """Build the model from weights under a checkpoint's names, ready for inference.
+
+        Shapes and dtypes are those of the model's parameters.
+        """
         model = cls.on_meta(config)
         state = {path: tensors[name] for path, name in tensor_names(config).items()}
         model.load_state_dict(state, strict=True, assign=True)

@@ -59,7 +59,7 @@ class Operators(Protocol):
     """Implementation of the model's operators."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Normalise x [..., size], T, by the root mean square of the last axis; weight [size], T."""
+        """Normalise x [..., size], T, by the last axis's root mean square; weight [size], T."""
         ...
 
     def full_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ class Operators(Protocol):
     def causal_attention(
         self, q: Tensor, k: Tensor, v: Tensor, state: AttentionState
     ) -> tuple[Tensor, AttentionState]:
-        """Append k and v [B, G, L, head_dim], T, to the cache; attend from q [B, H, L, head_dim], T.
+        """Append k and v [B, G, L, head_dim] to the cache; attend from q [B, H, L, head_dim]; T.
 
         Returns:
             Output like q, and the longer cache.
@@ -172,7 +172,7 @@ class TorchOperators:
     def sparse_moe(
         self, x: Tensor, router_logits: Tensor, experts: Sequence[ExpertWeights], *, top_k: int
     ) -> Tensor:
-        """Softmax over all experts, top-k of it, not renormalised; ascending expert order (spec 2.5)."""
+        """Softmax over all experts, top-k, not renormalised; in ascending order (spec 2.5)."""
         weights, chosen = router_logits.float().softmax(-1).topk(top_k, dim=-1)
         weights = weights.to(x.dtype)
         y = torch.zeros_like(x)
