@@ -1,4 +1,4 @@
-"""Code that every other package may use. Knows no model and imports no other package.
+"""Code that every other package may use. Knows no model and imports no other package of ours.
 
 errors.py             errors that a user can cause; logs.py progress and log records; version.py
 json_file.py publish.py digests.py    files: read, published whole or not at all, hashed

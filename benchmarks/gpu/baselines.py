@@ -88,7 +88,8 @@ def _scan_loop(context: BenchContext) -> dict[str, Any]:
 
 def _experts(context: BenchContext, num_tokens: int, *, is_compiled: bool) -> dict[str, Any]:
     tensors = make_moe(context, num_tokens, "bf16")
-    # one token's two experts as a gather of their weights, which a compiler can fuse; more tokens as a loop
+    # one token's two experts as a gather of their weights, which a compiler can fuse; more tokens
+    # as a loop
     run = _gathered if num_tokens <= 2 else _looped
     run = _compiled(run, context) if is_compiled else run
     ms = time_ms(lambda _: run(**tensors), device=context.device, is_graph=num_tokens <= 2)

@@ -1,4 +1,4 @@
-"""One implementation's row: its error, its time, and both beside the twin's and the roofline."""
+"""One implementation's row: error and time, next to the plain version's and the roofline."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ if TYPE_CHECKING:
 __all__ = ["SINGLE", "attempt", "errors", "share"]
 
 SINGLE = 2e-6
-"""Relative error of float32 arithmetic; what comes out in fewer bits is compared with the twin's rounding."""
+"""Relative error of float32 arithmetic; results of fewer bits may have twice the plain version's."""
 
 
 def errors(
     results: Sequence[Tensor], twins: Sequence[Tensor], expected: Sequence[Tensor]
 ) -> dict[str, Any]:
-    """Return the largest errors against float64, and whether ours is within twice the twin's."""
+    """Return the largest errors, and whether ours is within twice the plain version's.
+
+    Args:
+        results: Ours. Any shapes and float dtypes.
+        twins: The plain version's, of the same shapes and dtypes.
+        expected: The same in float64.
+    """
     own = [relative_rms(a, e) for a, e in zip(results, expected, strict=True)]
     plain = [relative_rms(a, e) for a, e in zip(twins, expected, strict=True)]
     ok = all(a <= max(SINGLE, 2 * b) for a, b in zip(own, plain, strict=True))

@@ -41,7 +41,7 @@ class BenchContext:
 
     @cached_property
     def ceilings(self) -> Ceilings:
-        """The rates that step `card` measured in this run, else measured now."""
+        """Rates that step `gpu-info` measured in this run; without it, they are measured now."""
         found = [row for row in read_rows(self.out) if row["step"] == "gpu-info"]
         rates = {row["case"]: row["per_s"] for row in found if "per_s" in row}
         if not rates:

@@ -32,7 +32,7 @@ _PIECE_BYTES = 2**28
 
 
 def bundles_without_weights(folder: Path | None, *, engines: bool = False) -> list[Path]:
-    """Return the bundles in a folder, the smallest model first: a card may not hold the largest.
+    """Return the bundles in a folder, the smallest model first: a GPU may be too small for the largest.
 
     Args:
         folder: Made by `prepare`; None if there is none.

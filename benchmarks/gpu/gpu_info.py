@@ -1,4 +1,4 @@
-"""The card as it is found, and its three ceilings: a copy, a matrix product, exponentials."""
+"""The GPU, and its three measured limits: a copy, a matrix product, exponentials."""
 
 from __future__ import annotations
 

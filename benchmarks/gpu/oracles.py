@@ -1,6 +1,6 @@
 """The operators once more, in float64: what every implementation is compared with.
 
-Written from `longllava_trt.plugins_trt.spec` alone, not from the kernels or their twins.
+Written from `longllava_trt.plugins_trt.spec` alone, not from the kernels or their plain versions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""The plugins' host code: grids, arguments and workspaces that C++ works out, with real kernels on a real card.
+"""The plugins' host code on a real GPU: grids, arguments and workspaces computed in C++.
 
-Each operator runs through the library's C interface and is compared with float64 and with the Triton launcher. Outputs
-and workspace begin full of NaN, and the bytes behind the workspace must stay as they were.
+Each operator runs through the library's C interface and is compared with float64 and with the
+Triton launcher. Outputs and workspace begin full of NaN, and the bytes behind the workspace must
+stay as they were.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The least work an operator must do, and the time it takes at the rates that the GPU reached.
 
-Every byte is counted once: inputs read, outputs written. What a kernel moves or computes beyond that counts against
-it.
+Every byte is counted once: inputs read, outputs written. What a kernel moves or computes beyond
+that counts against it.
 """
 
 from __future__ import annotations
