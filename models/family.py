@@ -1,6 +1,7 @@
 """A family of models for the rest of the code: a reader of its config.json, and its tensor names.
 
-A family is one folder below `models/`, and one line in `registry.py`. Nothing outside it knows its name.
+A family is one folder below `models/`, and one line in `registry.py`. Nothing outside it knows its
+name.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ class ReadConfig(Protocol):
 
         Args:
             folder: Checkpoint or bundle.
-            vision_tower: Folder whose config.json describes the tower, in place of what the checkpoint says.
-            ignored_keys: Keys of config.json that the family does not know and the user says do not matter.
+            vision_tower: Folder whose config.json describes the tower, in place of what the
+                checkpoint says.
+            ignored_keys: Keys of config.json that the family does not know and the user says do not
+                matter.
         """
 
 
@@ -69,7 +72,7 @@ class ModelFamily:
     image_policy: ImagePolicy
     """How stills in high resolution are cut."""
     presets: Mapping[str, ModelSpec] = field(default_factory=dict)
-    """Sizes that synthetic checkpoints come in."""
+    """Sizes of synthetic checkpoints."""
     published_presets: frozenset[str] = frozenset()
     """Presets that are too large to be filled with random numbers by accident."""
     positions_around_image: int = 0

@@ -1,4 +1,4 @@
-"""The tensors of a model's checkpoint, by the names that its family has for them."""
+"""The tensors of a model's checkpoint, by its family's names."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def tensor_names(spec: ModelSpec) -> dict[str, str]:
 def stored_paths(bundle: Path, names: Iterable[str]) -> dict[str, str]:
     """Return the path of each weight of a bundle by its canonical name; experts may be stacked.
 
-    The tower's sizes need not be known: a name that begins as the tower's or the projector's keeps its end.
+    The tower's sizes are not needed: a name with the prefix of the tower or the projector keeps its
+    end.
 
     Raises:
         ConfigError: If the bundle's config.json cannot be read.
