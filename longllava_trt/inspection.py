@@ -77,7 +77,7 @@ class StageSummary:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     opsets: Mapping[str, int]
-    """By domain; ONNX's own is `ai.onnx`."""
+    """Opset versions by domain; ONNX's own is `ai.onnx`."""
     num_nodes: int
     custom_nodes: Mapping[str, int]
     """Nodes of each operator outside ONNX's own domain, as `domain::op_type`."""
