@@ -33,7 +33,7 @@ def check_stage(model: onnx.ModelProto, spec: StageSpec) -> None:
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy whose external initializers are inputs: the checker refuses hard-linked data."""
+    """Return a copy with external initializers as inputs: the checker refuses hard-linked data."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     external = [init for init in copy.graph.initializer if init.external_data]

@@ -73,7 +73,7 @@ class OnnxOperators:
     def sparse_moe(
         self, x: Tensor, router_logits: Tensor, experts: Sequence[ExpertWeights], *, top_k: int
     ) -> Tensor:
-        """`longllava::SparseMoE`; nodes that stack the experts stay in the graph, folded at load."""
+        """`longllava::SparseMoE`; nodes that stack experts stay in the graph, folded at load."""
         gate_up = torch.stack([torch.cat([e.gate, e.up]) for e in experts])
         down = torch.stack([e.down for e in experts])
         (y,) = _ours(SPARSE_MOE, [x, router_logits, gate_up, down], like=(x,), top_k=top_k)

@@ -31,8 +31,8 @@ class ExportOptions:
     vision_tower: Path | None = None
     """Folder of a CLIP checkpoint to use instead of the copy in the checkpoint."""
     moe_quant: MoeQuant = "none"
-    """Format of the experts of routed layers; other weights are not changed. It has no effect without
-    the decoder's stage."""
+    """Format of the experts of routed layers; other weights are not changed. It has no effect
+    without the decoder's stage."""
     max_ram_gib: float | None = None
     """Memory limit: the export fails if this process takes more."""
 

@@ -55,7 +55,7 @@ class DecoderStage(_Stage):
     """`inputs_embeds`, `past_len` and carried state to `logits` and carried state."""
 
     def forward(self, inputs_embeds: Tensor, past_len: Tensor, *past: Tensor) -> Outputs:
-        """Trace one call of the decoder; `past` has two tensors for each layer, as in the contract."""
+        """Trace one call of the decoder; `past` has two tensors for each layer, in order."""
         self.model.ops = OnnxOperators(past_len)
         output = self.model.decode(inputs_embeds, self._cache(past))
         present = [tensor for state in output.cache for tensor in state]

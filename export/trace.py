@@ -131,7 +131,7 @@ def _dynamic_shapes(spec: StageSpec) -> tuple[object, ...]:
 
 
 def _lift_weights(graph: ir.Graph, names: Mapping[str, str]) -> None:
-    """Turn initializers that are parameters into inputs under their checkpoint names, without data."""
+    """Turn initializers of parameters into inputs under their checkpoint names, without data."""
     for name in [n for n in graph.initializers if n.startswith(_PREFIX)]:
         value = graph.initializers.pop(name)
         value.const_value = None

@@ -1,4 +1,4 @@
-"""CachedAttention: chunks after caches of several lengths, and decode steps; and PyTorch's attention.
+"""CachedAttention: chunks after caches of several lengths, decode steps, PyTorch's attention.
 
 The first and the last queries of a call are compared with float64 and with the plain version: a
 call with only these queries gives the same numbers. PyTorch's attention gets whole, contiguous

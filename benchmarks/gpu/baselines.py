@@ -1,4 +1,4 @@
-"""Alternatives, timed on the same GPU in the same run: PyTorch eager, compiled, and its attention."""
+"""Alternatives on the same GPU in the same run: PyTorch eager, compiled, and its attention."""
 
 from __future__ import annotations
 

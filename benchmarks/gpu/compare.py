@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["SINGLE", "attempt", "errors", "share"]
 
 SINGLE = 2e-6
-"""Relative error of float32 arithmetic; results of fewer bits may have twice the plain version's."""
+"""Relative error of float32 arithmetic; results of fewer bits may have more."""
 
 
 def errors(
@@ -41,7 +41,7 @@ def share(work: Work, ms: float, context: BenchContext) -> dict[str, Any]:
 
 
 def attempt(case: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return a row, of the reason if there is nothing else to say; a failed case must not cost the next ones."""
+    """Return a case's row; if it fails, the reason, so that the next cases still run."""
     try:
         return {"case": case, **measure()}
     except Exception as err:  # noqa: BLE001 - out of memory, a refused shape, a compiler's failure: all are results

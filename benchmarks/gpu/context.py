@@ -1,4 +1,4 @@
-"""Given to every step: where to look for things, on what to run, and the ceilings measured before."""
+"""Context of every step: folders, device, and the limits measured before."""
 
 from __future__ import annotations
 

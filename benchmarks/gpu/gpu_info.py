@@ -50,7 +50,7 @@ def _gpu(context: BenchContext) -> Iterator[dict[str, Any]]:
 
 
 def _clocks() -> Iterator[dict[str, Any]]:
-    """Ask right after the ceilings, while the clocks are up. Reads only; settings stay as they are."""
+    """Read clocks right after the measurements, while they are high; change no settings."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return

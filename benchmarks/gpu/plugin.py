@@ -49,7 +49,7 @@ def plugin(context: BenchContext) -> Iterator[dict[str, Any]]:
 
 
 def plugin_ptx(context: BenchContext) -> Iterator[dict[str, Any]]:
-    """Yield the same of a library for SM80 alone, of which a newer GPU's driver translates the PTX."""
+    """Yield the same for a library for SM80 only; a newer GPU's driver translates its PTX."""
     library = context.library and context.library.with_stem(f"{context.library.stem}_sm80")
     if library is None or not library.is_file():
         yield {"case": "not run: name the library with --library, one for SM80 alone beside it"}
@@ -58,7 +58,7 @@ def plugin_ptx(context: BenchContext) -> Iterator[dict[str, Any]]:
 
 
 def _workspaces(library: PluginLibrary) -> Iterator[dict[str, Any]]:
-    """Ask for what needs no driver: every operator and format is known, and its attributes are understood."""
+    """Check, without a driver, that all operators, formats and attributes are known."""
     import torch
 
     options: dict[str, Any] = {"dtype": torch.bfloat16, "device": "meta"}

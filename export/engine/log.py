@@ -34,7 +34,7 @@ class MessageLog(Protocol):
 
 
 def make_logger(tensorrt: TensorRT) -> Any:
-    """Return a `MessageLog` for TensorRT; it writes to the logger `longllava_trt.export.engine.log`.
+    """Return a `MessageLog` for TensorRT that writes to this module's logger.
 
     TensorRT's warnings matter only to developers, such as that a name in ONNX is long. So they are
     logged as information, and its information as debug records. Lines about kernels are kept.

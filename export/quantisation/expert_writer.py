@@ -152,7 +152,7 @@ def _blocks(
 
 
 def _stored_order(num_experts: int) -> Iterator[tuple[int, str]]:
-    """Yield expert and matrix in the file's order: gate and up of each expert, then down of each."""
+    """Yield expert and matrix in the file's order: each expert's gate and up, then each's down."""
     for expert in range(num_experts):
         yield expert, "gate"
         yield expert, "up"

@@ -18,7 +18,7 @@ __all__ = ["read_quantised_experts"]
 
 
 def read_quantised_experts(graph: ir.Graph, config: ModelSpec, *, quant: MoeQuant) -> None:
-    """Give every `SparseMoE` the codes and scales of its layer; nodes that stack experts stay unused.
+    """Give every `SparseMoE` its layer's codes and scales; nodes that stack experts stay unused.
 
     Args:
         graph: Weights are inputs; changed in place.
