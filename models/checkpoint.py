@@ -197,7 +197,7 @@ def _by_canonical_name(
 
 
 def _cut(source: TensorSource, count: int) -> list[TensorSource]:
-    """Cut a tensor [experts, rows, columns] into equal parts; return an empty list if impossible."""
+    """Cut a tensor [experts, rows, columns] into equal parts; return [] if impossible."""
     if count == 1:
         return [source]
     shape = source.shape
@@ -233,7 +233,7 @@ def _differences(
 
 
 def _listed(what: str, items: Iterable[str]) -> Iterator[str]:
-    """Yield one line that counts the items and lists the first of them; nothing if there are none."""
+    """Yield one line with the number of items and the first of them; nothing if there are none."""
     if items := sorted(items):
         more = f", and {len(items) - _MAX_LISTED} more" if len(items) > _MAX_LISTED else ""
         yield f"{len(items)} {what}: " + ", ".join(items[:_MAX_LISTED]) + more

@@ -57,7 +57,7 @@ class ModelFamily:
     read_config: ReadConfig
     read_decoder: ReadDecoder
     tensor_name: Callable[[str], str]
-    """The checkpoint's name of a parameter by its path (`parameters.py`), or of what paths begin with."""
+    """The checkpoint's name of a parameter by its path (`parameters.py`), or of a path's prefix."""
     canonical_name: Callable[[str], str]
     """The checkpoint's name of a tensor, by any name under which a file may hold it."""
     stored_parts: Callable[[str, int], tuple[str, ...]]
@@ -66,7 +66,7 @@ class ModelFamily:
     is_tolerated: Callable[[str], bool]
     """Whether a key may be in a file without meaning."""
     config_files: Callable[[ModelSpec, str], dict[str, str]]
-    """Texts of the JSON files that describe a model in this family's format, saved in a dtype, by path."""
+    """Texts of a model's JSON files in this family's format, for a saved dtype, by path."""
     chat: ChatFormat
     """Strings of its prompts."""
     image_policy: ImagePolicy

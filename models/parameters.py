@@ -57,7 +57,7 @@ VISION_QUERIES = ".self_attn.q_proj.weight"
 
 
 def path_ending(path: str) -> str:
-    """Return the end of a layer-0 parameter's path, after the layer; it is the same in all layers."""
+    """Return the part of a layer-0 parameter's path after the layer, the same in all layers."""
     return path.removeprefix("layers.0")
 
 

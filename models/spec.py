@@ -36,7 +36,7 @@ _ACTIVATIONS = ("quick_gelu", "gelu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionSpec:
-    """CLIP vision tower. The defaults are ViT-L/14 at 336 pixels, the tower of most published models."""
+    """CLIP vision tower. The defaults are ViT-L/14 at 336 pixels, as in most published models."""
 
     hidden_size: int = 1024
     intermediate_size: int = 4096

@@ -21,7 +21,7 @@ __all__ = ["expected_tensors", "stored_paths", "tensor_names"]
 
 
 def expected_tensors(spec: ModelSpec) -> dict[str, Shape]:
-    """Return the shape of every tensor that the checkpoint of a model must hold, by canonical name."""
+    """Return the shape of every tensor that a model's checkpoint must have, by canonical name."""
     name = family_of(spec).tensor_name
     return {name(path): shape for path, shape in parameter_shapes(spec).items()}
 

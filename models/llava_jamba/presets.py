@@ -53,7 +53,7 @@ _PUBLISHED_KEYS: dict[str, Any] = {
     "use_mamba_kernels": True,
     "use_mm_proj": True,
 }
-"""Every key of the published config.json that is the same in all sizes, also those that inference ignores."""
+"""Keys of the published config.json that are the same in all sizes, ignored ones too."""
 
 _PATTERN = {
     "attn_layer_period": 8,

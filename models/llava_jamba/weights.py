@@ -57,7 +57,7 @@ def tensor_name(path: str) -> str:
 
 
 def canonical_name(key: str) -> str:
-    """Return the original's key for a checkpoint's key in the original's or transformers' naming."""
+    """Return the original's key for a key in the original's or transformers' naming."""
     if match := _VISION_KEY.match(key):
         return VISION_PREFIX + key[match.end() :]
     return rename(key, _RENAMED)
