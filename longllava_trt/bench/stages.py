@@ -65,8 +65,10 @@ class _Case(NamedTuple):
 def measure_stages(
     model: LongLLaVA, *, warmup: int, repeats: int, progress: Progress | None
 ) -> list[StageFigure]:
-    """Time vision and projector for one image and a batch, embed and decoder for a chunk and a
-    token."""
+    """Time vision and projector for an image and a batch, embed and decoder for a chunk and a token.
+
+    Each stage is one figure.
+    """
     report = progress or (lambda _: None)
     found: list[StageFigure] = []
     report(ProgressEvent("bench stages", 0, None, "stages"))
