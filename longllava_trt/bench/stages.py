@@ -65,7 +65,7 @@ class _Case(NamedTuple):
 def measure_stages(
     model: LongLLaVA, *, warmup: int, repeats: int, progress: Progress | None
 ) -> list[StageFigure]:
-    """Time vision and projector for an image and a batch, embed and decoder for a chunk and a token.
+    """Time vision and projector for an image and a batch, embed and decoder for chunk and token.
 
     Each stage is one figure.
     """
