@@ -1,4 +1,4 @@
-"""Bytes of a file: what a stored tensor, a bundle's weight and a part of an engine's weight have in common."""
+"""Bytes of a file: base of a stored tensor, a bundle's weight and a part of an engine's weight."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["ByteRange"]
 
 @dataclass(frozen=True, slots=True)
 class ByteRange:
-    """Bytes of one file, in a row."""
+    """Consecutive bytes of one file."""
 
     file: str | Path
     offset: int
@@ -23,9 +23,9 @@ class ByteRange:
 
     @property
     def end(self) -> int:
-        """First byte behind it."""
+        """First byte after the range."""
         return self.offset + self.nbytes
 
     def within(self, skip: int, nbytes: int) -> Self:
-        """Return the same thing with ``nbytes`` of its bytes only, leaving out the first ``skip``."""
+        """Return a copy with only ``nbytes`` of its bytes, after the first ``skip``."""
         return replace(self, offset=self.offset + skip, nbytes=nbytes)

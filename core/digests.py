@@ -1,6 +1,6 @@
-"""SHA-256 of files, in the background and side by side; hashing releases the interpreter lock.
+"""SHA-256 of files, in the background and in parallel; hashing releases the interpreter lock.
 
-The holes of a sparse file are hashed as the zeros they stand for, without reading them.
+Ranges of a sparse file that have no data on disk are hashed as zeros, without reading them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Self
 
 __all__ = ["FileHasher"]
 
-# large: a thread that wants the interpreter back between two blocks waits for a whole switch interval
+# large: between two blocks a thread may wait a whole switch interval for the interpreter lock
 _BLOCK_BYTES = 8 * 2**20
 _MAX_THREADS = 8
 # never written to, so that the kernel shows one page of zeros for all of it
@@ -27,9 +27,9 @@ Identity = tuple[int, int, int, int]
 
 
 class FileHasher:
-    """Hashes each file once, whatever names it has, and again if it has changed since.
+    """Hashes each file once, even under several names, and again if it has changed.
 
-    A context manager; leaving it abandons what is not done.
+    A context manager; leaving it cancels hashes that are not done.
     """
 
     def __init__(self) -> None:
@@ -45,19 +45,19 @@ class FileHasher:
         self._pool.shutdown(cancel_futures=True)
 
     def start(self, path: Path) -> None:
-        """Begin to hash a file, unless that has begun."""
+        """Begin to hash a file, if that has not begun."""
         identity = _identity(path)
         if identity not in self._futures:
             self._futures[identity] = self._pool.submit(_digest, path, self._stop)
 
     def know(self, path: Path, digest: str) -> None:
-        """Take a hash that was computed as the file was written."""
+        """Store a hash that was computed while the file was written."""
         known: Future[str] = Future()
         known.set_result(digest)
         self._futures[_identity(path)] = known
 
     def digest(self, path: Path) -> str:
-        """Return a file's SHA-256 in hexadecimal; waits for it."""
+        """Wait for a file's SHA-256 and return it in hexadecimal."""
         self.start(path)
         return self._futures[_identity(path)].result()
 
@@ -78,7 +78,7 @@ def _digest(path: Path, stop: threading.Event) -> str:
 
 
 def _blocks(file: RawIOBase) -> Iterator[memoryview]:
-    """Yield what a file holds; a block is valid until the next one."""
+    """Yield a file's bytes in blocks; a block is valid until the next one."""
     buffer = memoryview(bytearray(_BLOCK_BYTES))
     for begin, end, is_hole in _extents(file):
         file.seek(begin)
@@ -93,10 +93,10 @@ def _blocks(file: RawIOBase) -> Iterator[memoryview]:
 
 
 def _extents(file: RawIOBase) -> Iterator[tuple[int, int, bool]]:
-    """Yield begin and end of each run of a file, and whether it is a hole."""
+    """Yield begin and end of each part of a file, and whether it has no data on disk."""
     found = os.fstat(file.fileno())
     size = found.st_size
-    # only where blocks are missing: some file systems are slow to tell, or have told wrongly about fresh data
+    # only if blocks are missing: some file systems answer slowly, or wrongly about new data
     if not hasattr(os, "SEEK_DATA") or found.st_blocks * 512 >= size:
         yield 0, size, False
         return
@@ -113,7 +113,7 @@ def _extents(file: RawIOBase) -> Iterator[tuple[int, int, bool]]:
 
 
 def _seek_data(file: RawIOBase, position: int, size: int) -> int:
-    """Return where the next data begins; the file's size if only a hole follows."""
+    """Return the position of the next data; the file's size if there is none."""
     try:
         return os.lseek(file.fileno(), position, os.SEEK_DATA)
     except OSError as err:

@@ -1,7 +1,7 @@
-"""Table of the dtypes this project knows, with the name that each file format and library has for them.
+"""Table of the dtypes that this project knows, with their names in file formats and libraries.
 
-Every other module reads the table; none keeps one of its own. NumPy is imported only by who asks for its dtype, so that
-the command line can offer the names at once.
+Every other module reads this table; none has a table of its own. NumPy is imported only for its
+dtypes, so that the command line can show the names at once.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ class DType:
     """One dtype under all its names."""
 
     name: str
-    """Ours, which is NumPy's and PyTorch's too."""
+    """Our name, which is also NumPy's and PyTorch's."""
     itemsize: int
     """Bytes of one element."""
     safetensors: str
-    """In the header of a safetensors file."""
+    """Name in the header of a safetensors file."""
     onnx: int
     """Number in ONNX's `TensorProto.DataType`, and in ONNX Runtime's C interface."""
     tensorrt: str
     """Member of `tensorrt.DataType`."""
     triton: str
-    """In the signature of a Triton kernel."""
+    """Name in the signature of a Triton kernel."""
     plugin: int | None = None
-    """Number in the plugins' `ElementType` (csrc/form.h); None if no plugin takes it."""
+    """Number in the plugins' `ElementType` (csrc/form.h); None if no plugin supports it."""
 
     @property
     def is_float(self) -> bool:
@@ -51,7 +51,7 @@ class DType:
 
 
 _TABLE = (
-    # floats first, as they are offered; bytes, safetensors, ONNX, TensorRT, Triton, csrc
+    # floats first, in the order for help texts; bytes, safetensors, ONNX, TensorRT, Triton, csrc
     DType("float32", 4, "F32", 1, "FLOAT", "fp32", 0),
     DType("float16", 2, "F16", 10, "HALF", "fp16", 1),
     DType("bfloat16", 2, "BF16", 16, "BF16", "bf16", 2),
@@ -63,20 +63,20 @@ _TABLE = (
 )
 
 DTYPES: Mapping[str, DType] = MappingProxyType({dtype.name: dtype for dtype in _TABLE})
-"""By our name."""
+"""Dtypes by our name."""
 FLOATS: tuple[DType, ...] = tuple(dtype for dtype in DTYPES.values() if dtype.is_float)
-"""Those that a checkpoint's weights and the arithmetic of a graph may have."""
+"""Dtypes that a checkpoint's weights and the arithmetic of a graph may have."""
 FLOAT_NAMES: tuple[str, ...] = tuple(dtype.name for dtype in FLOATS)
 
 _BY_ONNX = {dtype.onnx: dtype for dtype in DTYPES.values()}
 
 
 def dtype_of_onnx(number: int) -> DType | None:
-    """Return the dtype with a number of ONNX; None for one that is not in the table."""
+    """Return the dtype for ONNX's number; None if it is not in the table."""
     return _BY_ONNX.get(number)
 
 
 def onnx_name(number: int) -> str:
-    """Return our name of an ONNX element type, for messages; its number if it is not in the table."""
+    """Return our name of an ONNX element type, for messages; for unknown types, the number."""
     dtype = _BY_ONNX.get(number)
     return dtype.name if dtype else f"element type {number}"

@@ -1,12 +1,12 @@
-"""What a folder of engines consists of: engine.json, read by whoever runs them.
+"""Contents of a folder of engines: engine.json, which is read to run them.
 
     BUNDLE/engines/sm80-trtrtx-1.7.1/
         engine.json                      this
         vision.engine projector.engine embed.engine decoder.engine
-        liblongllava_plugins.so          what the decoder needs to be loaded
+        liblongllava_plugins.so          plugins, which the decoder's engine needs
 
-A weight that an engine takes as an input is written here as the bytes it is made of, so that a loader needs neither
-ONNX nor the bundle's manifest.
+For each weight that is an input of an engine, engine.json lists its bytes in the bundle's files, so
+that a loader needs neither ONNX nor the bundle's manifest.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ __all__ = [
 ENGINES_FOLDER = "engines"
 ENGINE_FILE = "engine.json"
 ENGINE_FORMAT_VERSION = 2
-"""Raised when something is added, or when engines built before can no longer be run."""
+"""Version of the format; raised when something is added, or older engines can no longer be run."""
 _READABLE = (1, ENGINE_FORMAT_VERSION)
-"""Version 1 has no kernels."""
+"""Versions that can be read; version 1 has no kernels."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,17 +52,17 @@ class WeightPart(ByteRange):
     file: str
     """Path in the bundle."""
     name: str
-    """In the checkpoint."""
+    """Name in the checkpoint."""
     dtype: str
-    """As stored."""
+    """Dtype in the file."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineWeight:
     """A weight that is an input of an engine.
 
-    Its content is that of its parts, one after another, each cast to `dtype`: experts are stacked, and gate and up
-    rows joined, along the first axis, which in memory is no more than that.
+    Its content is the content of its parts, one after another, each cast to `dtype`. Experts are
+    stacked, and gate and up joined, along the first axis, so in memory they follow each other.
     """
 
     name: str
@@ -73,7 +73,7 @@ class EngineWeight:
 
 @dataclass(frozen=True, slots=True)
 class ShapeRange:
-    """What one optimization profile allows for one input."""
+    """Shapes that one optimization profile allows for one input."""
 
     min: tuple[int, ...]
     opt: tuple[int, ...]
@@ -82,12 +82,12 @@ class ShapeRange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateBinding:
-    """How one carried state gets from an output back into its input."""
+    """Buffers that carry one state from an output to the next call's input."""
 
     input: str
     output: str
     mode: Literal["alias", "double-buffer"]
-    """`alias`: both must be bound to one buffer, which is written in place. `double-buffer`: two buffers that swap."""
+    """`alias`: one buffer for both, written in place. `double-buffer`: two that take turns."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,27 +98,28 @@ class EngineStage:
     nbytes: int
     sha256: str
     key: str
-    """Digest of all that the engine was built from."""
+    """Digest of everything that the engine was built from."""
     graph_sha256: str
     inputs: tuple[TensorSpec, ...]
-    """Without weights. `capacity` and `batch` are numbers here."""
+    """Inputs and outputs, without weights. `capacity` and `batch` are numbers here."""
     outputs: tuple[TensorSpec, ...]
     profiles: Mapping[str, Mapping[str, ShapeRange]]
-    """By name, in the engine's order; for each profile the inputs whose shape may vary."""
+    """Profiles by name, in the engine's order; each has the inputs whose shape may vary."""
     weights: tuple[EngineWeight, ...]
-    """In the order of the engine's inputs; none if they are embedded."""
+    """Weights in the order of the engine's inputs; none if they are inside the engine."""
     states: tuple[StateBinding, ...]
     num_layers: int
-    """Of the parsed network, before TensorRT fuses."""
+    """Layers of the parsed network, before TensorRT fuses them."""
     plugins: Mapping[str, int]
     """Plugin layers by name."""
     attention: Mapping[str, str]
-    """By node: `fused`, or `decomposable` where TensorRT may take it apart."""
+    """By node: `fused`, or `decomposable` if TensorRT may split it into several layers."""
     seconds: float
     peak_rss_bytes: int
-    """Largest resident set of the building process up to then."""
+    """Largest resident set of the build process until the engine was built."""
     kernels: Mapping[str, ProfileKernels] = field(default_factory=dict)
-    """What TensorRT made, by profile; none where it did not say, and in files of version 1."""
+    """Kernels that TensorRT made, by profile; empty if TensorRT did not report them, and in
+    files of version 1."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -137,7 +138,7 @@ class EngineRecord:
     """The content of engine.json."""
 
     target: str
-    """`sm80` and the like."""
+    """Architecture of the GPU, such as `sm80`."""
     flavour: str
     """`tensorrt` or `tensorrt-rtx`."""
     tensorrt_version: str
@@ -145,7 +146,7 @@ class EngineRecord:
     plugins: PluginRecord
     stages: Mapping[str, EngineStage]
     options: Mapping[str, Any]
-    """Limits and choices that the stages were last built with."""
+    """Limits and options of the last build of the stages."""
     format_version: int = ENGINE_FORMAT_VERSION
 
     def save(self, folder: Path) -> None:
@@ -163,19 +164,21 @@ class EngineRecord:
         """Read engine.json.
 
         Raises:
-            ManifestError: If there is none, or it was written by an incompatible version.
+            ManifestError: If it is missing, or an incompatible version wrote it.
         """
         path = folder / ENGINE_FILE
         if not path.is_file():
             raise ManifestError(
-                f"{folder}: holds no engines, it has no {ENGINE_FILE}; make them with 'longllava-trt build BUNDLE'"
+                f"{folder}: holds no engines, it has no {ENGINE_FILE}; "
+                "make them with 'longllava-trt build BUNDLE'"
             )
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
             version = raw["format_version"]
             if version not in _READABLE:
                 raise ManifestError(
-                    f"{path}: format version must be {' or '.join(map(str, _READABLE))}, got {version}; build the engines again"
+                    f"{path}: format version must be {' or '.join(map(str, _READABLE))}, "
+                    f"got {version}; build the engines again"
                 )
             stages = {name: _stage_from_json(stage) for name, stage in raw["stages"].items()}
             return cls(**{**raw, "plugins": PluginRecord(**raw["plugins"]), "stages": stages})
@@ -185,7 +188,7 @@ class EngineRecord:
             ) from err
 
     def differences(self, folder: Path) -> list[str]:
-        """Compare engines and plugin library with what was recorded; one line for each that differs."""
+        """Compare engines and plugin library with the record; return a line per difference."""
         records: list[PluginRecord | EngineStage] = [self.plugins, *self.stages.values()]
         with FileHasher() as hasher:
             found = [_difference(folder / r.file, r.nbytes, r.sha256, hasher) for r in records]

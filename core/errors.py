@@ -1,7 +1,8 @@
 """Every exception this project raises on purpose.
 
-A message says where, what was expected, what came, and what to do. The command line prints it as one
-paragraph; any exception that is not a `LongLLaVAError` is a bug and keeps its traceback.
+A message names the place, the expected and the actual value, and what to do. The command line
+prints it as one paragraph. Any exception that is not a `LongLLaVAError` is a bug and keeps its
+traceback.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ class LongLLaVAError(Exception):
     """Base of all expected failures."""
 
     exit_code = 2
-    """Process exit status: 1 a check failed, 2 bad input, 3 something needed is missing."""
+    """Exit status of the process: 1 a check failed, 2 bad input, 3 a requirement is missing."""
 
 
 class ConfigError(LongLLaVAError):
-    """A field of config.json, or an option, is missing, unknown or has a value we cannot honour."""
+    """A field of config.json, or an option, is missing, unknown or has an unsupported value."""
 
 
 class CheckpointError(LongLLaVAError):
-    """The checkpoint's files or tensors are not what its config says; lists every difference."""
+    """The checkpoint's files or tensors differ from its config; lists every difference."""
 
 
 class ContractError(LongLLaVAError):
@@ -51,7 +52,7 @@ class ManifestError(LongLLaVAError):
 
 
 class ParityError(LongLLaVAError):
-    """Two results that must agree do not."""
+    """Two results differ that must agree."""
 
     exit_code = 1
 

@@ -12,14 +12,14 @@ __all__ = ["read_json_object"]
 
 
 def read_json_object(path: Path, *, whose: str) -> dict[str, Any]:
-    """Return the object that a JSON file holds.
+    """Return the object in a JSON file.
 
     Args:
         path: The file.
-        whose: Says, when the file is missing, what should have brought it.
+        whose: Text for the error if the file is missing: the place that it should come from.
 
     Raises:
-        ConfigError: If the file is missing, cannot be read, or holds anything else.
+        ConfigError: If the file is missing, cannot be read, or holds no JSON object.
     """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))

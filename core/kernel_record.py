@@ -1,7 +1,7 @@
-"""What TensorRT made of one stage, for each profile: its kernels in their order, and the memory they work in.
+"""Record of one stage's engine, for each profile: its kernels in order, and their memory.
 
-In engine.json a tensor is one line of text, as in `linear bfloat16 [1,-1,512] [-1,512,1]`: name, dtype, shape and
-strides. A decoder has some thousand of them.
+In engine.json a tensor is one line of text, such as `linear bfloat16 [1,-1,512] [-1,512,1]`: name,
+dtype, shape and strides. A decoder has about a thousand tensors.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from typing import Any
 __all__ = ["BudgetExcess", "Kernel", "KernelTensor", "ProfileKernels", "is_launch"]
 
 _NO_LAUNCH = frozenset({"signal", "wait", "shape_call", "ShapeHostToDevice"})
-"""What orders kernels or works on the host."""
+"""Kinds that order kernels or work on the host."""
 
 
 @dataclass(frozen=True, slots=True)
 class KernelTensor:
-    """What a kernel reads or writes."""
+    """A tensor that a kernel reads or writes."""
 
     name: str
-    """Of the network, where it has one there."""
+    """Name in the network, if it has one there."""
     dtype: str
     shape: tuple[int, ...]
-    """-1 where the size is known at run time only."""
+    """Sizes; -1 if a size is known only at run time."""
     strides: tuple[int, ...]
     """In elements; none where TensorRT does not say."""
 
@@ -46,7 +46,8 @@ class Kernel:
 
     name: str
     kind: str
-    """TensorRT's word: `gemm`, `runtime_fusion`, `kgen` (made for the purpose), `custom_layer` (a plugin), `copy`."""
+    """TensorRT's word, such as `gemm`, `runtime_fusion`, `kgen` (generated kernel), `custom_layer`
+    (a plugin) or `copy`."""
     inputs: tuple[KernelTensor, ...]
     outputs: tuple[KernelTensor, ...]
     """A plugin's workspaces among them."""
@@ -62,20 +63,20 @@ class BudgetExcess:
 
     budget: str
     excess: str
-    """What exceeds it, and by how much."""
+    """Name of what exceeds it, and by how much."""
     reason: str
     cure: str
-    """What will bring it within the budget."""
+    """Change that will bring it within the budget."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProfileKernels:
-    """What TensorRT made for one profile."""
+    """Kernels that TensorRT made for one profile."""
 
     scratch_bytes: int
     """Largest memory that any step works in besides its inputs and outputs."""
     activation_bytes: int
-    """What an execution context takes: scratch, and tensors between steps."""
+    """Bytes that an execution context takes: scratch, and tensors between steps."""
     kernels: tuple[Kernel, ...]
     excesses: tuple[BudgetExcess, ...] = ()
 

@@ -1,7 +1,8 @@
 """Logging set-up and progress for a person at a terminal.
 
-Libraries only call `logging.getLogger(__name__)` and report to a `Progress` they are given; the command line alone
-calls `configure` and `terminal_progress`. Everything goes to stderr: stdout belongs to results.
+Libraries only call `logging.getLogger(__name__)` and report to a `Progress` they are given; the
+command line alone calls `configure` and `terminal_progress`. Everything goes to stderr: stdout
+belongs to results.
 """
 
 from __future__ import annotations
@@ -26,32 +27,32 @@ _LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
 
 @dataclass(frozen=True, slots=True)
 class ProgressEvent:
-    """How far one task has come. Its first event has `done == 0`, its last has `done == total`."""
+    """Progress of one task. Its first event has `done == 0`, its last has `done == total`."""
 
     task: str
-    """What is being done, in the words of the user: `export decoder`."""
+    """Name of the task, in the user's words: `export decoder`."""
     done: int
     total: int | None = None
-    """How much there is to do; None while that is unknown."""
+    """Number of units of the task; None while it is unknown."""
     unit: str = "steps"
     note: str = ""
-    """What is in hand right now, or what came of it: `layer 12`, `3.1 MB`."""
+    """Present part of the task, or its result: `layer 12`, `3.1 MB`."""
 
 
 Progress = Callable[[ProgressEvent], None]
-"""What a long-running function takes as `progress`."""
+"""Type of the `progress` argument of a long-running function."""
 
 
 def configure(verbosity: int) -> None:
-    """Send log records to stderr: -1 errors, 0 warnings too, 1 a line a stage, 2 all of ours.
+    """Send log records to stderr: -1 errors, 0 also warnings, 1 a line for each stage, 2 all ours.
 
-    Other packages stay at warnings, however talkative we are.
+    For other packages, only warnings and errors are shown.
     """
     level = _LEVELS[min(max(verbosity, -1), 2) + 1]
     handler: logging.Handler = logging.StreamHandler()
     style = "%(levelname)s %(name)s: %(message)s"
     if _stderr().is_interactive:
-        # the console that draws the bars, so that a record does not tear one
+        # the console that draws the bars, so that a record does not break a bar
         handler = RichHandler(console=_stderr(), show_time=False, show_path=False)
         style = "%(message)s"
     lowest = max(level, logging.WARNING)

@@ -1,4 +1,4 @@
-"""What a bundle consists of: manifest.json, the one thing that export and runtime share.
+"""Contents of a bundle: manifest.json, the one thing that export and runtime share.
 
 A bundle is a folder:
 
@@ -8,7 +8,8 @@ A bundle is a folder:
     config.json tokenizer.json ...   the checkpoint's own
     vision_tower/config.json         the vision tower's sizes
 
-Graphs lie beside `weights/`, because ONNX Runtime opens external data only below a model's own folder.
+Graphs are in the folder of `weights/`, because ONNX Runtime opens external data only below a
+model's own folder.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ __all__ = [
 ]
 
 FORMAT_VERSION = 1
-"""Raised when a bundle written before can no longer be read."""
+"""Version of the format; raised when older bundles can no longer be read."""
 
 MANIFEST_FILE = "manifest.json"
 WEIGHTS_FOLDER = "weights"
 VISION_CONFIG_FOLDER = "vision_tower"
-"""Holds a CLIP config.json, wherever export found one."""
+"""Folder of a CLIP config.json, which export may have found elsewhere."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,29 +59,32 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WeightRecord(ByteRange):
-    """Where one weight of the graphs comes from."""
+    """Source of one weight of the graphs."""
 
     file: str
     """Path in the bundle."""
     shape: tuple[int, ...]
     dtype: str
-    """As stored."""
+    """Dtype in the file."""
     transform: str
-    """`none`; or `cast`: the graph holds a Cast to its own dtype, which runtimes fold at load; or a `MoeQuant`: not of
-    the checkpoint, but the codes or the scales of a layer's experts."""
+    """Change between file and graph.
+
+    `none`. `cast`: the graph has a Cast to its own dtype, which runtimes fold at load. A
+    `MoeQuant`: codes or scales of a layer's experts, which are not in the checkpoint.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantisationError:
-    """What one kind of matrix lost, over all experts of a layer."""
+    """Quantisation error of one kind of matrix, over all experts of a layer."""
 
     layer: int
     matrix: str
     """`gate`, `up` or `down`."""
     relative_rms: float
-    """Root mean square of the differences over that of the weights."""
+    """Root mean square of the differences, divided by that of the weights."""
     max_abs: float
-    """Largest difference over the largest magnitude."""
+    """Largest difference, divided by the largest magnitude."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,9 +104,9 @@ class Manifest:
     stages: Mapping[str, StageRecord]
     weights: Mapping[str, WeightRecord]
     files: Mapping[str, FileRecord]
-    """Every file of the bundle but manifest.json, by path in the bundle."""
+    """Every file of the bundle except manifest.json, by path in the bundle."""
     produced_by: Mapping[str, str]
-    """Versions of the packages that took part."""
+    """Versions of the packages that made the bundle."""
     moe_quant: MoeQuant = "none"
     quantisation_errors: tuple[QuantisationError, ...] = ()
     """Empty unless experts are quantised."""

@@ -1,7 +1,8 @@
-"""Do two results agree? The tolerances, the comparison and the report; NumPy only.
+"""Comparison of two results: tolerances, comparison and report. NumPy only.
 
-An error is relative twice over: root mean square over root mean square, which sees a small bias everywhere, and largest
-difference over largest magnitude, which sees one wrong element. A metric that was not measured is None, never 0.
+There are two relative errors: root mean square over root mean square, which shows a small bias
+everywhere, and largest difference over largest magnitude, which shows one wrong element. A metric
+that was not measured is None, never 0.
 """
 
 from __future__ import annotations
@@ -39,30 +40,33 @@ class Tolerance:
     """Largest errors that still count as agreement."""
 
     relative_rms: float
-    """Root mean square of the difference over that of what is expected."""
+    """Root mean square of the difference, divided by that of the expected values."""
     max_abs: float
-    """Largest difference over the largest magnitude expected."""
+    """Largest difference, divided by the largest expected magnitude."""
 
 
 FLOAT32_MODEL = Tolerance(relative_rms=1e-4, max_abs=1e-4)
-"""Layers, stages and logits: float32 sums in another order, carried through a whole model. Rounding stays near 1e-6, and
-a wrong term costs 1e-2 or more; the limit lies between the two with room on both sides."""
+"""Layers, stages and logits: float32 sums in another order, through a whole model. Rounding stays
+near 1e-6, and a wrong term costs 1e-2 or more; the limit is far from both."""
 
 FLOAT32_OPERATOR = Tolerance(relative_rms=1e-5, max_abs=1e-5)
-"""One operator on given inputs, and one back end against itself: nothing but the order of sums can differ, a few units
-of 6e-8, so that a term rounded to half precision (5e-4) or a poor exp (1e-4) is noticed."""
+"""One operator on given inputs, and one backend compared with itself: only the order of sums can
+differ, a few units of 6e-8; so a term in half precision (5e-4) or a poor exp (1e-4) is found."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopOne:
-    """Does the largest logit stay the same?"""
+    """Agreement of the largest logits."""
 
     rows: int
     agreeing: int
     near_ties: int
-    """Rows whose margin is so small that errors within the tolerance could turn it; shown, never excused."""
+    """Rows whose margin is so small that errors within the tolerance could change the token.
+
+    They are shown, but they still must agree.
+    """
     smallest_margin: float
-    """Least distance, over all rows, between the best and the second-best logit expected."""
+    """Smallest distance, over all rows, between the best and the second-best expected logit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,12 +79,12 @@ class ParityRow:
     shape: tuple[int, ...] | None = None
     relative_rms: float | None = None
     max_abs: float | None = None
-    """Over the largest magnitude expected."""
+    """Largest difference, divided by the largest expected magnitude."""
     top_one: TopOne | None = None
     problem: str | None = None
-    """Why it failed."""
+    """Reason of a failure."""
     note: str | None = None
-    """What else a reader must know, such as why it was skipped."""
+    """More that a reader must know, such as why it was skipped."""
 
     @classmethod
     def skipped(cls, name: str, reason: str) -> ParityRow:
@@ -115,7 +119,7 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Tell whether something was compared and nothing failed."""
+        """Return whether something was compared and nothing failed."""
         statuses = {row.status for row in self.rows}
         return "passed" in statuses and "failed" not in statuses
 
@@ -128,12 +132,12 @@ class ParityReport:
         return ParityReport(self.rows + other.rows)
 
     def lines(self) -> list[str]:
-        """Return one line a row."""
+        """Return one line for each row."""
         width = max((len(row.name) for row in self.rows), default=0)
         return [row.line(width) for row in self.rows]
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything, in types that JSON knows."""
+        """Return all data in JSON types."""
         return {"passed": self.passed, "rows": [asdict(row) for row in self.rows]}
 
 
@@ -143,9 +147,9 @@ def compare(
     """Compare two arrays: shapes, dtypes, finiteness, then errors; nothing is broadcast.
 
     Args:
-        name: Of the row.
-        actual: What is checked.
-        expected: What it must be. If it is all zeros, so must ``actual`` be, exactly.
+        name: Name of the row.
+        actual: Array to check, of any shape and dtype.
+        expected: Array of the same shape and dtype. If it is all zeros, ``actual`` must be too.
         tolerance: Largest errors allowed.
     """
     blank = ParityRow(
@@ -174,7 +178,10 @@ def compare(
 
 
 def measure(name: str, actual: NDArray[Any], expected: NDArray[Any]) -> ParityRow:
-    """Return how far apart two arrays are that need not agree; what `compare` cannot compare still fails."""
+    """Return the errors between two arrays, of one shape and dtype, that need not agree.
+
+    Arrays that `compare` cannot compare still fail.
+    """
     row = compare(name, actual, expected, Tolerance(relative_rms=math.inf, max_abs=math.inf))
     return replace(row, status="measured", tolerance=None) if row.status == "passed" else row
 
@@ -182,10 +189,10 @@ def measure(name: str, actual: NDArray[Any], expected: NDArray[Any]) -> ParityRo
 def compare_logits(
     name: str, actual: NDArray[Any], expected: NDArray[Any], tolerance: Tolerance
 ) -> ParityRow:
-    """Compare logits [..., vocab_size] as arrays, and which token each row prefers.
+    """Compare logits [..., vocab_size], of one float dtype, and the token that each row prefers.
 
-    A row that prefers another token fails, a near tie too: any such flip has a margin no larger than the errors of its
-    two logits, so "within the error" would excuse every one of them.
+    A row that prefers another token fails, even at a near tie: the margin of such a row is never
+    larger than the errors of its two logits, so a rule "within the error" would accept all of them.
     """
     row = compare(name, actual, expected, tolerance)
     if row.max_abs is None:
@@ -219,10 +226,10 @@ def compare_tokens(
     """Compare generated tokens, which must be identical.
 
     Args:
-        name: Of the row.
+        name: Name of the row.
         actual: Tokens to check.
-        expected: Tokens wanted.
-        logits: From which each expected token was chosen. [len(expected), vocab_size].
+        expected: Tokens that are right.
+        logits: Logits of each expected token. [len(expected), vocab_size], float.
     """
     row = ParityRow(name=name, status="failed", shape=(len(expected),))
     if not expected:
@@ -244,7 +251,7 @@ def compare_tokens(
 
 
 def worst_of(name: str, rows: Sequence[ParityRow]) -> ParityRow:
-    """Return, under another name, the row that is furthest from passing."""
+    """Return the row that is furthest from passing, under another name."""
     if not rows:
         return ParityRow(name=name, status="failed", problem="nothing to compare")
     worst = max(rows, key=_badness)
@@ -257,7 +264,7 @@ def _badness(row: ParityRow) -> tuple[bool, bool, float]:
 
 
 def _incomparable(actual: NDArray[Any], expected: NDArray[Any]) -> str | None:
-    """Say why two arrays cannot be compared by numbers."""
+    """Return the reason why two arrays cannot be compared by numbers, or None."""
     if actual.shape != expected.shape:
         return f"shape must be {list(expected.shape)}, got {list(actual.shape)}"
     if actual.dtype != expected.dtype:

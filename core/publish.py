@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all; and what a killed process leaves, for the next one to go on from."""
+"""Folders that appear whole or not at all, and that a killed process's successor can complete."""
 
 from __future__ import annotations
 
@@ -18,24 +18,25 @@ __all__ = ["JOURNAL_FILE", "atomic_directory"]
 logger = logging.getLogger(__name__)
 
 JOURNAL_FILE = "journal.jsonl"
-"""In a staging folder: says what in it is finished. It is not published."""
+"""File in a staging folder that lists its finished parts. It is not published."""
 
 
 @contextmanager
 def atomic_directory(
     folder: Path, *, overwrite: bool, marker: str, resume_key: str | None = None
 ) -> Iterator[Path]:
-    """Lend a staging folder beside the target, and put it in the target's place when the block succeeds.
+    """Yield a staging folder, and move it to the target's place when the block succeeds.
 
-    On any failure, an interrupt included, the target is what it was and the staging folder is gone. What a killed
-    process left is tidied up by the next call for the same target.
+    After any failure or interrupt, the target is as it was and the staging folder is gone. The next
+    call for the same target removes what a killed process left.
 
     Args:
         folder: The target. Must be absent or empty, unless ``overwrite``.
-        overwrite: Replace what is there, provided that it is of the same kind.
-        marker: A file that tells a folder of this kind, so that nothing else is ever replaced.
-        resume_key: Stands for what is being made, in letters and digits. The staging folder of a killed call with the
-            same key is lent again, as it is. A folder with a `JOURNAL_FILE` is kept even on an interrupt or a full disk.
+        overwrite: Replace the target, if it is a folder of the same kind.
+        marker: A file that every folder of this kind has, so that no other folder is replaced.
+        resume_key: Name of the content, in letters and digits. The staging folder of a killed call
+            with the same key is used again, with its files. A folder with a `JOURNAL_FILE` is kept
+            even after an interrupt or on a full disk.
 
     Raises:
         InputError: If the target is taken, cannot be written, or is being made by another process.
@@ -72,7 +73,7 @@ def atomic_directory(
 
 @contextmanager
 def _removed_on_failure(staging: Path) -> Iterator[None]:
-    """Remove the folder if the block fails, unless it holds something to go on from."""
+    """Remove the folder if the block fails, unless a later call can use its files."""
     try:
         yield
     except BaseException as err:
@@ -87,7 +88,10 @@ def _removed_on_failure(staging: Path) -> Iterator[None]:
 
 @contextmanager
 def _lock(folder: Path) -> Iterator[bool]:
-    """Hold a lock on a folder, which the system drops however the process ends; tells whether it could be had."""
+    """Try to lock a folder, and yield whether it succeeded.
+
+    The system releases the lock when the process ends, even if it is killed.
+    """
     import fcntl
 
     descriptor = os.open(folder, os.O_RDONLY)
@@ -103,7 +107,7 @@ def _lock(folder: Path) -> Iterator[bool]:
 
 
 def _tidy(folder: Path, *, keep: Path) -> None:
-    """Undo what killed processes left half done: staging folders, and a target between its two names."""
+    """Remove staging folders of killed processes, and undo a move that was not completed."""
     name = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-z]+\.(staging|old)")
     beside = folder.parent.iterdir() if folder.parent.is_dir() else ()
     left = {path: match[1] for path in beside if (match := name.fullmatch(path.name))}

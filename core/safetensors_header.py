@@ -1,7 +1,7 @@
-"""The header of one safetensors file, and the place of each tensor in it.
+"""The header of one safetensors file, and the position of each tensor in it.
 
-A tensor is a file, an offset and a length: enough to point an ONNX initializer at it, to copy it, or to map it into
-memory. A part of a tensor is nothing special, only another offset. Reads no weights but through `read_tensor`.
+A tensor is a file, an offset and a length: enough for an ONNX initializer, to copy it, or to map it
+into memory. A part of a tensor has just another offset. Only `read_tensor` reads weights.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ _MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 
 @dataclass(frozen=True, slots=True)
 class TensorSource(ByteRange):
-    """Where one tensor lies."""
+    """Position of one tensor in a file."""
 
     file: Path
     """Name of the file in the checkpoint's folder; absolute if it lies elsewhere."""
     shape: tuple[int, ...]
     """Row-major."""
     dtype: str
-    """`float32`, `float16` or `bfloat16`; any other is the file's own word for it and cannot be read."""
+    """`float32`, `float16` or `bfloat16`; others have the file's own name and cannot be read."""
 
 
 def read_header(path: Path) -> dict[str, TensorSource]:
-    """Return the tensors of one safetensors file by their stored keys, having checked the file's length."""
+    """Check a safetensors file's length, and return its tensors by their stored keys."""
     if not path.is_file():
         raise CheckpointError(f"{path.name} is missing")
     try:
@@ -71,7 +71,7 @@ Span = tuple[str, tuple[int, ...], int, int]
 
 
 def _parse_entry(entry: Mapping[str, Any]) -> Span:
-    """Return dtype, shape, begin and end of one header entry; `ValueError` if they do not belong together."""
+    """Return dtype, shape, begin and end of a header entry; `ValueError` if they do not match."""
     dtype, shape = str(entry["dtype"]), tuple(map(int, entry["shape"]))
     begin, end = map(int, entry["data_offsets"])
     known = _READABLE.get(dtype)
@@ -81,7 +81,7 @@ def _parse_entry(entry: Mapping[str, Any]) -> Span:
 
 
 def _check_spans(name: str, spans: Iterable[Span], data_bytes: int) -> None:
-    """Check that tensors fill the data without gaps or overlaps, as the format demands."""
+    """Check that tensors fill the data without gaps or overlaps, as the format requires."""
     cursor = 0
     for _, _, begin, end in sorted(spans, key=lambda span: span[2:]):
         if begin != cursor or end < begin:
@@ -97,11 +97,14 @@ def _check_spans(name: str, spans: Iterable[Span], data_bytes: int) -> None:
 
 
 def read_tensor(source: TensorSource, folder: Path) -> npt.NDArray[Any]:
-    """Map a tensor into memory, read-only; nothing is loaded until it is used.
+    """Map a tensor into memory, read-only; data is loaded when it is used.
 
     Args:
         source: From the index of `folder`.
         folder: Checkpoint.
+
+    Returns:
+        Array of the source's shape and dtype.
     """
     if source.dtype not in FLOAT_NAMES:
         raise CheckpointError(
@@ -115,5 +118,5 @@ def read_tensor(source: TensorSource, folder: Path) -> npt.NDArray[Any]:
 
 
 def _our_name(word: str) -> str:
-    """Return our name of a dtype that can be read; the format's own word for any other."""
+    """Return our name of a dtype that can be read; for others, the format's name."""
     return _READABLE[word].name if word in _READABLE else word

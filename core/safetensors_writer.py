@@ -1,7 +1,7 @@
-"""Write a safetensors file in a stream: the header first, then content as it comes.
+"""Write a safetensors file as a stream: first the header, then the content block by block.
 
-The place of every tensor is known before anything is written, so that a graph can point into a file that does not exist
-yet, and no more than one block of content is in memory.
+The position of every tensor is known before anything is written, so that a graph can refer to a
+file that does not exist yet. Only one block of content is in memory.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
 __all__ = ["PYTORCH", "SafetensorsLayout", "content_of", "layout_safetensors", "write_safetensors"]
 
 PYTORCH = {"format": "pt"}
-"""Metadata that transformers asks a checkpoint for."""
+"""Metadata that transformers requires in a checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsLayout:
-    """A file that is known but for its content."""
+    """Layout of a file, without its content."""
 
     header: bytes
-    """What it begins with."""
+    """Bytes at the start of the file."""
     ranges: Mapping[str, ByteRange]
-    """Where each tensor lies, by name, in the file's order."""
+    """Position of each tensor, by name, in the file's order."""
 
     @property
     def nbytes(self) -> int:
@@ -53,12 +53,12 @@ def layout_safetensors(
     metadata: Mapping[str, str] | None = None,
     alignment: int = 8,
 ) -> SafetensorsLayout:
-    """Return the header of a file and the place of each tensor; the same tensors give the same bytes.
+    """Return a file's header and each tensor's position; the same tensors give the same bytes.
 
     Args:
-        file: Goes into the ranges.
+        file: Name in the ranges.
         tensors: Shape and our name of the dtype, by name, in the order of their content.
-        metadata: Goes into the header.
+        metadata: Metadata in the header.
         alignment: The first tensor begins at a multiple of this many bytes. A multiple of 8.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
@@ -91,8 +91,8 @@ def write_safetensors(
     Args:
         path: File to make.
         layout: From `layout_safetensors`.
-        content: Of the tensors, one after another, in blocks of any size; None for a sparse file, which has its full
-            length, takes no disk and reads as zeros.
+        content: Bytes of the tensors, one after another, in blocks of any size; None for a sparse
+            file, which has its full length, takes no disk space and reads as zeros.
         digest: Updated with every byte of the file, unless it is sparse.
         sync: Wait until the file is on disk.
     """
@@ -111,5 +111,5 @@ def write_safetensors(
 
 
 def content_of(array: NDArray[Any]) -> memoryview:
-    """Return the bytes of an array of any dtype, row-major; copied only if it is not contiguous."""
+    """Return the bytes of an array of any shape and dtype, row-major; copies if not contiguous."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data

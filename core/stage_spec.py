@@ -1,6 +1,7 @@
-"""What a stage of a bundle takes and gives: names, shapes and dtypes.
+"""Inputs and outputs of a bundle's stage: names, shapes and dtypes.
 
-Dims are integers or dim names: `batch`, `seq_len`, `capacity` (positions the KV cache has room for), `num_images`.
+Dims are integers or dim names: `batch`, `seq_len`, `capacity` (positions the KV cache has room
+for), `num_images`.
 """
 
 from __future__ import annotations
@@ -23,14 +24,21 @@ class TensorSpec:
 
     name: str
     shape: tuple[int | str, ...]
-    """Sizes; a string is a dim name and stands for any positive size, the same throughout one call."""
+    """Sizes. A string is a dim name: any positive size, but one size within one call."""
     dtype: str
     """Numpy's name of the element type, or `bfloat16`."""
 
     def check(
-        self, shape: tuple[int, ...], dtype: str, *, dims: dict[str, int], place: str
+        self, shape: tuple[int, ...], dtype: str, *, dims: dict[str, int], where: str
     ) -> None:
-        """Raise `ContractError` unless a tensor fits; `dims` collects the sizes that dim names got."""
+        """Raise `ContractError` unless a tensor fits.
+
+        Args:
+            shape: The tensor's.
+            dtype: The tensor's, as NumPy names it, or `bfloat16`.
+            dims: Sizes by dim name so far in this call; new ones are added to it.
+            where: Place that the error names.
+        """
         fits = len(shape) == len(self.shape) and dtype == self.dtype
         if fits:
             for want, got in zip(self.shape, shape, strict=True):
@@ -38,7 +46,7 @@ class TensorSpec:
         if not fits:
             bound = [dims.get(d, d) if isinstance(d, str) else d for d in self.shape]
             raise ContractError(
-                f"{place}: '{self.name}' must be [{', '.join(map(str, bound))}] {self.dtype}, "
+                f"{where}: '{self.name}' must be [{', '.join(map(str, bound))}] {self.dtype}, "
                 f"got [{', '.join(map(str, shape))}] {dtype}"
             )
 

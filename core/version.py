@@ -1,4 +1,4 @@
-"""The version of this project, once."""
+"""The version of this project, in its only place."""
 
 __all__ = ["__version__"]
 

@@ -1,6 +1,6 @@
-"""Table of the formats that experts' weights may be stored in: as in the checkpoint, or as codes with scales.
+"""Table of the formats of experts' weights: as in the checkpoint, or as codes with scales.
 
-A code times its scale is the weight. How codes are made: `plugins_trt/kernels/sparse_moe_formats.py`.
+A weight is its code times its scale. `plugins_trt/kernels/sparse_moe_formats.py` makes codes.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ GROUP = 128
 
 @dataclass(frozen=True, slots=True)
 class WeightFormat:
-    """How the matrices of routed experts are stored."""
+    """Format of the matrices of routed experts."""
 
     name: MoeQuant
-    """In manifests, on the command line and in Python."""
+    """Name in manifests, on the command line and in Python."""
     codec: str
-    """In the operator's attribute `weight_format`, and in the names of kernels."""
+    """Name in the operator's attribute `weight_format` and in the names of kernels."""
     dtype: str | None = None
-    """Of stored codes; None where weights keep their own dtype."""
+    """Dtype of stored codes; None if weights keep their own dtype."""
     codes_per_byte: int = 1
     top_code: int = 0
     """Largest magnitude of a code."""
     group: int | None = None
-    """Columns that share a scale; None if all of a row do."""
+    """Columns that share a scale; None if a row has one scale."""
     columns_multiple: int = 1
-    """What the columns of a matrix must be a multiple of: the kernels read rows in blocks."""
+    """Divisor of the columns of a matrix: the kernels read rows in blocks of this length."""
     summary: str = ""
-    """For the help of the command line."""
+    """Description in the command line's help."""
 
     @property
     def is_quantised(self) -> bool:
@@ -61,8 +61,8 @@ class WeightFormat:
         """Return the bytes of one matrix with its scales.
 
         Args:
-            rows: Of the matrix.
-            columns: Of the matrix.
+            rows: Rows of the matrix.
+            columns: Columns of the matrix.
             itemsize: Bytes of a weight that is not quantised.
         """
         if not self.is_quantised:
@@ -87,7 +87,7 @@ _TABLE = (
 )
 
 WEIGHT_FORMATS: Mapping[MoeQuant, WeightFormat] = MappingProxyType({f.name: f for f in _TABLE})
-"""By name, the largest first."""
+"""Formats by name, the largest first."""
 MOE_QUANTS: tuple[MoeQuant, ...] = tuple(WEIGHT_FORMATS)
 QUANTISED: tuple[MoeQuant, ...] = tuple(f.name for f in _TABLE if f.is_quantised)
 CODEC_NAMES: tuple[str, ...] = tuple(f.codec for f in _TABLE)

@@ -56,7 +56,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportReport:
-    """What an export made."""
+    """Result of an export."""
 
     bundle: Path
     dtype: str
@@ -64,14 +64,14 @@ class ExportReport:
     new_bytes: int
     """Bytes written; linked weights do not count."""
     linked_bytes: int
-    """Bytes of the checkpoint's files that the bundle points into."""
+    """Bytes of the checkpoint's files that the bundle links to."""
     seconds: float
     peak_rss_bytes: int
     """Largest resident set of this process since its start."""
     moe_quant: MoeQuant = "none"
     quantisation_errors: tuple[QuantisationError, ...] = ()
     quantised_bytes: int = 0
-    """Bytes of the checkpoint's experts that this process has quantised; those finished before do not count."""
+    """Bytes of the checkpoint's experts that this process has quantised, without earlier ones."""
     quantise_seconds: float = 0.0
 
 
@@ -86,21 +86,23 @@ def export_bundle(
 ) -> ExportReport:
     """Export a checkpoint.
 
-    A call that was killed goes on when it is made again: layers of experts that are finished are not quantised twice.
+    If a call was killed, the same call continues it: layers of experts that are finished are not
+    quantised again.
 
     Args:
         checkpoint: Folder with config.json, safetensors and tokenizer.json.
         bundle: Folder to make.
-        options: How to export.
-        overwrite: Replace a bundle that is there.
+        options: Options of the export.
+        overwrite: Replace a bundle in the folder.
         progress: Called before and after each stage.
         changes: Fields of `ExportOptions` that differ from ``options``.
 
     Raises:
         InputError: If an option or the target is not usable.
-        ConfigError: If config.json is not one we can honour.
+        ConfigError: If config.json has a value that is not supported.
         CheckpointError: If tensors or files are missing or damaged.
-        ExportError: If a stage cannot be traced, does not pass its checks, or takes more memory than allowed.
+        ExportError: If a stage cannot be traced, fails its checks, or takes more memory than
+            allowed.
     """
     begin = time.monotonic()
     options = replace(options or ExportOptions(), **changes)
@@ -130,7 +132,7 @@ def export_bundle(
     ):
         journal = Journal(staging, hasher)
         if "decoder" in stages and options.weights != "copy":
-            # its weights are nearly all there are; most of the hashing is done while the stages are traced
+            # it has nearly all weights; most of the hashing is done while the stages are traced
             for file in shards:
                 hasher.start(file)
         _copy_side_files(checkpoint, config, staging)
@@ -139,11 +141,11 @@ def export_bundle(
         for done, name in enumerate(stages):
             _tell(progress, done, total, name)
             records |= _export_stage(config, name, dtype, sources, staging, experts)
-            check_memory(options.max_ram_gib, place=name)
+            check_memory(options.max_ram_gib, where=name)
         for done, layer in enumerate(experts.layers, start=len(stages)):
             _tell(progress, done, total, f"experts of layer {layer}")
             experts.write(layer, staging, journal=journal, sources=sources, checkpoint=checkpoint)
-            check_memory(options.max_ram_gib, place=f"experts of layer {layer}")
+            check_memory(options.max_ram_gib, where=f"experts of layer {layer}")
         _tell(progress, total - 1, total, "hashing")
         used = [sources[name] for name in records if name in sources]
         copied = place_weight_files(checkpoint, used, staging, mode=options.weights)
@@ -157,7 +159,7 @@ def export_bundle(
             moe_quant=experts.quant,
             quantisation_errors=tuple(experts.errors),
         ).save(staging)
-        check_memory(options.max_ram_gib, place="hashing")
+        check_memory(options.max_ram_gib, where="hashing")
         _tell(progress, total, total, f"{len(files)} files")
         own = (staging / MANIFEST_FILE).stat().st_size + sum(
             record.nbytes
@@ -181,7 +183,7 @@ def export_bundle(
 
 
 def _stages_of(config: ModelSpec, stages: Sequence[str]) -> Sequence[str]:
-    """Return which stages are meant: all may be fewer for a model of text alone."""
+    """Return the stages to export: a text model has fewer."""
     if set(stages) == set(STAGES):
         return [name for name in stages if name in config.stages]
     lacking = [name for name in stages if name not in config.stages]
@@ -200,7 +202,7 @@ def _export_stage(
     staging: Path,
     experts: QuantisedExperts,
 ) -> dict[str, WeightRecord]:
-    """Trace, bind, check and write one stage; returns its weight map."""
+    """Trace, bind, check and write one stage; return its weight map."""
     spec = stage_specs(config, dtype)[name]
     model = trace_stage(config, spec, dtype=dtype, moe_quant=experts.quant)
     records = bind_weights(
@@ -226,7 +228,7 @@ def _copy_side_files(checkpoint: Path, config: ModelSpec, staging: Path) -> None
     """Copy tokenizer and configs; fill in the two that a published checkpoint may lack."""
     if not (checkpoint / "tokenizer.json").is_file():
         raise CheckpointError(
-            f"{checkpoint / 'tokenizer.json'}: not found; it must lie beside config.json "
+            f"{checkpoint / 'tokenizer.json'}: not found; it must be in the folder of config.json "
             "(a checkpoint with tokenizer.model alone has to be converted first)"
         )
     eos = config.eos_token_ids
@@ -244,7 +246,8 @@ def _copy_side_files(checkpoint: Path, config: ModelSpec, staging: Path) -> None
             shutil.copyfile(checkpoint / name, staging / name)
         elif name in defaults:
             (staging / name).write_text(json.dumps(defaults[name], indent=2) + "\n")
-    # its heads show in no tensor's shape; the graphs need it no more, who runs the model without them does
+    # no tensor's shape shows the number of heads; the graphs do not need it, the kernels backend
+    # does
     if config.vision is not None:
         tower = staging / VISION_CONFIG_FOLDER / "config.json"
         tower.parent.mkdir(exist_ok=True)

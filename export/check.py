@@ -1,4 +1,4 @@
-"""Is an exported stage valid ONNX, and exactly what its contract says?"""
+"""Checks that an exported stage is valid ONNX and equals its contract."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["check_stage"]
 
 
 def check_stage(model: onnx.ModelProto, spec: StageSpec) -> None:
-    """Run the ONNX checker with full shape inference, then compare inputs and outputs with the contract.
+    """Run the ONNX checker with shape inference; compare inputs and outputs with the contract.
 
     Raises:
-        ExportError: Says everything that is wrong.
+        ExportError: Lists all differences.
     """
     graph = model.graph
     weights = {init.name for init in graph.initializer if init.external_data}
@@ -33,7 +33,7 @@ def check_stage(model: onnx.ModelProto, spec: StageSpec) -> None:
 
 
 def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return a copy whose external initializers are inputs: the checker refuses hard-linked data."""
+    """Return a copy with external initializers as inputs: the checker refuses hard-linked data."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     external = [init for init in copy.graph.initializer if init.external_data]

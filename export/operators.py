@@ -1,6 +1,7 @@
 """The reference's operators as ONNX nodes.
 
-Each call emits the one node that stands for it in the graph; nothing here computes. Nodes of domain
+Each call emits one node of the graph; nothing here computes. Shapes and dtypes are those of
+`longllava_trt.reference.operators`, T the graph's dtype. Nodes of domain
 `longllava` take name and version from `longllava_trt.plugins_trt.spec`.
 """
 
@@ -23,14 +24,15 @@ class OnnxOperators:
     """Operators that leave ONNX nodes in a traced graph.
 
     Args:
-        past_len: Tokens already in the KV cache. [batch], int64. Not needed without causal attention.
+        past_len: Tokens already in the KV cache. [batch], int64. Not needed without causal
+            attention.
     """
 
     def __init__(self, past_len: Tensor | None = None) -> None:
         self._past_len = past_len
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """`RMSNormalization`: mean square in float32, scale in the input's dtype, as spec 2.1 has it."""
+        """`RMSNormalization`: mean square in float32, scale in the input's dtype (spec 2.1)."""
         attributes = {"epsilon": eps, "stash_type": 1}
         return _standard("RMSNormalization", [x, weight], like=x, version=23, **attributes)
 
@@ -41,9 +43,10 @@ class OnnxOperators:
     def causal_attention(
         self, q: Tensor, k: Tensor, v: Tensor, state: AttentionState
     ) -> tuple[Tensor, AttentionState]:
-        """`TensorScatter` into the cache at past_len, then `Attention` over what is valid.
+        """`TensorScatter` into the cache at past_len, then `Attention` over the valid positions.
 
-        The cache has room for `capacity` positions; the causal mask is aligned to the last valid one.
+        The cache has room for `capacity` positions; the causal mask is aligned to the last valid
+        one.
         """
         assert self._past_len is not None, "Bug: the decoder stage gives past_len"
         key, value = (
@@ -70,7 +73,7 @@ class OnnxOperators:
     def sparse_moe(
         self, x: Tensor, router_logits: Tensor, experts: Sequence[ExpertWeights], *, top_k: int
     ) -> Tensor:
-        """`longllava::SparseMoE`; the stacking of experts stays in the graph, to be folded at load."""
+        """`longllava::SparseMoE`; nodes that stack experts stay in the graph, folded at load."""
         gate_up = torch.stack([torch.cat([e.gate, e.up]) for e in experts])
         down = torch.stack([e.down for e in experts])
         (y,) = _ours(SPARSE_MOE, [x, router_logits, gate_up, down], like=(x,), top_k=top_k)
@@ -80,7 +83,7 @@ class OnnxOperators:
 def _standard(
     op_type: str, inputs: list[Tensor | None], *, like: Tensor, version: int, **attributes: Any
 ) -> Tensor:
-    """Emit a node of ONNX's own domain whose one output has the shape and dtype of ``like``."""
+    """Emit a node of ONNX's own domain; its one output has the shape and dtype of ``like``."""
     y: Tensor = torch.onnx.ops.symbolic(
         op_type, inputs, attributes, dtype=like.dtype, shape=like.shape, version=version
     )

@@ -20,27 +20,27 @@ DTYPE_CHOICES: tuple[str, ...] = ("auto", *FLOAT_NAMES)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExportOptions:
-    """How a checkpoint is exported."""
+    """Options of an export."""
 
     dtype: str = "auto"
-    """Arithmetic dtype of the graphs; `auto` is that of the checkpoint's decoder."""
+    """Arithmetic dtype of the graphs; `auto` is the dtype of the checkpoint's decoder."""
     stages: Sequence[str] = STAGES
-    """Which stages to export; all of them are those that the model has."""
+    """Stages to export; by default every stage of the model."""
     weights: WeightsMode = "auto"
-    """How the checkpoint's files get into the bundle; see `place_weight_files`."""
+    """Way to put the checkpoint's files into the bundle; see `place_weight_files`."""
     vision_tower: Path | None = None
-    """Folder of a CLIP checkpoint to use in place of the copy in the checkpoint."""
+    """Folder of a CLIP checkpoint to use instead of the copy in the checkpoint."""
     moe_quant: MoeQuant = "none"
-    """How the experts of routed layers are stored; all else stays as it is. Without the decoder among the stages it has
-    no effect."""
+    """Format of the experts of routed layers; other weights are not changed. It has no effect
+    without the decoder's stage."""
     max_ram_gib: float | None = None
-    """Fail if this process has taken more memory than that."""
+    """Memory limit: the export fails if this process takes more."""
 
     def __post_init__(self) -> None:
-        """Refuse what is not on offer.
+        """Raise an error for a value that is not supported.
 
         Raises:
-            InputError: If a value is none of the known.
+            InputError: If a value is unknown or out of range.
         """
         unknown = sorted(set(self.stages) - set(STAGES))
         if unknown or not self.stages:

@@ -1,4 +1,4 @@
-"""How an export that was killed goes on: what it made of which inputs, and what of it is finished."""
+"""Resuming an export that was killed: a key for its inputs, and a journal of finished files."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def resume_key(files: Iterable[Path], **inputs: Any) -> str:
     """Return a name for everything that a result depends on.
 
     Args:
-        files: Large inputs, which count by path, length and time of change.
-        inputs: All others, in types that JSON knows.
+        files: Large inputs, known by path, length and time of change.
+        inputs: All other inputs, in JSON types.
     """
     found = {str(path.resolve()): path.stat() for path in files}
     large = {path: [stat.st_size, stat.st_mtime_ns] for path, stat in sorted(found.items())}
@@ -34,11 +34,11 @@ def resume_key(files: Iterable[Path], **inputs: Any) -> str:
 
 
 class Journal:
-    """The finished files of a staging folder, and what must be remembered of each.
+    """The finished files of a staging folder, with data to remember for each.
 
     Args:
-        staging: Folder; may hold what an earlier process finished.
-        hasher: Hashes what is found; what matches need not be hashed again.
+        staging: Folder; may hold finished files of an earlier process.
+        hasher: Hashes these files; files that match need not be hashed again.
     """
 
     def __init__(self, staging: Path, hasher: FileHasher) -> None:
@@ -50,7 +50,7 @@ class Journal:
                 hasher.start(staging / name)
 
     def recall(self, file: str) -> Any | None:
-        """Return what was remembered of a file; None unless it is there, as it was finished."""
+        """Return the data of a finished file; None if it is missing or has changed."""
         entry, path = self._entries.get(file), self._staging / file
         if entry is None or not path.is_file():
             return None
@@ -61,10 +61,10 @@ class Journal:
         return entry["remembered"]
 
     def finish(self, file: str, *, sha256: str, remembered: Any) -> None:
-        """Note that a file is complete; on disk when this returns."""
+        """Record that a file is complete; the record is on disk when this returns."""
         entry = {"file": file, "sha256": sha256, "remembered": remembered}
         with (self._staging / JOURNAL_FILE).open("a", encoding="utf-8") as journal:
-            # a line that was cut off by a kill must not swallow this one
+            # a line that a kill has cut off must not join this one
             journal.write("\n" + json.dumps(entry) + "\n")
             journal.flush()
             os.fsync(journal.fileno())
@@ -72,7 +72,7 @@ class Journal:
 
 
 def _read(path: Path) -> Iterable[dict[str, Any]]:
-    """Yield the entries; a line that was cut off is none."""
+    """Yield the entries, without a line that was cut off."""
     if not path.is_file():
         return
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -1,7 +1,8 @@
-"""What is traced for each stage: the reference's own methods between the contract's inputs and outputs.
+"""Modules that are traced: the reference's methods between a contract's inputs and outputs.
 
-Besides its outputs a stage returns the residual stream after each layer, so that these values get stable
-names in the graph; `trace` takes them off the list of outputs again.
+A stage returns its outputs and also the residual stream after each layer, so that these values get
+stable names in the graph; `trace` removes them from the outputs again. Shapes and dtypes are those
+of the stages' contracts.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class DecoderStage(_Stage):
     """`inputs_embeds`, `past_len` and carried state to `logits` and carried state."""
 
     def forward(self, inputs_embeds: Tensor, past_len: Tensor, *past: Tensor) -> Outputs:
-        """Trace one call of the decoder; `past` holds two tensors a layer, in the contract's order."""
+        """Trace one call of the decoder; `past` has two tensors for each layer, in order."""
         self.model.ops = OnnxOperators(past_len)
         output = self.model.decode(inputs_embeds, self._cache(past))
         present = [tensor for state in output.cache for tensor in state]

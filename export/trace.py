@@ -1,7 +1,7 @@
 """One stage from PyTorch to ONNX, with no weight in memory.
 
-The model exists as fake tensors only, and its weights become inputs of the graph, so that no pass can fold
-one away. `longllava_trt.export.weights` turns them into initializers afterwards.
+The model has only fake tensors, and its weights become inputs of the graph, so that no pass can
+fold a weight. Then `longllava_trt.export.weights` turns them into initializers.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from longllava_trt.reference.model import LongLLaVA
 __all__ = ["OPSET", "trace_stage"]
 
 OPSET = 27
-"""ONNX opset of every exported graph; `CausalConvWithState` entered in it."""
+"""ONNX opset of every exported graph; the first with `CausalConvWithState`."""
 
 _TRACED_OPSET = 18
 _PREFIX = "model."
 _SYMBOL = re.compile(r"\w+")
 _EXAMPLE_SIZES = {"batch": 2, "seq_len": 5, "capacity": 11, "num_images": 3}
-"""Sizes of the traced example: all different from one another and from 1, so that no dim is specialised."""
+"""Sizes of the traced example: all different, and none is 1, so that no dim is specialised."""
 
 _SAME_IN_BOTH = frozenset(
     """
@@ -47,8 +47,8 @@ _SAME_IN_BOTH = frozenset(
 )
 """Standard operators whose meaning did not change from the opset that torch emits to ours.
 
-Later versions of these added dtypes, or attributes whose default is the old behaviour. Any other node that is
-traced stops the export, so that a change of meaning cannot slip in.
+Later versions of these only added dtypes, or attributes whose default is the old behaviour. Any
+other traced node stops the export, so that no operator can change its meaning unnoticed.
 """
 
 
@@ -61,13 +61,14 @@ def trace_stage(
         config: The model.
         spec: The stage's contract.
         dtype: Arithmetic dtype: float32, float16 or bfloat16.
-        moe_quant: How routed experts are stored.
+        moe_quant: Format of routed experts.
 
     Returns:
-        The graph. Its inputs are the contract's, followed by the weights it uses under their checkpoint names.
+        The graph. Its inputs are the contract's, then its weights under their checkpoint names.
 
     Raises:
-        ExportError: If torch cannot trace the stage, or traces what the opset does not guarantee.
+        ExportError: If torch cannot trace the stage, or traces a node that was not reviewed for the
+            opset.
     """
     layers = layer_output_names(spec.name, config)
     output_names = [t.name for t in spec.outputs] + list(layers)
@@ -107,7 +108,7 @@ def trace_stage(
 def _build(config: ModelSpec, stage: str, dtype: str) -> torch.nn.Module:
     """Build the stage around a model of fake tensors."""
     default = torch.get_default_dtype()
-    # a fake module cannot change its dtype afterwards
+    # a fake module cannot change its dtype later
     torch.set_default_dtype(getattr(torch, dtype))
     try:
         return STAGE_MODULES[stage](LongLLaVA(config)).eval().requires_grad_(False)
@@ -130,7 +131,7 @@ def _dynamic_shapes(spec: StageSpec) -> tuple[object, ...]:
 
 
 def _lift_weights(graph: ir.Graph, names: Mapping[str, str]) -> None:
-    """Make inputs of the initializers that are parameters, under their checkpoint names; they hold no data."""
+    """Turn initializers of parameters into inputs under their checkpoint names, without data."""
     for name in [n for n in graph.initializers if n.startswith(_PREFIX)]:
         value = graph.initializers.pop(name)
         value.const_value = None
@@ -145,7 +146,7 @@ def _drop_unused_weights(graph: ir.Graph, *, keep: int) -> None:
 
 
 def _name_dims(graph: ir.Graph, spec: StageSpec) -> None:
-    """Give symbolic dims the contract's names, everywhere in the graph, in products such as `batch*seq_len` too."""
+    """Give symbolic dims the contract's names, also in products such as `batch*seq_len`."""
     names: dict[str, str] = {}
     for value, want in zip(graph.inputs, spec.inputs, strict=False):
         for got, name in zip(value.shape or (), want.shape, strict=True):
@@ -162,7 +163,7 @@ def _name_dims(graph: ir.Graph, spec: StageSpec) -> None:
 
 
 def _set_opset(model: ir.Model, stage: str) -> None:
-    """Declare our opset, after making sure that every traced node means the same in it."""
+    """Declare our opset, after a check that every traced node has the same meaning in it."""
     doubtful = set()
     for node in model.graph:
         if node.domain == "" and node.op_type not in _SAME_IN_BOTH:
@@ -182,7 +183,7 @@ def _set_opset(model: ir.Model, stage: str) -> None:
 
 
 def _forget_origins(model: ir.Model) -> None:
-    """Drop torch's notes: they hold paths and source lines of the machine that exported."""
+    """Drop torch's metadata: it has paths and source lines of this machine."""
     values = [*model.graph.inputs, *model.graph.initializers.values()]
     for part in [model, model.graph, *model.graph, *values]:
         part.metadata_props.clear()
@@ -194,7 +195,7 @@ def _forget_origins(model: ir.Model) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence what torch's exporter says about packages that we do not use."""
+    """Suppress messages of torch's exporter about packages that we do not use."""
     exporter = logging.getLogger("torch.onnx")
     level = exporter.level
     exporter.setLevel(logging.ERROR)

@@ -1,8 +1,9 @@
-"""Weights of a traced stage become initializers that point into the checkpoint's own files.
+"""Weights of a traced stage as initializers that refer to the checkpoint's own files.
 
-Nothing is written here: a dtype that differs is cast by a node in the graph, experts are stacked by nodes in the
-graph, and runtimes fold both when they load. Quantised experts are files of their own (`longllava_trt.export.quantisation.quantise`). Files are hard links, so that every tool that reads ONNX finds them
-below the bundle; ONNX Runtime refuses symbolic links that lead elsewhere.
+No weight is written here. Nodes in the graph cast weights of another dtype and stack experts, and
+runtimes fold these nodes when they load. Quantised experts have their own files
+(`longllava_trt.export.quantisation.quantise`). Files are hard links, so that every tool that reads
+ONNX finds them below the bundle; ONNX Runtime refuses symbolic links to files elsewhere.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ WeightsMode = Literal["auto", "hardlink", "symlink", "copy"]
 def bundled_name(source: TensorSource) -> str:
     """Return the path in the bundle of the file that holds a tensor.
 
-    A file from outside the checkpoint, such as a separate vision tower's, keeps apart by its folder's name.
+    A file from outside the checkpoint, such as a separate vision tower's, also has its folder's
+    name.
     """
     parts = [source.file.parent.name] if source.file.is_absolute() else []
     return "/".join([WEIGHTS_FOLDER, *parts, source.file.name])
@@ -40,19 +42,20 @@ def bundled_name(source: TensorSource) -> str:
 def place_weight_files(
     checkpoint: Path, sources: Iterable[TensorSource], staging: Path, *, mode: WeightsMode
 ) -> int:
-    """Make the checkpoint's files appear in the bundle.
+    """Put the checkpoint's files into the bundle, as links or copies.
 
     Args:
         checkpoint: Folder that relative sources are in.
         sources: Tensors that the bundle needs.
         staging: Bundle being made.
-        mode: `hardlink` and `symlink` copy nothing; `auto` is the first of them that the file system allows.
+        mode: `hardlink` and `symlink` copy nothing; `auto` uses the first mode that the file system
+            allows.
 
     Returns:
         Bytes that were copied.
 
     Raises:
-        InputError: If the file system does not allow what ``mode`` asks for.
+        InputError: If the file system does not allow ``mode``.
     """
     files = {bundled_name(s): (checkpoint / s.file).resolve() for s in sources}
     copied = 0
@@ -102,8 +105,8 @@ def bind_weights(
 
     Args:
         model: From `trace_stage`; changed in place.
-        sources: Where each weight lies, by checkpoint name.
-        derived: Where weights lie that are not the checkpoint's; the graph takes them as they are stored.
+        sources: Position of each weight, by checkpoint name.
+        derived: Position of each weight that is not in the checkpoint; it is not cast.
         keep_inputs: Number of leading inputs that stay inputs.
         dtype: Dtype of the graph.
 
@@ -145,7 +148,7 @@ def _record(source: TensorSource, dtype: str) -> WeightRecord:
 
 
 def _insert_cast(graph: ir.Graph, value: ir.Value, *, stored_dtype: str, dtype: str) -> ir.Value:
-    """Put a Cast in front of a weight; returns the stored tensor's value, which takes over the name."""
+    """Put a Cast after a stored weight; return the stored tensor's value, which gets the name."""
     stored = ir.Value(
         name=value.name, type=ir.TensorType(ir_dtype(stored_dtype)), shape=value.shape
     )
@@ -158,5 +161,5 @@ def _insert_cast(graph: ir.Graph, value: ir.Value, *, stored_dtype: str, dtype: 
 
 
 def ir_dtype(dtype: str) -> ir.DataType:
-    """Return ONNX's word for a dtype."""
+    """Return ONNX's name of a dtype."""
     return ir.DataType(DTYPES[dtype].onnx)

@@ -39,17 +39,17 @@ _WEIGHT_SUFFIXES = frozenset({".safetensors", ".bin", ".pt", ".pth"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterCounts:
-    """How many numbers a model is made of."""
+    """Numbers of parameters of a model."""
 
     vision: int
     projector: int
     decoder: int
     decoder_active: int
-    """Parameters of the decoder that take part in one token: of each routed layer, `top_k` experts."""
+    """Parameters of the decoder that one token uses: in each routed layer, `top_k` experts."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return self.vision + self.projector + self.decoder
 
 
@@ -61,7 +61,7 @@ class CheckpointSummary:
     parameters: ParameterCounts
     num_tensors: int
     has_weights: bool
-    """Whether the weights are there and are what config.json describes; if not, counts come from config.json."""
+    """Whether the weights exist and match config.json; if not, counts come from config.json."""
     dtypes: Mapping[str, int]
     """Tensors of each stored dtype."""
     nbytes: int
@@ -77,7 +77,7 @@ class StageSummary:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     opsets: Mapping[str, int]
-    """By domain; ONNX's own is `ai.onnx`."""
+    """Opset versions by domain; ONNX's own is `ai.onnx`."""
     num_nodes: int
     custom_nodes: Mapping[str, int]
     """Nodes of each operator outside ONNX's own domain, as `domain::op_type`."""
@@ -93,26 +93,26 @@ class BundleSummary:
     dtype: str
     layer_pattern: str
     parameters: ParameterCounts
-    """Of the exported stages alone; the vision tower's last layer is not among them."""
+    """Parameters of the exported stages only, without the vision tower's last layer."""
     stages: Mapping[str, StageSummary]
     num_weights: int
     weight_bytes: int
     stored_dtypes: Mapping[str, int]
     transforms: Mapping[str, int]
     weight_files: Mapping[str, str]
-    """How each file is there: hard link, symbolic link, or own copy."""
+    """Kind of each file: hard link, symbolic link, or own copy."""
     nbytes: int
-    """Of every file, linked ones included."""
+    """Bytes of all files, linked ones included."""
     produced_by: Mapping[str, str]
 
 
 def is_bundle(folder: Path) -> bool:
-    """Tell a bundle from a checkpoint."""
+    """Return whether a folder is a bundle, not a checkpoint."""
     return (folder / MANIFEST_FILE).is_file()
 
 
 def layer_pattern(kinds: Iterable[str], moe_layers: Iterable[int]) -> str:
-    """Write the decoder's layers as one letter each: A attention, M Mamba, with * where experts are routed."""
+    """Write the decoder's layers as letters: A attention, M Mamba, with * for routed experts."""
     routed = set(moe_layers)
     return " ".join(kind[0].upper() + "*" * (i in routed) for i, kind in enumerate(kinds))
 
@@ -147,7 +147,8 @@ def inspect_checkpoint(folder: Path, *, vision_tower: Path | None = None) -> Che
 
     Raises:
         ConfigError: If config.json is not one we can honour.
-        CheckpointError: If there are weights and they are damaged, or not what config.json describes.
+        CheckpointError: If there are weights and they are damaged, or not what config.json
+            describes.
     """
     config = load_model_spec(folder, vision_tower=vision_tower)
     shapes = parameter_shapes(config)
@@ -201,7 +202,7 @@ def inspect_bundle(bundle: Path) -> BundleSummary:
 
 
 def _parameter_shapes(bundle: Path, manifest: Manifest) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yield path and shape of what the weights stand for: of quantised experts all in one, and no scales."""
+    """Yield path and shape of the weights; quantised experts are one stack, without scales."""
     paths = stored_paths(bundle, manifest.weights)
     for name, record in manifest.weights.items():
         path = paths[name]

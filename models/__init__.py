@@ -1,14 +1,14 @@
-"""What a model is, as data: its layers, the names of its tensors, the contracts of its stages. No torch.
+"""A model as data: its layers, the names of its tensors, the contracts of its stages. No torch.
 
-spec.py         layers and sizes, whatever the family
-family.py       what a family says: how config.json is read, what tensors are called, presets
+spec.py         layers and sizes of any family
+family.py       data of a family: reader of config.json, names of tensors, presets
 registry.py     model_type -> family, loaded when it is needed
 parameters.py   path and shape of every parameter; tensors.py: the same by a family's names
 clip.py         vision towers: their config.json, found or written
 chat.py         chat format: roles, separators, media markers
 image_policy.py how a still is cut into tiles, and the text around them
 contracts.py    names, shapes and dtypes of every stage
-checkpoint.py   where every tensor of a checkpoint lies
+checkpoint.py   position of every tensor of a checkpoint
 llava_jamba/    LongLLaVA: CLIP, 2x2 pooling, MLP projector, Jamba
 
 A new family is a folder with `FAMILY` in its family.py, and one line in registry.py.

@@ -1,6 +1,6 @@
 """Chat format of a model family: role texts, separators and media markers, as data.
 
-Runtime code reads the strings from here and knows none itself. No tokenizer and no image is opened.
+Runtime code reads the strings from here and has none itself. Opens no tokenizer and no image.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Protocol
 __all__ = ["IMAGE_PLACEHOLDER", "ChatFormat", "OriginalFormat"]
 
 IMAGE_PLACEHOLDER = "<image>"
-"""What a user writes where an image goes, unless a family says otherwise."""
+"""Placeholder that a user writes where an image goes, unless a family has another."""
 
 
 class OriginalFormat(Protocol):
-    """What a family's original code writes for media, faults included, for `official_compat`.
+    """Texts that a family's original code writes for media, faults included; for `official_compat`.
 
     Each method returns the texts around the images: one more than there are images.
     """
@@ -35,33 +35,33 @@ class OriginalFormat(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChatFormat:
-    """Strings of a chat protocol.
+    """Strings of a chat format.
 
     A conversation is ``prefix``, then for each message its role, its text and ``separator``.
     """
 
     user_role: str
-    """Opens a user's message."""
+    """Beginning of a user's message."""
     assistant_role: str
-    """Opens an answer."""
+    """Beginning of an answer."""
     separator: str
-    """Ends every message."""
+    """End of every message."""
     image_placeholder: str = IMAGE_PLACEHOLDER
-    """Marks in a user's text where an image goes; never reaches the tokenizer."""
+    """Place of an image in a user's text; the tokenizer never gets it."""
     image_open: str = ""
     image_close: str = ""
-    """Text before and behind every image."""
+    """Texts before and after every image."""
     after_image: str = "\n"
-    """Text behind each image that is put in front of a text without placeholders."""
+    """Text after each image that is put before a text without placeholders."""
     video_open: str = ""
     video_close: str = ""
     between_frames: str = ""
     """A clip is ``video_open``, frames as images with ``between_frames``, ``video_close``."""
     prefix: str = ""
-    """Opens every conversation, such as a system prompt."""
+    """Beginning of every conversation, such as a system prompt."""
     role_token: str | None = None
-    """Special token that begins every role: ids may be cut in front of it."""
+    """Special token that begins every role: a text may be tokenized in two parts before it."""
     stop: tuple[str, ...] = ()
-    """Texts that end an answer, beside the end ids of the bundle."""
+    """Texts that end an answer, in addition to the end ids of the bundle."""
     original: OriginalFormat | None = None
-    """Strings of the original code, where they differ; None if `official_compat` means nothing."""
+    """Strings of the original code, if they differ; None if `official_compat` has no meaning."""

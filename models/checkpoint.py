@@ -1,6 +1,7 @@
-"""Where every tensor of a checkpoint lies, from the headers of its safetensors files alone.
+"""Position of every tensor of a checkpoint, from the headers of its safetensors files alone.
 
-Accepts one file or shards with an index, under every naming that the family knows, and packed tensors. Reads no weights and never unpickles.
+Accepts one file or shards with an index, under every naming that the family knows, and packed
+tensors. Reads no weights and never unpickles.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ _MAX_LISTED = 20
 
 @dataclass(frozen=True, slots=True)
 class CheckpointIndex:
-    """The tensors of a folder, whatever they are."""
+    """All tensors of a folder."""
 
     folder: Path
     tensors: Mapping[str, TensorSource]
-    """By canonical name; packed experts one by one."""
+    """Tensors by canonical name; packed experts one by one."""
 
     @classmethod
     def open(cls, folder: Path, family: ModelFamily) -> CheckpointIndex:
@@ -45,10 +46,10 @@ class CheckpointIndex:
 
         Args:
             folder: Checkpoint.
-            family: Knows what its tensors are called.
+            family: Family that knows the names of the tensors.
 
         Raises:
-            CheckpointError: Lists every file that is missing, damaged, or at odds with the index.
+            CheckpointError: Lists every file that is missing, damaged, or contradicts the index.
         """
         weight_map = _read_weight_map(folder)
         files = [SINGLE_FILE] if weight_map is None else sorted(set(weight_map.values()))
@@ -74,15 +75,16 @@ def index_checkpoint(
 
     Args:
         folder: Checkpoint.
-        spec: What the checkpoint must hold.
-        vision_tower: Folder of a CLIP checkpoint to take the vision tower from, in place of the checkpoint's own
-            copy; what else it holds is ignored.
+        spec: The model.
+        vision_tower: Folder of a CLIP checkpoint with the vision tower, used instead of the
+            checkpoint's own copy; its other tensors are ignored.
 
     Returns:
         Sources by canonical name, in the order of `expected_tensors`.
 
     Raises:
-        CheckpointError: Lists the tensors that are missing, left over, misshapen or of a dtype we do not read.
+        CheckpointError: Lists the tensors that are missing, extra, of a wrong shape or of a dtype
+            that is not supported.
     """
     family = family_of(spec)
     tensors = dict(CheckpointIndex.open(folder, family).tensors)
@@ -106,7 +108,7 @@ def index_checkpoint(
 
 
 def _read_weight_map(folder: Path) -> dict[str, str] | None:
-    """Return which shard holds each key, or None if the folder has the one file `model.safetensors`."""
+    """Return the shard of each key, or None if the folder has the one file `model.safetensors`."""
     single, index = folder / SINGLE_FILE, folder / INDEX_FILE
     if single.exists() and index.exists():
         raise CheckpointError(
@@ -123,7 +125,7 @@ def _read_weight_map(folder: Path) -> dict[str, str] | None:
         raise CheckpointError(
             f"{index}: must be JSON with a 'weight_map' object ({type(err).__name__}: {err}); fetch it again"
         ) from err
-    # a name with a folder in it could point anywhere on the machine
+    # a name with a folder in it could be any file on the machine
     bad = sorted({repr(f) for f in files if not isinstance(f, str) or Path(f).name != f})
     if bad or not files:
         raise CheckpointError(
@@ -158,7 +160,7 @@ def _shard_problems(
     *,
     earlier: Mapping[str, TensorSource],
 ) -> Iterator[str]:
-    """Yield how a shard is at odds with the index and with the shards before it."""
+    """Yield the contradictions of a shard to the index and to the shards before it."""
     placed = {key for key, file in weight_map.items() if file == name}
     yield from _listed(
         f"tensor(s) that {INDEX_FILE} places in {name}, which lacks them", placed - header.keys()
@@ -195,7 +197,7 @@ def _by_canonical_name(
 
 
 def _cut(source: TensorSource, count: int) -> list[TensorSource]:
-    """Cut a tensor of [experts, rows, columns] into equal runs of rows; an empty list if that cannot be."""
+    """Cut a tensor [experts, rows, columns] into equal parts; return [] if impossible."""
     if count == 1:
         return [source]
     shape = source.shape
@@ -231,7 +233,7 @@ def _differences(
 
 
 def _listed(what: str, items: Iterable[str]) -> Iterator[str]:
-    """Yield one line that counts the items and lists the first of them; nothing if there are none."""
+    """Yield one line with the number of items and the first of them; nothing if there are none."""
     if items := sorted(items):
         more = f", and {len(items) - _MAX_LISTED} more" if len(items) > _MAX_LISTED else ""
         yield f"{len(items)} {what}: " + ", ".join(items[:_MAX_LISTED]) + more

@@ -1,4 +1,4 @@
-"""CLIP vision towers: their own config.json, read and written, and what prepares images for them."""
+"""CLIP vision towers: their config.json, read and written, and their image processor's config."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from longllava_trt.models.spec import VisionSpec
 __all__ = ["clip_config", "find_vision_tower", "preprocessor_config", "published_tower"]
 
 _PUBLISHED = {"clip-vit-large-patch14-336": VisionSpec()}
-"""Towers that checkpoints name and do not describe, by the last part of the name."""
+"""Towers that checkpoints only name, by the last part of the name."""
 
 _FIELDS = {
     "hidden_size": "hidden_size",
@@ -28,10 +28,10 @@ _FIELDS = {
 
 
 def find_vision_tower(checkpoint: Path, tower: str, *, override: Path | None) -> VisionSpec:
-    """Return the geometry of a tower: of an override, of a folder inside the checkpoint, or by its published name.
+    """Return a tower's sizes, from `override`, a folder in the checkpoint, or its published name.
 
     Raises:
-        ConfigError: If there is none of these, or one cannot be honoured.
+        ConfigError: If none of these exists, or its config has an unsupported value.
     """
     for folder in (override, checkpoint / tower):
         if folder is not None and (folder / CONFIG_FILE).is_file():
@@ -50,7 +50,7 @@ def find_vision_tower(checkpoint: Path, tower: str, *, override: Path | None) ->
 
 
 def published_tower(spec: VisionSpec) -> str | None:
-    """Return the hub's name of a tower; None if nobody published it."""
+    """Return the hub's name of a tower; None if it is not published."""
     return next((f"openai/{name}" for name, known in _PUBLISHED.items() if spec == known), None)
 
 
@@ -66,7 +66,7 @@ def clip_config(spec: VisionSpec) -> dict[str, Any]:
 
 
 def preprocessor_config(spec: VisionSpec) -> dict[str, Any]:
-    """Return the content of preprocessor_config.json, as OpenAI's towers have it."""
+    """Return the content of preprocessor_config.json, as in OpenAI's towers."""
     return {
         "crop_size": spec.image_size,
         "do_center_crop": True,

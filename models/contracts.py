@@ -1,7 +1,8 @@
-"""Names, shapes and dtypes of every stage, once.
+"""Names, shapes and dtypes of every stage, in one place.
 
-Export names the ONNX tensors after these, the runtime binds by them, the tests read them. Dims are integers or
-dim names: `batch`, `seq_len`, `capacity` (positions the KV cache has room for), `num_images`.
+Export uses these names for ONNX tensors, the runtime binds them, and tests read them. Dims are
+integers or dim names: `batch`, `seq_len`, `capacity` (positions the KV cache has room for),
+`num_images`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ TRAINED_CONTEXT = 176_000
 def carried_state(decoder: DecoderSpec, dtype: str) -> Iterator[TensorSpec]:
     """Yield the decoder's carried state, layer by layer, under its input names.
 
-    Attention layers carry `key` and `value`, written in place; Mamba layers carry `conv_state` (the last d_conv - 1
-    columns before bias and SiLU) and `recurrent_state`, which stays float32 whatever the model's dtype.
+    Attention layers carry `key` and `value`, written in place. Mamba layers carry `conv_state` (the
+    last d_conv - 1 columns before bias and SiLU) and `recurrent_state`, which is float32 for any
+    model dtype.
     """
     for layer, mixer in enumerate(decoder.mixers):
         if isinstance(mixer, AttentionSpec):
@@ -68,7 +70,7 @@ def stage_specs(spec: ModelSpec, dtype: str) -> Mapping[str, StageSpec]:
 
 
 def _image_stages(spec: ModelSpec, dtype: str) -> Mapping[str, StageSpec]:
-    """Return the contracts of tower and projector; none for a model of text alone."""
+    """Return the contracts of tower and projector; none for a text model."""
     vision = spec.vision
     if vision is None:
         return {}

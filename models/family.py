@@ -1,6 +1,7 @@
-"""What a family of models is to the rest of the code: a reader of its config.json, and its names of tensors.
+"""A family of models for the rest of the code: a reader of its config.json, and its tensor names.
 
-A family is one folder below `models/`, and one line in `registry.py`. Nothing outside it knows its name.
+A family is one folder below `models/`, and one line in `registry.py`. Nothing outside it knows its
+name.
 """
 
 from __future__ import annotations
@@ -31,8 +32,10 @@ class ReadConfig(Protocol):
 
         Args:
             folder: Checkpoint or bundle.
-            vision_tower: Folder whose config.json describes the tower, in place of what the checkpoint says.
-            ignored_keys: Keys of config.json that the family does not know and the user says do not matter.
+            vision_tower: Folder whose config.json describes the tower, in place of what the
+                checkpoint says.
+            ignored_keys: Keys of config.json that the family does not know and the user says do not
+                matter.
         """
 
 
@@ -54,7 +57,7 @@ class ModelFamily:
     read_config: ReadConfig
     read_decoder: ReadDecoder
     tensor_name: Callable[[str], str]
-    """The checkpoint's name of a parameter by its path (`parameters.py`), or of what paths begin with."""
+    """The checkpoint's name of a parameter by its path (`parameters.py`), or of a path's prefix."""
     canonical_name: Callable[[str], str]
     """The checkpoint's name of a tensor, by any name under which a file may hold it."""
     stored_parts: Callable[[str, int], tuple[str, ...]]
@@ -63,13 +66,13 @@ class ModelFamily:
     is_tolerated: Callable[[str], bool]
     """Whether a key may be in a file without meaning."""
     config_files: Callable[[ModelSpec, str], dict[str, str]]
-    """Texts of the JSON files that describe a model in this family's format, saved in a dtype, by path."""
+    """Texts of a model's JSON files in this family's format, for a saved dtype, by path."""
     chat: ChatFormat
     """Strings of its prompts."""
     image_policy: ImagePolicy
-    """What becomes of stills in high resolution."""
+    """How stills in high resolution are cut."""
     presets: Mapping[str, ModelSpec] = field(default_factory=dict)
-    """Sizes that synthetic checkpoints come in."""
+    """Sizes of synthetic checkpoints."""
     published_presets: frozenset[str] = frozenset()
     """Presets that are too large to be filled with random numbers by accident."""
     positions_around_image: int = 0

@@ -1,4 +1,4 @@
-"""Image policy of a model family: into which views a still is cut, and the text around them.
+"""Image policy of a model family: the views that a still is cut into, and the text around them.
 
 Plain arithmetic and strings: pixels are cut in `longllava_trt.runtime.inputs.tiles`.
 """
@@ -28,14 +28,14 @@ class ViewTexts(NamedTuple):
     openings: tuple[str, ...]
     """Text between the view before and this one, one for each view; the first is the overview's."""
     closing: str
-    """Text behind the last view."""
+    """Text after the last view."""
 
 
 class ImagePolicy(Protocol):
-    """How a still is shown in high resolution: as an overview and tiles."""
+    """Rules for a still in high resolution, which is shown as an overview and tiles."""
 
     background: tuple[int, int, int]
-    """Red, green and blue where a tile reaches beyond the image."""
+    """Red, green and blue of the part of a tile that is beyond the image."""
 
     def grid(self, size: tuple[int, int], *, image_size: int) -> TileGrid:
         """Return the tiles of an image.
@@ -46,7 +46,7 @@ class ImagePolicy(Protocol):
         """
 
     def boxes(self, size: tuple[int, int], *, image_size: int) -> list[Box]:
-        """Return the tiles' boxes row by row; as many as `grid` says."""
+        """Return the tiles' boxes row by row, for all tiles of `grid`."""
 
     def texts(self, grid: TileGrid, chat: ChatFormat) -> ViewTexts:
         """Return the text around an overview and its tiles."""

@@ -1,7 +1,8 @@
 """Every parameter of a model: its path and shape.
 
-A path is where the parameter is in the reference model, and the same in every family: `layers.3.mamba.in_proj.weight`.
-A family says what a checkpoint calls it. Only this module and the reference spell paths out.
+A path is the parameter's place in the reference model, the same in every family, such as
+`layers.3.mamba.in_proj.weight`. A family has the checkpoint's name for it. Only this module and the
+reference contain paths.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ Shapes = Iterator[tuple[str, Shape]]
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
 VISION, PROJECTOR = "vision.", "projector."
-"""What the paths of the tower and of the connector begin with."""
+"""Prefixes of the paths of the tower and of the connector."""
 PACKED_PARTS = ("gate_up", "down", "gate_up_scales", "down_scales")
-"""What all experts of a layer are stacked into, where they are quantised."""
+"""Tensors that all experts of a layer are stacked into when they are quantised."""
 EXPERT_MATRICES = ("gate", "up", "down")
 """The three matrices of a SwiGLU, in a checkpoint's order."""
 
@@ -56,7 +57,7 @@ VISION_QUERIES = ".self_attn.q_proj.weight"
 
 
 def path_ending(path: str) -> str:
-    """Return what the path of a parameter of layer 0 has behind the layer, as all layers' paths end."""
+    """Return the part of a layer-0 parameter's path after the layer, the same in all layers."""
     return path.removeprefix("layers.0")
 
 
@@ -76,7 +77,7 @@ def router_path(layer: int) -> str:
 
 
 def experts_path(layer: int) -> str:
-    """Return what the paths of a routed layer's experts begin with."""
+    """Return the prefix of the paths of a routed layer's experts."""
     return f"layers.{layer}.feed_forward.experts."
 
 
@@ -86,7 +87,7 @@ def expert_path(layer: int, expert: int, matrix: str) -> str:
 
 
 def packed_experts_path(layer: int, part: str) -> str:
-    """Return the path of what all experts of a layer are stacked into, such as `gate_up` or `down_scales`."""
+    """Return the path of a layer's stacked experts, such as `gate_up` or `down_scales`."""
     return f"{experts_path(layer)}{part}"
 
 

@@ -1,4 +1,4 @@
-"""Families by `model_type`, each imported when a checkpoint of it is first read."""
+"""Families by `model_type`; each is imported when its first checkpoint is read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WHOSE_CONFIG = "the folder of a checkpoint holds config.json beside its weights"
 class _Entry(NamedTuple):
     title: str
     module: str
-    """Holds the family as `FAMILY`."""
+    """Module with the family as `FAMILY`."""
 
 
 _BUILT_IN = {"llava_jamba": _Entry("LongLLaVA", "longllava_trt.models.llava_jamba.family")}
@@ -49,13 +49,13 @@ _FOREIGN = {
     "llava_next": "LLaVA-1.6 in transformers' format",
     "mistral": "Mistral, text alone",
 }
-"""What people try; said by name, though it is not supported."""
+"""Models that people try and that are not supported; an error names them."""
 
 _loaded: dict[str, ModelFamily] = {}
 
 
 def register_family(family: ModelFamily) -> None:
-    """Make a family known; everything then works with its checkpoints.
+    """Register a family, so that its checkpoints can be used.
 
     Raises:
         ConfigError: If another family has its `model_type`.
@@ -68,7 +68,7 @@ def register_family(family: ModelFamily) -> None:
 
 
 def unregister_family(model_type: str) -> None:
-    """Forget a registered family."""
+    """Remove a registered family."""
     _loaded.pop(model_type, None)
 
 
@@ -76,11 +76,11 @@ def find_family(model_type: object, *, where: str = "model") -> ModelFamily:
     """Return a family.
 
     Args:
-        model_type: As config.json has it.
-        where: Begins the message.
+        model_type: Value in config.json.
+        where: Beginning of the error message.
 
     Raises:
-        ConfigError: If there is none; says what it is, if that is known, and which families there are.
+        ConfigError: If it is not supported; names the model, if it is known, and all families.
     """
     if isinstance(model_type, str) and model_type in _loaded:
         return _loaded[model_type]
@@ -102,23 +102,24 @@ def family_of(spec: ModelSpec) -> ModelFamily:
 def load_model_spec(
     folder: Path, *, vision_tower: Path | None = None, ignored_keys: Iterable[str] = ()
 ) -> ModelSpec:
-    """Read and check a checkpoint's config.json, whatever its family.
+    """Read and check a checkpoint's config.json, of any family.
 
     Args:
         folder: Checkpoint.
-        vision_tower: Folder whose config.json describes the vision tower, in place of what the checkpoint says.
-        ignored_keys: Keys of config.json that its family does not know and that do not matter.
+        vision_tower: Folder whose config.json describes the vision tower, instead of the
+            checkpoint.
+        ignored_keys: Keys of config.json that its family does not know, to be accepted.
 
     Raises:
-        ConfigError: If its family is not known; or lists every key that is missing, unknown, or has a value that is
-            not supported.
+        ConfigError: If its family is not known; or lists every key that is missing, unknown, or has
+            a value that is not supported.
     """
     family = load_family(folder)
     return family.read_config(folder, vision_tower=vision_tower, ignored_keys=ignored_keys)
 
 
 def load_decoder_spec(folder: Path) -> DecoderSpec:
-    """Read the decoder of a checkpoint or bundle; where its vision tower is described does not matter.
+    """Read the decoder of a checkpoint or bundle; the vision tower's config is not needed.
 
     Raises:
         ConfigError: As `load_model_spec`.

@@ -1,7 +1,8 @@
-"""The description of a model, whatever its family: sizes and kinds of layers, as data.
+"""The description of a model of any family: sizes and kinds of layers, as data.
 
-A family's reader makes a `ModelSpec` from a checkpoint's own files; everything else is built from that and asks for no
-family. Each class checks itself when it is made. Widths are numbers of elements, counts are positive.
+A family's reader makes a `ModelSpec` from a checkpoint's own files; all other code uses it and does
+not ask for the family. Each class checks its values. Widths are numbers of elements, counts are
+positive.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _ACTIVATIONS = ("quick_gelu", "gelu")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VisionSpec:
-    """CLIP vision tower. The defaults are ViT-L/14 at 336 pixels, the tower of most published models."""
+    """CLIP vision tower. The defaults are ViT-L/14 at 336 pixels, as in most published models."""
 
     hidden_size: int = 1024
     intermediate_size: int = 4096
@@ -47,10 +48,10 @@ class VisionSpec:
     """`quick_gelu`: x · sigmoid(1.702 x), OpenAI's; or `gelu`, the exact one."""
     layer_norm_eps: float = 1e-5
     feature_layers: tuple[int, ...] = (-2,)
-    """Hidden states that are the feature, joined along their width: 0 the embeddings, k what layer k gives; negative
-    numbers count from the last."""
+    """Hidden states that are the feature, joined along their width: 0 is the embeddings, k the output
+    of layer k; negative numbers count from the last."""
     keep_class_token: bool = False
-    """Whether the class token stays in front of the patches."""
+    """Whether the feature has the class token before the patches."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "vision tower")
@@ -81,7 +82,7 @@ class VisionSpec:
 
     @property
     def num_features(self) -> int:
-        """Rows of the feature: one a patch, and the class token where it is kept."""
+        """Rows of the feature: one for each patch, and the class token if it is kept."""
         return self.num_patches + self.keep_class_token
 
     @property
@@ -91,18 +92,18 @@ class VisionSpec:
 
     @property
     def feature_states(self) -> tuple[int, ...]:
-        """Numbers of the hidden states that are the feature, counted from the embeddings, which are 0."""
+        """Indices of the hidden states that are the feature; the embeddings have index 0."""
         return tuple(i % (self.num_layers + 1) for i in self.feature_layers)
 
     @property
     def num_run_layers(self) -> int:
-        """Encoder layers that run: none behind the last one that the feature needs."""
+        """Number of encoder layers that run: up to the last one that the feature needs."""
         return max(self.feature_states)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConnectorSpec:
-    """What turns patch features into decoder positions: pooling, then linear layers with GELU between them."""
+    """Patch features to decoder positions: pooling, then linear layers with GELU between them."""
 
     num_layers: int = 2
     pooling: int = 1
@@ -245,7 +246,7 @@ class DecoderSpec:
 
     @property
     def num_layers(self) -> int:
-        """How many layers there are."""
+        """Number of layers."""
         return len(self.layers)
 
     @property
@@ -280,19 +281,19 @@ class ModelSpec:
     """A whole model, with the ids that a prompt needs."""
 
     model_type: str
-    """Its family, by the word that config.json has for it."""
+    """Its family, as config.json names it."""
     decoder: DecoderSpec
     vision: VisionSpec | None = None
-    """None for a model of text alone."""
+    """None for a text model."""
     connector: ConnectorSpec | None = None
     torch_dtype: str = "bfloat16"
-    """Dtype the checkpoint says it was saved in; the tensors' own dtypes are read from their headers."""
+    """Dtype in config.json; the tensors' own dtypes are in their headers."""
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     """Ids that end an answer; the first is the usual one."""
     pad_token_id: int | None = None
     max_positions: int | None = None
-    """Positions the checkpoint names as its most; reported, and nothing is cut there."""
+    """Largest number of positions in config.json; it is only reported, and limits nothing."""
     source: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """The config.json this came from, unchanged."""
 
@@ -315,7 +316,7 @@ class ModelSpec:
 
     @property
     def num_image_tokens(self) -> int:
-        """Decoder positions that one image the size of the tower's takes; 0 for a model of text alone."""
+        """Decoder positions of one image of the tower's size; 0 for a text model."""
         if self.vision is None or self.connector is None:
             return 0
         return self.vision.num_features // self.connector.pooling**2
@@ -323,13 +324,13 @@ class ModelSpec:
     def require_vision(self) -> VisionSpec:
         """Return the vision tower; `ConfigError` if there is none."""
         if self.vision is None:
-            raise ConfigError(f"{self.model_type}: a model of text alone has no vision tower")
+            raise ConfigError(f"{self.model_type}: a text model has no vision tower")
         return self.vision
 
     def require_connector(self) -> ConnectorSpec:
         """Return the connector; `ConfigError` if there is none."""
         if self.connector is None:
-            raise ConfigError(f"{self.model_type}: a model of text alone has no connector")
+            raise ConfigError(f"{self.model_type}: a text model has no connector")
         return self.connector
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a model's checkpoint, by the names that its family has for them."""
+"""The tensors of a model's checkpoint, by its family's names."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["expected_tensors", "stored_paths", "tensor_names"]
 
 
 def expected_tensors(spec: ModelSpec) -> dict[str, Shape]:
-    """Return the shape of every tensor that the checkpoint of a model must hold, by canonical name."""
+    """Return the shape of every tensor that a model's checkpoint must have, by canonical name."""
     name = family_of(spec).tensor_name
     return {name(path): shape for path, shape in parameter_shapes(spec).items()}
 
@@ -35,7 +35,8 @@ def tensor_names(spec: ModelSpec) -> dict[str, str]:
 def stored_paths(bundle: Path, names: Iterable[str]) -> dict[str, str]:
     """Return the path of each weight of a bundle by its canonical name; experts may be stacked.
 
-    The tower's sizes need not be known: a name that begins as the tower's or the projector's keeps its end.
+    The tower's sizes are not needed: a name with the prefix of the tower or the projector keeps its
+    end.
 
     Raises:
         ConfigError: If the bundle's config.json cannot be read.

@@ -1,9 +1,9 @@
 """Arithmetic of the `longllava` operators, as ONNX function bodies that any ONNX runtime can run.
 
-The bodies are ONNX text, arithmetic and shapes only; nothing here knows of a kernel or a plugin.
+The bodies are ONNX text, with arithmetic and shapes only; nothing here knows kernels or plugins.
 Mathematics: the selective scan of Mamba (Gu and Dao 2023, algorithm 2) and the mixture of
-experts, as `spec.py` states them. Plain ONNX Runtime inlines them, so what they cost is what an
-export costs where nothing else is registered.
+experts, as in `spec.py`. Plain ONNX Runtime inlines them, so their cost is the cost of an exported
+graph without our kernels.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["function_bodies"]
 
 _OPSET = 27
 
-# state and decay are held [batch, d_state, d_inner]: with the long axis last, every broadcast is
-# one contiguous run and the sum over d_state is a matrix product, 2.3 times faster in ONNX Runtime
-# than the operator's own [d_inner, d_state].
+# state and decay are [batch, d_state, d_inner]: with the long axis last, every broadcast is
+# contiguous and the sum over d_state is a matrix product, 2.3 times faster in ONNX Runtime than the
+# operator's own [d_inner, d_state].
 #
-# one Scan over time, not blocks of time abreast: those need every decay twice and outgrow the
-# cache. At seq_len 1024, d_inner 8192, d_state 16 on two cores a token costs 132 us this way and
-# 324 us in 32 blocks; at d_inner 1024 both cost 18 us; blocks win (4 us against 7) only at d_inner
-# 128. exp() sees delta * A <= 0 only, so nothing can overflow.
+# one Scan over time, not several blocks of time at once: those need every decay twice and exceed
+# the cache. At seq_len 1024, d_inner 8192, d_state 16 on two cores a token costs 132 us this way
+# and 324 us in 32 blocks; at d_inner 1024 both cost 18 us; blocks win (4 us against 7) only at
+# d_inner 128. exp() sees delta * A <= 0 only, so nothing can overflow.
 _SELECTIVE_SCAN = """
 {
     float_u = Cast<to = 1>(u)
@@ -82,7 +82,7 @@ _SELECTIVE_SCAN = """
 }
 """
 
-# one iteration an expert, in ascending order; an expert nobody chose works on tensors of zero rows.
+# one iteration for each expert, in ascending order; an expert without tokens gets zero rows.
 _SPARSE_MOE = """
 {
     float_logits = Cast<to = 1>(router_logits)
@@ -129,7 +129,7 @@ _SPARSE_MOE = """
 }
 """
 
-# w = code * scale, in float32, whatever axes come before rows and columns.
+# w = code * scale, in float32, with any axes before rows and columns.
 _DEQUANTISE = {
     "int8": """
         NAME_codes = Cast<to = 1>(NAME)
@@ -170,15 +170,15 @@ def function_bodies(weight_format: str = "none") -> list[onnx.FunctionProto]:
     """Return the body of every `longllava` operator, for a model of IR version 11 or later.
 
     Args:
-        weight_format: Of the experts: `none`, `int8` or `int4`. A function has a fixed list of
-            inputs, so one model holds experts of one format.
+        weight_format: Format of the experts: `none`, `int8` or `int4`. A function has a fixed list
+            of inputs, so one model holds experts of one format.
     """
     scan = _function(SELECTIVE_SCAN, _SELECTIVE_SCAN)
     return [scan, _sparse_moe(weight_format)]
 
 
 def _sparse_moe(weight_format: str) -> onnx.FunctionProto:
-    """Say how an expert's matrices are stored; the Scan hands them over one expert at a time."""
+    """Return the body for a format of the experts' matrices; its Scan takes an expert at a time."""
     if weight_format == "none":
         always = tuple(a for a in SPARSE_MOE.attributes if a.default is None)
         spec, slices, dequantised = replace(SPARSE_MOE, attributes=always), "gate_up_e, down_e", ""

@@ -1,4 +1,4 @@
-"""The NVIDIA GPU at hand, asked of the driver itself: no package is needed, and none need be installed."""
+"""This machine's NVIDIA GPU, as its driver reports it; needs no Python package."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _MAJOR, _MINOR = 75, 76
 
 
 def current_target() -> str | None:
-    """Return the first GPU's architecture, such as `sm80`; None where there is no driver or no GPU."""
+    """Return the first GPU's architecture, such as `sm80`; None without a driver or a GPU."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:

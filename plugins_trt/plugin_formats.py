@@ -1,8 +1,8 @@
-"""The operators' forms: what each takes in every layout and weight format that our plugins know.
+"""The operators' forms: their tensors in every layout and weight format that our plugins know.
 
-`spec.py` says what an operator is; a GPU can take some of its tensors in other shapes or dtypes, and
-each such choice is a form. The C++ host checks tensors against these tables, and TensorRT learns
-formats and output shapes from them.
+`spec.py` defines an operator. On a GPU some of its tensors may have other shapes or dtypes; each
+such choice is a form. The C++ host checks tensors with these tables, and gives TensorRT formats and
+output shapes from them.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class FormValue:
 
     name: str
     axes: tuple[str | int, ...]
-    """As `OperatorValue.axes`; beyond those, `x/n` is x over n, rounded up."""
+    """As `OperatorValue.axes`; also `x/n`, which is x divided by n, rounded up."""
     dtype: str
-    """`T`, `float32`, `int8`, or `packed`: two int4 a byte, as int8 or uint8."""
+    """`T`, `float32`, `int8`, or `packed`: two int4 in a byte, as int8 or uint8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +35,7 @@ class Form:
 
     op_type: str
     variant: str = ""
-    """Empty where the form is the specification's own."""
+    """Name of the form; empty for the specification's own."""
     inputs: tuple[FormValue, ...]
     outputs: tuple[FormValue, ...]
 
@@ -51,7 +51,7 @@ class Axis:
 
 
 def parse_axis(axis: str | int) -> Axis:
-    """Return what an entry of ``axes`` stands for."""
+    """Return the dimension that an entry of ``axes`` means."""
     if isinstance(axis, int):
         return Axis(None, offset=axis)
     match = _AXIS.fullmatch(axis)

@@ -1,7 +1,7 @@
 """TensorRT in either of its flavours, and the plugin creators that a library gives it.
 
-Nothing is imported before it is asked for. `tensorrt` and `tensorrt-rtx` have the same API as far as this project
-uses it; what differs is said at each place.
+Packages are imported only when they are needed. `tensorrt` and `tensorrt-rtx` have the same API as
+far as this project uses it; comments name the differences.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 FLAVOURS = ("auto", "tensorrt", "tensorrt-rtx")
 LIBRARY_FILE = "liblongllava_plugins.so"
 CREATOR_VERSION = "1"
-"""Version that TensorRT's ONNX parser asks for where a node names none, as ours do not."""
+"""Version that TensorRT's ONNX parser requires for a node that names none, such as ours."""
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _EXTRAS = {"tensorrt": "trt", "tensorrt-rtx": "trt-rtx"}
@@ -59,7 +59,8 @@ def import_tensorrt(flavour: str = "auto") -> TensorRT:
     """Import TensorRT, ready to parse plugin nodes.
 
     Args:
-        flavour: One of `FLAVOURS`; `auto` is the full `tensorrt` where it is installed, else `tensorrt-rtx`.
+        flavour: One of `FLAVOURS`; `auto` is the full `tensorrt` if it is installed, else
+            `tensorrt-rtx`.
 
     Raises:
         InputError: If there is no such flavour.
@@ -89,10 +90,11 @@ def _import(flavour: str) -> TensorRT:
 
 
 def _name_rtx_library() -> None:
-    """Let the parser find the library that it opens as `libtensorrt_rtx.so`, which the wheel does not ship.
+    """Let the parser find the library under a name that the wheel lacks, `libtensorrt_rtx.so`.
 
-    Without that name the first plugin node ends the process without a message (TensorRT-RTX 1.7.1). The parser looks
-    beside itself. Where nothing may be written there, it is loaded by way of a folder of links that holds the name.
+    Without that name the first plugin node ends the process without a message (TensorRT-RTX 1.7.1).
+    The parser looks in its own folder. If that is not writable, the parser is loaded through
+    another folder of links that has the name.
     """
     spec = importlib.util.find_spec("tensorrt_rtx_libs")
     if spec is None or not spec.submodule_search_locations:
@@ -105,7 +107,7 @@ def _name_rtx_library() -> None:
     try:
         name.symlink_to(found[0].name)
     except FileExistsError:
-        pass  # another process was as fast
+        pass  # another process made it at the same time
     except OSError:
         _load_through_links(folder, found[0])
 
@@ -116,19 +118,19 @@ def _load_through_links(folder: Path, library: Path) -> None:
     for file in folder.glob("*.so.*"):
         (links / file.name).symlink_to(file)
     (links / "libtensorrt_rtx.so").symlink_to(library)
-    # the bindings take whichever parser is loaded already
+    # the bindings use a parser that is loaded already
     for file in sorted(links.glob("libtensorrt_onnxparser_rtx.so.*")):
         ctypes.CDLL(str(file))
 
 
 def load_plugins(tensorrt: TensorRT, library: Path) -> Mapping[str, str]:
-    """Register a library's creators for the rest of the process; returns their versions by name.
+    """Register a library's creators for the rest of the process; return their versions by name.
 
-    The same library again is no further work. Another one takes the place of the one before: engines that are loaded
-    keep their plugins, new ones get the new.
+    A second call with the same library does nothing. Another library replaces the one before:
+    loaded engines keep their plugins, new engines get the new ones.
 
     Raises:
-        InputError: If the library cannot be loaded, or is not one for the operators of this version.
+        InputError: If the library cannot be loaded, or is not made for this version's operators.
     """
     if not library.is_file():
         raise InputError(
@@ -150,21 +152,24 @@ def load_plugins(tensorrt: TensorRT, library: Path) -> Mapping[str, str]:
 @dataclass(frozen=True, slots=True)
 class _Registered:
     module: Any
-    """Held, so that no other gets its identity."""
+    """Kept, so that no other module gets its identity."""
     digest: str
     handle: Any
     versions: Mapping[str, str]
 
 
 _registered: dict[int, _Registered] = {}
-"""Libraries that this process has given each TensorRT, by the identity of its module; each has one registry for a process."""
+"""Libraries that this process gave each TensorRT, by the identity of its module.
+
+Each TensorRT has one registry for a process.
+"""
 
 
 def _load(registry: Any, library: Path) -> tuple[Any, Mapping[str, str]]:
     before = _creators(registry)
     path = str(library.resolve())
     try:
-        # one handle more, so that the code outlives its registration: a network in a traceback still calls it
+        # one handle more, so that the code stays loaded: a network in a traceback still calls it
         ctypes.CDLL(path)
         handle = registry.load_library(path)
     except OSError as err:

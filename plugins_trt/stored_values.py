@@ -1,7 +1,8 @@
-"""Find the values of a graph that are stored weights, or stored weights joined: which bytes is a value made of?
+"""Values of a graph that are stored weights, or stored weights joined, and their bytes.
 
-Export puts a Cast behind a weight whose dtype differs, and joins experts with Concat and Unsqueeze. In memory that is
-no more than bytes in a row, so whoever runs the graph may read them where they are stored.
+Export puts a Cast behind a weight whose dtype differs, and joins experts with Concat and Unsqueeze.
+In memory that is no more than bytes in a row, so whoever runs the graph may read them where they
+are stored.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ __all__ = ["CausalSelfAttention"]
 
 
 class CausalSelfAttention(nn.Module):
-    """Causal self-attention; order comes from the Mamba layers, if from anything.
+    """Causal self-attention without positions; only the Mamba layers know the order of tokens.
 
     Args:
         spec: The mixer.
@@ -38,7 +38,11 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self, x: Tensor, state: AttentionState, ops: Operators
     ) -> tuple[Tensor, AttentionState]:
-        """Attend from x [batch, seq_len, hidden_size] to itself and the cache."""
+        """Attend from x [batch, seq_len, hidden_size], T, to itself and the cache.
+
+        Returns:
+            Output like x, and the cache with the new keys and values.
+        """
         q, k, v = (
             proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
             for proj in (self.q_proj, self.k_proj, self.v_proj)

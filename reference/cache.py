@@ -1,8 +1,8 @@
-"""The hybrid cache: what a decoder carries from one call to the next.
+"""The hybrid cache: the state that a decoder carries from one call to the next.
 
-A cache is one state per layer. Calls do not change it; they return the next one, so a caller can keep any
-moment of a sequence and go on from there. Unlike the original and transformers, a call of several tokens
-continues the Mamba state instead of starting it anew (spec 8.1).
+A cache has one state for each layer. Calls do not change it; they return a new cache, so a caller
+can keep a cache and continue from it later. Unlike in the original and in transformers, a call with
+several tokens continues the Mamba state instead of starting at zero (spec 8.1).
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ class MambaState(NamedTuple):
     """State of a Mamba mixer, of constant size."""
 
     conv_state: Tensor
-    """Last d_conv - 1 columns before bias and SiLU, oldest first. [batch, d_inner, d_conv - 1], T."""
+    """Last d_conv - 1 columns before bias and SiLU, oldest first.
+
+    [batch, d_inner, d_conv - 1], T.
+    """
     recurrent_state: Tensor
     """[batch, d_inner, d_state], float32, or T to follow the original bit by bit."""
 
@@ -46,14 +49,14 @@ def empty_cache(
     dtype: torch.dtype = torch.float32,
     ssm_state_dtype: torch.dtype = torch.float32,
 ) -> HybridCache:
-    """Return the cache of a sequence that has not begun.
+    """Return the cache of a new sequence.
 
     Args:
-        decoder: Its layers.
+        decoder: Specification of the layers.
         batch: Number of sequences.
         dtype: The model's dtype, of keys, values and conv states.
-        ssm_state_dtype: Dtype in which recurrent states are kept between calls. float32 is exact; the
-            original keeps them in the model's dtype (spec 2.6).
+        ssm_state_dtype: Dtype in which recurrent states are kept between calls. float32 is exact;
+            the original keeps them in the model's dtype (spec 2.6).
     """
     states: list[LayerState] = []
     for mixer in decoder.mixers:

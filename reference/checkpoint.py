@@ -22,18 +22,18 @@ def load_model(
     Args:
         checkpoint: Folder with config.json and safetensors, under any names that its family knows.
         dtype: Dtype to compute in; tensors are cast one at a time.
-        vision_tower: Folder of a CLIP checkpoint to take the vision tower from, in place of the copy in the
-            checkpoint (spec 3.3).
+        vision_tower: Folder of a CLIP checkpoint with the vision tower, used instead of the copy in
+            the checkpoint (spec 3.3).
 
     Raises:
-        ConfigError: If config.json is not one we can honour.
-        CheckpointError: Lists every tensor that is missing, extra or misshapen.
+        ConfigError: If config.json has a value that is not supported.
+        CheckpointError: Lists every tensor that is missing, extra or of a wrong shape.
     """
     config = load_model_spec(checkpoint, vision_tower=vision_tower)
     sources = index_checkpoint(checkpoint, config, vision_tower=vision_tower)
     tensors = {}
     for name, source in sources.items():
-        # torch takes no bfloat16 from NumPy, so bytes travel as integers of the same width
+        # torch takes no bfloat16 from NumPy, so bytes are passed as integers of the same width
         array = read_tensor(source, checkpoint)
         carrier = array.view(f"i{array.dtype.itemsize}").copy()
         stored = getattr(torch, source.dtype)

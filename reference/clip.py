@@ -1,7 +1,7 @@
 """CLIP's vision transformer up to the last layer that its feature needs (spec 4.2, 4.3).
 
-Written out rather than imported, so that transformers' CLIP stays an independent oracle for it. All
-parameters of the checkpoint are here, also those that do not run: layers behind the feature, and post_layernorm.
+Written here, not imported, so that tests can compare it with transformers' CLIP. All parameters of
+the checkpoint are here, also those that do not run: layers after the feature, and post_layernorm.
 """
 
 from __future__ import annotations
@@ -97,12 +97,14 @@ class VisionTransformer(nn.Module):
         """Encode images.
 
         Args:
-            pixel_values: Preprocessed images. [num_images, 3, image_size, image_size].
-            ops: How operators are carried out.
+            pixel_values: Preprocessed images. [num_images, 3, image_size, image_size], T.
+            ops: Implementation of the operators.
 
         Returns:
-            image_features: Hidden states that are the feature, joined. [num_images, num_features, feature_size].
-            hidden_states: Residual stream after each layer that ran, class token included.
+            image_features: Hidden states that are the feature, joined.
+                [num_images, num_features, feature_size], T.
+            hidden_states: Residual stream after each layer that ran, class token included. Each
+                [num_images, 1 + num_patches, hidden_size], T.
         """
         x = self.pre_layrnorm(self.embeddings(pixel_values))
         states = [x]

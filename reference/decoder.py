@@ -1,4 +1,4 @@
-"""The decoder's layers: pre-norm residual blocks, each with its own mixer and feed-forward (spec 2.2)."""
+"""The decoder's layers: pre-norm residual blocks with a mixer and a feed-forward (spec 2.2)."""
 
 from __future__ import annotations
 
@@ -28,10 +28,18 @@ class DecoderLayer(nn.Module, ABC):
 
     @abstractmethod
     def mix(self, x: Tensor, state: LayerState, ops: Operators) -> tuple[Tensor, LayerState]:
-        """Mix over time."""
+        """Mix x [batch, seq_len, hidden_size], T, over time.
+
+        Returns:
+            Output like x, and the next state.
+        """
 
     def forward(self, x: Tensor, state: LayerState, ops: Operators) -> tuple[Tensor, LayerState]:
-        """Transform x [batch, seq_len, hidden_size], continuing from ``state``."""
+        """Transform x [batch, seq_len, hidden_size], T, starting from ``state``.
+
+        Returns:
+            Output like x, and the next state.
+        """
         mixed, state = self.mix(self.mixer_norm(x, ops), state, ops)
         x = x + mixed
         return x + self.feed_forward(self.feed_forward_norm(x, ops), ops), state
@@ -47,7 +55,7 @@ class AttentionLayer(DecoderLayer):
         self.attention = CausalSelfAttention(mixer, hidden_size)
 
     def mix(self, x: Tensor, state: LayerState, ops: Operators) -> tuple[Tensor, LayerState]:
-        """Attend."""
+        """Attend; see `DecoderLayer.mix`."""
         assert isinstance(state, AttentionState), "Bug: attention layers carry keys and values"
         mixed: tuple[Tensor, LayerState] = self.attention(x, state, ops)
         return mixed
@@ -63,7 +71,7 @@ class MambaLayer(DecoderLayer):
         self.mamba = MambaMixer(mixer, hidden_size, eps=eps)
 
     def mix(self, x: Tensor, state: LayerState, ops: Operators) -> tuple[Tensor, LayerState]:
-        """Scan."""
+        """Scan; see `DecoderLayer.mix`."""
         assert isinstance(state, MambaState), "Bug: Mamba layers carry conv and recurrent states"
         mixed: tuple[Tensor, LayerState] = self.mamba(x, state, ops)
         return mixed

@@ -1,4 +1,4 @@
-"""Embedding assembly and greedy decoding, as the original does them for one prompt (spec 5.7, 6)."""
+"""Embedding assembly and greedy decoding of one prompt, as in the original (spec 5.7, 6)."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ IMAGE_TOKEN_INDEX = -200
 
 
 def assemble_embeds(model: LongLLaVA, input_ids: Sequence[int], image_embeds: Tensor) -> Tensor:
-    """Embed a prompt, with the k-th image's tokens in the place of its k-th image index.
+    """Embed a prompt, with the k-th image's tokens at the k-th image index.
 
     Args:
         model: The model.
-        input_ids: Token ids, with `IMAGE_TOKEN_INDEX` where an image goes.
-        image_embeds: [num_images, num_image_tokens, hidden_size].
+        input_ids: Token ids, with `IMAGE_TOKEN_INDEX` for each image.
+        image_embeds: [num_images, num_image_tokens, hidden_size], T.
 
     Returns:
-        [1, length, hidden_size]
+        Embeddings. [1, length, hidden_size], T.
     """
     pieces, text, images = [], [], iter(image_embeds)
     for token in [*input_ids, None]:
@@ -42,7 +42,16 @@ def assemble_embeds(model: LongLLaVA, input_ids: Sequence[int], image_embeds: Te
 def prefill(
     model: LongLLaVA, inputs_embeds: Tensor, *, chunk: int | None = None
 ) -> tuple[Tensor, HybridCache]:
-    """Feed a prompt, whole or in chunks; returns the logits of its last position and the cache."""
+    """Feed a prompt, whole or in chunks.
+
+    Args:
+        model: The model.
+        inputs_embeds: [batch, length, hidden_size], T.
+        chunk: Positions fed at a time; by default all.
+
+    Returns:
+        Logits of the last position [batch, 1, vocab_size], float32, and the cache.
+    """
     cache = empty_cache(
         model.config.decoder, batch=inputs_embeds.shape[0], dtype=inputs_embeds.dtype
     )
@@ -56,9 +65,15 @@ def prefill(
 def greedy_tokens(
     model: LongLLaVA, inputs_embeds: Tensor, *, max_new_tokens: int
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield each next token of the first row with the logits [vocab_size] it was chosen from.
+    """Yield each next token of the first row, and its logits [vocab_size], float32.
 
-    A token that ends an answer is forbidden as the first token and otherwise ends the stream unyielded.
+    A token that ends an answer is forbidden as the first token. Later it ends the stream and is not
+    yielded.
+
+    Args:
+        model: The model.
+        inputs_embeds: The prompt. [1, length, hidden_size], T.
+        max_new_tokens: Largest number of tokens.
     """
     eos = list(model.config.eos_token_ids)
     logits, cache = prefill(model, inputs_embeds)

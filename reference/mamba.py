@@ -20,7 +20,7 @@ class MambaMixer(nn.Module):
     Args:
         spec: The mixer.
         hidden_size: Width of the residual stream.
-        eps: Of its norms.
+        eps: Epsilon of its norms.
     """
 
     def __init__(self, spec: MambaSpec, hidden_size: int, *, eps: float) -> None:
@@ -39,7 +39,11 @@ class MambaMixer(nn.Module):
         self.C_norm = RMSNorm(self.sizes[2], eps=eps)
 
     def forward(self, x: Tensor, state: MambaState, ops: Operators) -> tuple[Tensor, MambaState]:
-        """Mix x [batch, seq_len, hidden_size] over time, continuing from ``state``."""
+        """Mix x [batch, seq_len, hidden_size], T, over time, starting from ``state``.
+
+        Returns:
+            Output like x, and the next state.
+        """
         u, z = self.in_proj(x).chunk(2, dim=-1)
         conv_bias = self.conv1d.bias
         assert conv_bias is not None, "Bug: the convolution is built with a bias"

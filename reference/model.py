@@ -1,4 +1,4 @@
-"""The whole model, built from its specification. Its state_dict has the paths of `models/parameters.py`."""
+"""The whole model, built from its specification; state_dict paths as in `models/parameters.py`."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ __all__ = ["DecoderOutput", "LongLLaVA"]
 
 @dataclass(frozen=True, slots=True)
 class DecoderOutput:
-    """What one call of the decoder returns."""
+    """Result of one call of the decoder."""
 
     logits: Tensor
-    """Scores of the next token. [batch, 1 or seq_len, vocab_size], float32."""
+    """Logits of the next token. [batch, 1 or seq_len, vocab_size], float32."""
     cache: HybridCache
     """State to go on from."""
     hidden_states: list[Tensor]
-    """Residual stream after each layer. [batch, seq_len, hidden_size] each."""
+    """Residual stream after each layer. Each [batch, seq_len, hidden_size], T."""
 
 
 class LongLLaVA(nn.Module):
@@ -38,7 +38,7 @@ class LongLLaVA(nn.Module):
 
     Args:
         config: The model.
-        ops: How operators are carried out; plain PyTorch unless export or a test says otherwise.
+        ops: Implementation of the operators; plain PyTorch by default.
     """
 
     def __init__(self, config: ModelSpec, *, ops: Operators | None = None) -> None:
@@ -62,15 +62,26 @@ class LongLLaVA(nn.Module):
         return self.embed_tokens.weight.dtype
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """Run the vision tower: [num_images, 3, image_size, image_size] to [num_images, num_features, feature_size].
+        """Run the vision tower.
 
-        Pixels are float32 and enter the tower in its own dtype.
+        Args:
+            pixel_values: [num_images, 3, image_size, image_size], float32; cast to T.
+
+        Returns:
+            Patch features. [num_images, num_features, feature_size], T.
         """
         features, _ = self.vision(pixel_values.to(self.dtype), self.ops)
         return features
 
     def project(self, image_features: Tensor) -> Tensor:
-        """Pool, where the model does, and project: to [num_images, num_image_tokens, hidden_size]."""
+        """Pool, if the model does, and project.
+
+        Args:
+            image_features: [num_images, num_features, feature_size], T.
+
+        Returns:
+            [num_images, num_image_tokens, hidden_size], T.
+        """
         if self.config.require_connector().pooling == 2:
             side = self.config.require_vision().patches_per_side
             image_features = pool_patches(image_features, patches_per_side=side)
@@ -78,19 +89,23 @@ class LongLLaVA(nn.Module):
         return embeds
 
     def embed(self, input_ids: Tensor) -> Tensor:
-        """Look up token embeddings: [batch, seq_len] to [batch, seq_len, hidden_size]."""
+        """Look up ids [batch, seq_len], int64.
+
+        Returns:
+            Embeddings. [batch, seq_len, hidden_size], T.
+        """
         embeds: Tensor = self.embed_tokens(input_ids)
         return embeds
 
     def decode(
         self, inputs_embeds: Tensor, cache: HybridCache, *, all_logits: bool = False
     ) -> DecoderOutput:
-        """Run the decoder over one or more tokens, continuing from a cache.
+        """Run the decoder over one or more tokens, starting from a cache.
 
         Args:
-            inputs_embeds: [batch, seq_len, hidden_size].
-            cache: From `empty_cache`, or of the call before. It is not changed.
-            all_logits: Score every position instead of the last alone.
+            inputs_embeds: [batch, seq_len, hidden_size], T.
+            cache: From `empty_cache` or the call before. It is not changed.
+            all_logits: Return logits of every position, not only of the last.
         """
         x, states, hidden_states = inputs_embeds, [], []
         for layer, state in zip(self.layers, cache, strict=True):
@@ -102,7 +117,11 @@ class LongLLaVA(nn.Module):
         return DecoderOutput(self.score(x).float(), tuple(states), hidden_states)
 
     def score(self, hidden: Tensor) -> Tensor:
-        """Normalise the residual stream and score tokens: [..., hidden_size] to [..., vocab_size]."""
+        """Normalise the residual stream [..., hidden_size], T.
+
+        Returns:
+            Logits. [..., vocab_size], float32.
+        """
         hidden = self.final_norm(hidden, self.ops)
         tied = self.config.decoder.tie_embeddings
         logits: Tensor = (
@@ -111,19 +130,22 @@ class LongLLaVA(nn.Module):
         return logits
 
     def named_tensors(self) -> dict[str, Tensor]:
-        """Return the weights by the names that a checkpoint has for them."""
+        """Return the weights, of their own shapes and dtypes, by a checkpoint's names."""
         names = tensor_names(self.config)
         return {names[path]: value for path, value in self.state_dict().items()}
 
     @classmethod
     def on_meta(cls, config: ModelSpec) -> LongLLaVA:
-        """Build the model without storage, to count or to load into."""
+        """Build the model without storage, to count parameters or to load weights into it."""
         with torch.device("meta"):
             return cls(config)
 
     @classmethod
     def from_tensors(cls, config: ModelSpec, tensors: Mapping[str, Tensor]) -> LongLLaVA:
-        """Build the model around weights, by the names that a checkpoint has for them, ready for inference."""
+        """Build the model from weights under a checkpoint's names, ready for inference.
+
+        Shapes and dtypes are those of the model's parameters.
+        """
         model = cls.on_meta(config)
         state = {path: tensors[name] for path, name in tensor_names(config).items()}
         model.load_state_dict(state, strict=True, assign=True)

@@ -21,7 +21,7 @@ class SwiGLU(nn.Module):
         self.down = nn.Linear(intermediate_size, hidden_size, bias=False)
 
     def forward(self, x: Tensor, ops: Operators) -> Tensor:  # noqa: ARG002 - as a routed one is called
-        """Transform x [..., hidden_size]."""
+        """Transform x [..., hidden_size], T, to the same shape and dtype."""
         down: Tensor = self.down(F.silu(self.gate(x)) * self.up(x))
         return down
 
@@ -48,14 +48,17 @@ class Experts(nn.Module):
         self.router = nn.Linear(hidden_size, spec.num_experts, bias=False)
 
     def forward(self, x: Tensor, ops: Operators) -> Tensor:
-        """Transform x [batch, seq_len, hidden_size]; tokens are routed one by one."""
+        """Transform x [batch, seq_len, hidden_size], T, to the same shape and dtype.
+
+        Each token is routed by itself.
+        """
         rows = x.flatten(0, 1)
         weights = [expert.weights for expert in self.experts if isinstance(expert, SwiGLU)]
         return ops.sparse_moe(rows, self.router(rows), weights, top_k=self.top_k).view_as(x)
 
 
 def build_feed_forward(spec: FeedForwardSpec, hidden_size: int) -> Experts | SwiGLU:
-    """Build what a layer's specification says."""
+    """Build the feed-forward of a layer's specification."""
     if isinstance(spec, ExpertsSpec):
         return Experts(spec, hidden_size)
     return SwiGLU(hidden_size, spec.intermediate_size)

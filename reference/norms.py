@@ -24,5 +24,5 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor, ops: Operators) -> Tensor:
-        """Normalise x [..., size]."""
+        """Normalise x [..., size], T, to the same shape and dtype."""
         return ops.rms_norm(x, self.weight, self.eps)

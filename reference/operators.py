@@ -1,9 +1,9 @@
-"""The operators of the model, each in plain PyTorch, behind the protocol that export re-implements.
+"""The operators of the model in plain PyTorch, and the protocol that export implements too.
 
-A module of the model says *what* is computed by calling an operator; `TorchOperators` says *how* for the
-reference, and export's counterpart emits one ONNX node for the same call. So there is one wiring of the
-model and never two. Precision follows the kernel path of the original (spec 2.4): float32 inside, the
-result cast to `T` once.
+The model's modules call operators. `TorchOperators` computes them for the reference; export's
+counterpart emits one ONNX node for the same call. So the model's structure is written only once.
+Precision follows the kernel path of the original (spec 2.4): float32 inside, the result cast to `T`
+once.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ class ExpertWeights(NamedTuple):
     """The three matrices of one SwiGLU expert, all without bias."""
 
     gate: Tensor
-    """[intermediate_size, hidden_size]"""
+    """[intermediate_size, hidden_size], T."""
     up: Tensor
-    """[intermediate_size, hidden_size]"""
+    """[intermediate_size, hidden_size], T."""
     down: Tensor
-    """[hidden_size, intermediate_size]"""
+    """[hidden_size, intermediate_size], T."""
 
 
 class ScanInputs(NamedTuple):
-    """What a selective scan reads, in the order of the ONNX node."""
+    """Inputs of a selective scan, in the order of the ONNX node."""
 
     u: Tensor
     """Input after the convolution and SiLU. [B, L, D], T."""
@@ -56,36 +56,64 @@ class ScanInputs(NamedTuple):
 
 
 class Operators(Protocol):
-    """How the model's operators are carried out."""
+    """Implementation of the model's operators."""
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        """Normalise the last axis by its root mean square."""
+        """Normalise x [..., size], T, by the last axis's root mean square; weight [size], T."""
         ...
 
     def full_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Attend without a mask. All [B, H, L, head_dim]."""
+        """Attend without a mask. Inputs and result [B, H, L, head_dim], T."""
         ...
 
     def causal_attention(
         self, q: Tensor, k: Tensor, v: Tensor, state: AttentionState
     ) -> tuple[Tensor, AttentionState]:
-        """Append k and v [B, G, L, head_dim] to the cache and attend from q [B, H, L, head_dim]."""
+        """Append k and v [B, G, L, head_dim] to the cache; attend from q [B, H, L, head_dim]; T.
+
+        Returns:
+            Output like q, and the longer cache.
+        """
         ...
 
     def causal_conv(
         self, u: Tensor, weight: Tensor, bias: Tensor, conv_state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Convolve each channel of u [B, D, L] over time, then SiLU; returns the new conv_state."""
+        """Convolve each channel of u [B, D, L], T, over time, then apply SiLU.
+
+        Args:
+            u: Input.
+            weight: [D, 1, d_conv], T.
+            bias: [D], T.
+            conv_state: [B, D, d_conv - 1], T.
+
+        Returns:
+            Output like u, and the next conv_state.
+        """
         ...
 
     def selective_scan(self, inputs: ScanInputs) -> tuple[Tensor, Tensor]:
-        """Run the recurrence; returns y [B, L, D] in T and the state after the last token."""
+        """Run the recurrence.
+
+        Returns:
+            y [B, L, D], T, and the state after the last token [B, D, N], float32.
+        """
         ...
 
     def sparse_moe(
         self, x: Tensor, router_logits: Tensor, experts: Sequence[ExpertWeights], *, top_k: int
     ) -> Tensor:
-        """Send each row of x [num_tokens, hidden_size] through its top_k experts."""
+        """Send each row of x [num_tokens, hidden_size], T, through its top_k experts.
+
+        Args:
+            x: Input.
+            router_logits: [num_tokens, num_experts], T.
+            experts: Weights of each expert.
+            top_k: Experts for each row.
+
+        Returns:
+            Output like x.
+        """
         ...
 
 
@@ -113,7 +141,7 @@ class TorchOperators:
         group = q.shape[1] // k.shape[1]
         scores = q @ key.repeat_interleave(group, dim=1).transpose(-1, -2)
         scores = scores / math.sqrt(q.shape[-1])
-        # row i may see the past and the columns up to its own
+        # row i sees the past and the columns up to its own
         hidden = torch.ones(length, past_len + length, dtype=torch.bool, device=q.device)
         scores = scores.masked_fill(hidden.triu(past_len + 1), float("-inf"))
         weights = scores.float().softmax(-1).to(q.dtype)
@@ -144,7 +172,7 @@ class TorchOperators:
     def sparse_moe(
         self, x: Tensor, router_logits: Tensor, experts: Sequence[ExpertWeights], *, top_k: int
     ) -> Tensor:
-        """Softmax over all experts, top-k of it, not renormalised; ascending expert order (spec 2.5)."""
+        """Softmax over all experts, top-k, not renormalised; in ascending order (spec 2.5)."""
         weights, chosen = router_logits.float().softmax(-1).topk(top_k, dim=-1)
         weights = weights.to(x.dtype)
         y = torch.zeros_like(x)

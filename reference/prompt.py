@@ -1,8 +1,8 @@
-"""The original's way from a question to ids: tags are written into one string, which is cut again.
+"""The original's steps from a question to ids: tags are written into a string, which is then cut.
 
-The oracle for `longllava_trt.runtime`, which builds a message from parts and never writes the tags
-of images into a text. Strings and ids only. The markers `<img>` and `</img>` are plain text to the
-tokenizer; `<image>` is cut out, and its place is filled with an image's embeddings.
+The reference for `longllava_trt.runtime`, which builds a message from parts and never writes the
+tags of images into a text. Strings and ids only. The markers `<img>` and `</img>` are plain text
+for the tokenizer; `<image>` is cut out, and an image's embeddings take its place.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class TextEncoder(Protocol):
 
 
 IMAGE_PLACEHOLDER = "<image>"
-"""Where an image stands in a text."""
+"""Placeholder for an image in a text."""
 
 IMAGE_TOKEN_INDEX = -200
-"""Where an image stands among ids; never an id of the vocabulary."""
+"""Placeholder for an image among ids; never an id of the vocabulary."""
 
 USER_ROLE = "<|startoftext|><|User|>\n"
 ASSISTANT_ROLE = "<|startoftext|><|Assistant|>\n"
 SEPARATOR = "\n"
-"""Ends every message."""
+"""End of every message."""
 
 _OPEN, _CLOSE = "<img>", "</img>"
 WRAPPED_IMAGE = f"{_OPEN}{IMAGE_PLACEHOLDER}{_CLOSE}"
@@ -61,10 +61,10 @@ def wrap_images(query: str, *, num_images: int) -> str:
     original encodes such images and never shows them to the model). Then, unless the text already
     holds a `</img>`, each `<image>` becomes `<img><image></img>`.
 
-    Special tokens written out in the query keep their meaning, as in the original: a query can open
-    a turn of its own. There is no privileged role to forge, since system prompts do not exist here,
-    so this endangers only the asker's own answer. A service that pastes strangers' text into its
-    prompts must clean that text itself.
+    Special tokens in the query's text keep their meaning, as in the original, so a query can open
+    another turn. No role has privileges here, since there are no system prompts, so users can harm
+    only their own answers. A service that puts strangers' text into its prompts must clean that
+    text itself.
 
     Raises:
         InputError: If the query is blank, or has placeholders but not one for each image.
@@ -83,14 +83,14 @@ def wrap_images(query: str, *, num_images: int) -> str:
 
 
 def wrap_video(text: str, *, num_frames: int, official_compat: bool = False) -> str:
-    """Return the user's text with a clip of so many frames in front, no newline between them.
+    """Return the user's text with a clip of `num_frames` in front, no newline between them.
 
     Args:
         text: The question; with still images in it, as `wrap_images` returns it.
         num_frames: Placeholders in the clip.
-        official_compat: Write what the original writes. It takes the last separator off as a set of
-            characters, and so eats the end of the tag before it too: `</img</vid>`. A clip of one
-            frame then holds no `</img>`, and its placeholder is wrapped a second time.
+        official_compat: Write the original's text. It strips the last separator as a set of
+            characters, and so also the end of the tag before it: `</img</vid>`. A clip of one
+            frame then has no `</img>`, and its placeholder is wrapped a second time.
 
     Raises:
         InputError: If the text is blank.
@@ -103,14 +103,14 @@ def wrap_video(text: str, *, num_frames: int, official_compat: bool = False) -> 
 
 
 def video_clip(num_frames: int) -> str:
-    """Return the text of a clip of so many frames."""
+    """Return the text of a clip of `num_frames`."""
     return _OPEN_VIDEO + _BETWEEN_FRAMES.join([WRAPPED_IMAGE] * num_frames) + _CLOSE_VIDEO
 
 
 def expand_tiles(
     text: str, grids: Sequence[tuple[int, int]], *, official_compat: bool = False
 ) -> str:
-    """Return the text with each image's tiles behind its overview.
+    """Return the text with each image's tiles after its overview.
 
     `<img><image></img>` becomes `<img><image>`, a newline, the rows of wrapped tiles with newlines
     between them, and `</img>`: the outer tag closes after the tiles, as in the original.
@@ -118,9 +118,9 @@ def expand_tiles(
     Args:
         text: As `wrap_images` returns it, with a placeholder for each image.
         grids: Each image's rows and columns of tiles, in the order of the placeholders.
-        official_compat: Write what the original writes for several images: each expansion replaces
-            the first placeholder of the text as it has become, so all nest in the first image while
-            their pixels stay in the images' order. One image reads the same both ways.
+        official_compat: Write the original's text for several images: each expansion replaces the
+            first placeholder of the present text, so all nest in the first image, while their
+            pixels stay in the images' order. For one image there is no difference.
     """
     expansions = [
         f"{IMAGE_PLACEHOLDER}\n" + "\n".join([WRAPPED_IMAGE * columns] * rows)
@@ -152,7 +152,7 @@ def build_prompt(user_text: str, history: Sequence[tuple[str, str]] = ()) -> str
             answer.
 
     Raises:
-        InputError: If an earlier answer holds `<image>`, which would claim an image of the user's.
+        InputError: If an earlier answer holds `<image>`, which would take one of the user's images.
     """
     prompt = ""
     for turn, (question, answer) in enumerate(history, start=1):
@@ -168,8 +168,8 @@ def build_prompt(user_text: str, history: Sequence[tuple[str, str]] = ()) -> str
 def tokenize_prompt(prompt: str, tokenizer: TextEncoder) -> list[int]:
     """Return the prompt's ids, with `IMAGE_TOKEN_INDEX` for each image.
 
-    The texts between placeholders are tokenised independently: joined, the `>` before an image and
-    the `</` after it would become one piece.
+    The texts between placeholders are tokenized separately: if they were joined, the `>` before an
+    image and the `</` after it would become one piece.
     """
     first, *rest = prompt.split(IMAGE_PLACEHOLDER)
     ids = tokenizer.encode(first)
@@ -180,6 +180,6 @@ def tokenize_prompt(prompt: str, tokenizer: TextEncoder) -> list[int]:
 
 
 def prompt_length(ids: Sequence[int], num_image_tokens: int) -> int:
-    """Return the positions a prompt takes in the decoder, each image taking `num_image_tokens`."""
+    """Return a prompt's number of positions in the decoder, `num_image_tokens` for each image."""
     num_images = sum(token_id == IMAGE_TOKEN_INDEX for token_id in ids)
     return len(ids) + num_images * (num_image_tokens - 1)

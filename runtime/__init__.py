@@ -1,4 +1,4 @@
-"""Run bundles. Knows no PyTorch, no oracle and no exporter; it meets export in the bundle alone.
+"""Run bundles. Needs only a bundle: imports neither PyTorch nor the reference nor the exporter.
 
 model.py          LongLLaVA: question, images and videos in, streamed answer out
 session.py        a sequence that is kept: ingest once, ask many, rewind, fork

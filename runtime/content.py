@@ -15,11 +15,11 @@ class SequenceImage(NamedTuple):
 
     shown: ImageInput
     before: str
-    """All text since the image before it."""
+    """All text between the image before and this one."""
 
 
 class SequenceSnapshot(NamedTuple):
-    """Checkpoint to which a sequence can go back, as long as it has not gone back beyond it."""
+    """Checkpoint that a sequence can go back to, until it goes back to an earlier one."""
 
     state: StateSnapshot
     num_images: int
@@ -30,37 +30,37 @@ class SequenceSnapshot(NamedTuple):
 
 
 class RememberedTurn(NamedTuple):
-    """A question that is history, with its answer."""
+    """An earlier question of the sequence, with its answer."""
 
     question: str
-    """With a placeholder for each image that was shown with it."""
+    """The question, with a placeholder for each image that was shown with it."""
     answer: str
     num_images: int
-    """In the sequence when it was answered."""
+    """Images in the sequence when the question was answered."""
 
 
 class SequenceContent(NamedTuple):
     """Everything a sequence holds."""
 
     state: StateSnapshot
-    """Point of the decoder's state that belongs to the rest."""
+    """Snapshot of the decoder's state that belongs to the rest."""
     images: tuple[SequenceImage, ...]
     fed_text: str
     """Text fed since the last image."""
     pending: str
-    """Text not fed yet: its ids depend on how it goes on."""
+    """Text not fed yet: its ids depend on the text after it."""
     checkpoints: tuple[SequenceSnapshot, ...]
     """The first is the beginning, without any image."""
     turns: tuple[RememberedTurn, ...] = ()
-    """What is remembered, oldest first."""
+    """Questions and answers that are remembered, oldest first."""
 
     @classmethod
     def beginning(cls, state: StateSnapshot, pending: str) -> SequenceContent:
-        """Return the content of a sequence that has not begun."""
+        """Return the content of a new sequence."""
         return cls(state, (), "", pending, (SequenceSnapshot(state, 0, "", pending),))
 
     def cut_to(self, checkpoint: SequenceSnapshot) -> SequenceContent:
-        """Return what was there at a checkpoint."""
+        """Return the content as it was at a checkpoint."""
         count = checkpoint.num_images
         return SequenceContent(
             checkpoint.state,
@@ -72,5 +72,5 @@ class SequenceContent(NamedTuple):
         )
 
     def turns_before(self, image: int) -> tuple[RememberedTurn, ...]:
-        """Return the turns that were over when image number ``image`` was shown."""
+        """Return the turns that were complete when image number ``image`` was shown."""
         return tuple(turn for turn in self.turns if turn.num_images < image)

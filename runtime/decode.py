@@ -29,16 +29,16 @@ def generate_tokens(
 ) -> Iterator[int]:
     """Yield chosen tokens, until an end-of-sequence token or the limit.
 
-    End-of-sequence tokens are forbidden before `min_new_tokens`, and are not yielded. Stop texts
-    are the caller's to look for: here are only ids.
+    End-of-sequence tokens are forbidden before `min_new_tokens`, and are not yielded. The caller
+    looks for stop texts, since this function knows only ids.
 
     Args:
         decoder: The decoder.
-        state: After the prompt; carried on in place. The last token yielded has not been fed.
-        logits: Of the position after the prompt. [vocab_size], float32.
+        state: State after the prompt; changed in place. The last token yielded has not been fed.
+        logits: Logits of the first token after the prompt. [vocab_size], float32.
         embed: Returns a token's embedding. [1, 1, hidden_size], float32.
-        eos_token_ids: Any of them ends the answer.
-        sampling: How tokens are chosen, and how many.
+        eos_token_ids: Ids that end the answer.
+        sampling: Rules for choosing tokens, and their number.
 
     Raises:
         LongLLaVAError: If scores are not finite; names the position.

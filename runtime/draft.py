@@ -1,7 +1,7 @@
-"""What one call adds to a sequence. Nothing of it counts until the sequence publishes its content.
+"""Additions of one call to a sequence. They take effect only when the sequence publishes them.
 
-A draft feeds the decoder's working state; where it is given up, the sequence restores that state
-from its own content before the next call.
+A draft feeds the decoder's working state. If the draft is dropped, the sequence restores that state
+from its content before the next call.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ __all__ = ["SequenceDraft", "Shown"]
 
 
 class Shown(NamedTuple):
-    """What became of a message's images."""
+    """Result of feeding a message's images."""
 
     skipped: tuple[str, ...]
-    """What was left out, and why."""
+    """Images that were left out, and why."""
     error: InputError | None
-    """What is wrong with the image at which feeding ended."""
+    """Fault of the image at which feeding ended."""
 
 
 class SequenceDraft:
@@ -40,11 +40,11 @@ class SequenceDraft:
 
     Args:
         runner: The loaded bundle.
-        state: The decoder's state, at the point of ``content``; carried on in place.
-        content: What the sequence holds.
+        state: The decoder's state that belongs to ``content``; changed in place.
+        content: Content of the sequence.
         checkpoint_every: A chunk ends, and a checkpoint is made, after this many images.
-        work: What is measured and reported.
-        on_checkpoint: Given the content at each checkpoint; without it none is kept.
+        work: Measurements and progress of the call.
+        on_checkpoint: Called with the content at each checkpoint; without it, none is kept.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class SequenceDraft:
         return self._state.past_len
 
     def content(self) -> SequenceContent:
-        """Return all there is; copies the recurrent states alone."""
+        """Return the whole content; copies only conv and recurrent states."""
         return SequenceContent(
             self._state.snapshot(),
             tuple(self.images),
@@ -90,15 +90,15 @@ class SequenceDraft:
     def show(
         self, turn: Message, encoded: Iterator[EncodedImage | InputError], on_broken: OnBroken
     ) -> Shown:
-        """Feed a message up to its last image; what follows that waits.
+        """Feed a message up to its last image; text after it is fed later.
 
         Args:
             turn: The message; must fit.
             encoded: Its images.
-            on_broken: Whether a still that cannot be used is left out, or ends the message there.
+            on_broken: Leave out a still that cannot be used, or end the message there.
 
         Returns:
-            What was left out. The images before one that cannot be used are fed.
+            Images that were left out. The images before one that cannot be used are fed.
         """
         skipped: list[str] = []
         error = None
@@ -109,7 +109,7 @@ class SequenceDraft:
             broken = self._show_group(part, encoded)
             if broken is None:
                 continue
-            # of a clip, frames may be in the sequence already
+            # some frames of a clip may be in the sequence already
             if on_broken == "stop" or part.images[0].frame is not None:
                 error = broken
                 break
@@ -122,7 +122,9 @@ class SequenceDraft:
         self.pending += text
 
     def prefill_pending(self) -> NDArray[np.float32]:
-        """Feed the text that waits. Text after it must begin with a special token, or its ids could differ.
+        """Feed all pending text.
+
+        Text after it must begin with a special token; otherwise its ids could differ.
 
         Returns:
             Logits of the token that follows. [vocab_size], float32.
@@ -134,7 +136,12 @@ class SequenceDraft:
         return self._feeder.logits
 
     def replay(self, again: Sequence[SequenceImage], rows: Sequence[EncodedImage]) -> None:
-        """Feed images once more, with the text that was before each."""
+        """Feed images again, with the text before each.
+
+        Args:
+            again: Images that were fed before.
+            rows: Their embeddings. Each [num_image_tokens, hidden_size], float32.
+        """
         for image, row in zip(again, rows, strict=True):
             self._push_text(image.before)
             self._feeder.push(row.embeddings)
@@ -145,7 +152,7 @@ class SequenceDraft:
     def _show_group(
         self, group: ImageGroup, encoded: Iterator[EncodedImage | InputError]
     ) -> InputError | None:
-        """Feed one group with the text before it; returns what is wrong with it."""
+        """Feed one group with the text before it; return its fault, or None."""
         last = None
         for image in group.images:
             item = next(encoded)
@@ -165,7 +172,7 @@ class SequenceDraft:
         self.images.append(SequenceImage(image, self.fed_text + text))
         self.fed_text, self.pending = "", ""
         if len(self.images) % self._every == 0:
-            # whether or not it is kept: chunks must be the same either way
+            # also if it is not kept: chunks must be the same in both cases
             self._feeder.flush()
             if self._on_checkpoint is not None:
                 self._checkpoint(image.ending, self._on_checkpoint)

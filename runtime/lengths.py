@@ -21,18 +21,18 @@ def check_fits(
     spare: int,
     where: str,
 ) -> int:
-    """Return the positions a sequence will have after a message.
+    """Return the number of positions of a sequence after a message.
 
     Args:
         runner: The loaded bundle.
-        content: What the sequence holds.
+        content: Content of the sequence.
         turn: The message.
-        tail: Text that follows it at once.
+        tail: Text directly after it.
         spare: Positions the answer may take.
-        where: Begins the error.
+        where: Beginning of the error.
 
     Raises:
-        InputError: If that exceeds the longest sequence; says how many of the images fit.
+        InputError: If that exceeds the longest sequence; gives the number of images that fit.
     """
     ends, length = _measure(runner, content, turn, tail)
     limit = runner.capacity
@@ -50,7 +50,7 @@ def check_fits(
 def _measure(
     runner: Runner, content: SequenceContent, turn: Message, tail: str
 ) -> tuple[list[int], int]:
-    """Return the positions after each image, those before the first in front, and those after the tail."""
+    """Return the positions before the first image and after each image, and after the tail."""
     count = functools.cache(lambda text: len(runner.tokenizer.encode(text)))
     ends, text = [content.state.past_len], content.pending
     for part in turn.parts:

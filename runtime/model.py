@@ -24,7 +24,7 @@ from longllava_trt.runtime.text.detokenizer import GenerationOutput
 __all__ = ["GenerationOutput", "LongLLaVA", "RunOptions"]
 
 _HASH_AT_LOAD_BYTES = 64 * 2**20
-"""Files up to this size are hashed whenever a bundle is loaded; larger ones are compared by length."""
+"""Files up to this size are hashed when a bundle is loaded; larger ones are compared by length."""
 
 _CHECKPOINT_EVERY = 16
 
@@ -32,13 +32,14 @@ _CHECKPOINT_EVERY = 16
 class LongLLaVA:
     """A loaded bundle.
 
-    Build it with `from_bundle`. Stages load when first needed. One instance serves one call at a time.
+    Build it with `from_bundle`. A stage is loaded when it is first needed. One instance serves one
+    call at a time.
 
     Args:
         bundle: Folder.
         manifest: Its manifest.
-        options: How to run it.
-        backend: What runs its stages; by default the one that ``options`` names.
+        options: Options for running it.
+        backend: Runs its stages; by default the backend that ``options`` names.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class LongLLaVA:
         backend: Backend | None = None,
     ) -> None:
         self.runner = Runner(bundle, manifest, options, backend=backend)
-        """What runs it; sequences and benchmarks use it directly."""
+        """Loaded bundle and its backend; sequences and benchmarks use it directly."""
 
     @property
     def bundle(self) -> Path:
@@ -64,7 +65,7 @@ class LongLLaVA:
 
     @property
     def options(self) -> RunOptions:
-        """How it is run."""
+        """Options for running it."""
         return self.runner.options
 
     @classmethod
@@ -73,11 +74,12 @@ class LongLLaVA:
 
         Args:
             bundle: Folder made by `longllava-trt export`.
-            options: How to run it.
+            options: Options for running it.
 
         Raises:
-            ManifestError: If the folder is no bundle, lacks a stage, or a file differs from its record. Files over
-                64 MiB are compared by length here; `longllava-trt verify` hashes them too.
+            ManifestError: If the folder is no bundle, lacks a stage, or a file differs from its
+                record. Files over 64 MiB are compared by length here; `longllava-trt verify` hashes
+                them too.
         """
         if not isinstance(bundle, str | os.PathLike):
             raise InputError(f"bundle: expected a folder's path, got {type(bundle).__name__}")
@@ -90,7 +92,8 @@ class LongLLaVA:
         differences = manifest.differences(folder, hash_up_to_bytes=_HASH_AT_LOAD_BYTES)
         if differences:
             raise ManifestError(
-                f"{folder}: files differ from what was exported: {'; '.join(differences)}; export it again"
+                f"{folder}: files differ from what was exported: {'; '.join(differences)}; "
+                "export it again"
             )
         return cls(folder, manifest, options or RunOptions())
 
@@ -100,19 +103,19 @@ class LongLLaVA:
         """Return a session without any image.
 
         Args:
-            media: How images and videos are shown.
-            checkpoint_every: Images between the points to which the session can go back at no cost. Each takes as much
-                memory as the recurrent state.
+            media: Options for images and videos.
+            checkpoint_every: Number of images between checkpoints; the session can go back to a
+                checkpoint at no cost. Each takes as much memory as the recurrent state.
         """
         sequence = MultimodalSequence(self.runner, checkpoint_every=checkpoint_every)
         return Session(sequence, media=media)
 
     def load_session(self, folder: str | Path) -> Session:
-        """Return a session that `Session.save` wrote; may be used and changed without changing the folder.
+        """Return a session that `Session.save` wrote. Using it does not change the folder.
 
         Raises:
-            InputError: If it is none, is damaged, is another version's or another bundle's, or is longer than this model's
-                ``max_context``.
+            InputError: If the folder is no session, is damaged, was made by another version or with
+                another bundle, or is longer than this model's ``max_context``.
         """
         sequence, media = read_session(self.runner, Path(folder))
         return Session(sequence, media=media)
@@ -136,19 +139,20 @@ class LongLLaVA:
         """Answer a question about images and videos.
 
         Args:
-            query: The question. `<image>` marks where each still image goes; without any, images come first.
+            query: The question. `<image>` marks the place of each still image; without any, images
+                come first.
             images: One image or several, in the order of the placeholders: paths, Pillow images,
                 bytes of image files, or arrays [height, width, 3] uint8.
             videos: One path or several; each becomes a clip before the question.
-            media: How images and videos are shown.
-            sampling: How the answer is generated; greedily by default.
-            max_new_tokens: At most so many tokens; stands in for that of ``sampling``.
+            media: Options for images and videos.
+            sampling: Options for choosing tokens; greedy by default.
+            max_new_tokens: Largest number of tokens; used instead of the one in ``sampling``.
             on_text: Called with each piece of the answer as it becomes certain.
             progress: Called as the prompt is fed.
 
         Raises:
-            InputError: If the question is empty, an image or a video cannot be used, placeholders and images do not
-                match, or the whole does not fit.
+            InputError: If the question is empty, an image or a video cannot be used, placeholders
+                and images do not match, or the prompt does not fit.
             MissingDependencyError: If there is a video and the `video` extra is not installed.
         """
         sequence = MultimodalSequence(

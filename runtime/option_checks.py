@@ -1,4 +1,4 @@
-"""Checks of option values: what is wrong with them, as sentences for one error."""
+"""Checks of option values, with their faults as sentences for one error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["check", "choice", "flag", "is_whole", "number", "whole_number"]
 
 
 def check(where: str, problems: Iterable[str | None]) -> None:
-    """Raise one `InputError` that lists all problems, if there is any."""
+    """Raise one `InputError` that lists all problems, if there are any."""
     found = [problem for problem in problems if problem]
     if found:
         raise InputError(f"{where}: {'; '.join(found)}")
@@ -22,7 +22,7 @@ def check(where: str, problems: Iterable[str | None]) -> None:
 def whole_number(
     name: str, value: object, *, at_least: int, or_none: bool = False, note: str = ""
 ) -> str | None:
-    """Say what is wrong with an integer; a bool is none."""
+    """Return the fault of an integer, or None; a bool is no integer."""
     if or_none and value is None:
         return None
     if is_whole(value) and value >= at_least:
@@ -31,12 +31,12 @@ def whole_number(
 
 
 def is_whole(value: object) -> TypeGuard[int]:
-    """Say whether a value is an integer, Python's or NumPy's; a bool is none."""
+    """Return whether a value is an integer, Python's or NumPy's; a bool is not."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def number(name: str, value: object, expected: str, *, least: float, most: float) -> str | None:
-    """Say what is wrong with a finite number; ``expected`` names the range in words."""
+    """Return the fault of a finite number, or None; ``expected`` names the range in words."""
     is_number = isinstance(value, Real) and not isinstance(value, bool)
     if is_number and math.isfinite(value) and least <= value <= most:  # type: ignore[arg-type, operator]
         return None
@@ -44,12 +44,12 @@ def number(name: str, value: object, expected: str, *, least: float, most: float
 
 
 def flag(name: str, value: object) -> str | None:
-    """Say what is wrong with True or False."""
+    """Return the fault of a value that must be True or False, or None."""
     return None if isinstance(value, bool) else f"{name} must be True or False, got {value!r}"
 
 
 def choice(name: str, value: object, choices: Iterable[str]) -> str | None:
-    """Say what is wrong with one of some names."""
+    """Return the fault of a value that must be one of some names, or None."""
     known = [*choices]
     if isinstance(value, str) and value in known:
         return None
@@ -57,5 +57,5 @@ def choice(name: str, value: object, choices: Iterable[str]) -> str | None:
 
 
 def _shown(value: object, is_right_type: bool) -> str:
-    """Show a value; one of the wrong type with its type."""
+    """Return a value as text; if its type is wrong, with its type."""
     return f"{value}" if is_right_type else f"{value!r} ({type(value).__name__})"

@@ -1,7 +1,8 @@
-"""Embeddings to the decoder in chunks, whatever pieces they come in.
+"""Embeddings to the decoder in chunks, for pieces of any length.
 
-Attention in ONNX Runtime's own operators holds a score for every position fed at once times every position of the context. There
-chunks become shorter as the context grows, so that the memory stays within a budget.
+Attention in ONNX Runtime's own operators stores a score for each pair of a position in the chunk
+and a position in the context. So chunks become shorter when the context grows, and memory stays
+within a budget.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ _BYTES_PER_SCORE = 12
 
 _LEAST_BUDGET = 16 * 2**20
 _SHARE_OF_WEIGHTS = 20
-"""A large model affords long chunks: one twentieth of its weights is little beside them."""
+"""A large model may have long chunks: one twentieth of its weights is little memory for it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillChunker:
-    """How many positions are fed at a time."""
+    """Number of positions that are fed at a time."""
 
     longest: int
-    """At most so many, where the context is short."""
+    """Positions of a chunk while the context is short; never more."""
     num_heads: int
     """Attention heads of one layer."""
     weight_bytes: int
-    """Of the whole model."""
+    """Bytes of all weights of the model."""
     materialises_scores: bool = True
-    """Whether attention holds its scores at all; if not, chunks stay as long as they are."""
+    """Whether attention stores its scores; if not, all chunks have the full length."""
 
     def size_at(self, past_len: int) -> int:
-        """Return the length of a chunk after so many positions; it depends on nothing else."""
+        """Return the length of a chunk after `past_len` positions; it depends on nothing else."""
         if not self.materialises_scores:
             return self.longest
         budget = max(_LEAST_BUDGET, self.weight_bytes // _SHARE_OF_WEIGHTS)
@@ -52,14 +53,14 @@ class PrefillChunker:
 
 
 class ChunkedPrefill:
-    """Feeds one sequence.
+    """Feeds one sequence in chunks.
 
     Args:
         decoder: The decoder.
         state: The sequence.
-        plan: How long chunks are.
+        plan: Lengths of the chunks.
         timings: Counts the seconds of `prefill`.
-        on_fed: Called with the positions of the sequence after each chunk.
+        on_fed: Called after each chunk with the number of positions of the sequence.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class ChunkedPrefill:
         on_fed: Callable[[int], None],
     ) -> None:
         self.logits: NDArray[np.float32] | None = None
-        """Of the token after the last position fed. [vocab_size]."""
+        """Logits of the token after the last position fed. [vocab_size], float32."""
         self._decoder = decoder
         self._state = state
         self._plan = plan
@@ -82,7 +83,7 @@ class ChunkedPrefill:
         self._length = 0
 
     def push(self, rows: NDArray[np.float32]) -> None:
-        """Take the next embeddings [length, hidden_size], and feed what makes whole chunks."""
+        """Take the next embeddings [length, hidden_size], float32, and feed all whole chunks."""
         self._waiting.append(rows)
         self._length += len(rows)
         if self._length < self._plan.size_at(self._state.past_len):
@@ -94,7 +95,7 @@ class ChunkedPrefill:
         self._waiting, self._length = [joined], len(joined)
 
     def flush(self) -> None:
-        """Feed what is left, as a shorter chunk."""
+        """Feed the remaining embeddings, as a shorter chunk."""
         if self._length:
             self._feed(np.concatenate(self._waiting))
         self._waiting, self._length = [], 0

@@ -1,4 +1,4 @@
-"""Checks of what one request is given, beside its images: question, sampling and ids of an answer."""
+"""Checks of a request's values other than images: question, sampling, ids of an answer."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["answer_ids", "limited", "question_text"]
 
 
 def question_text(query: object) -> str:
-    """Return a question, refused if it is no text."""
+    """Return a question; raise an error if it is no text."""
     if not isinstance(query, str):
         raise InputError(f"prompt: expected a text, got {type(query).__name__}")
     return query
 
 
 def limited(sampling: SamplingParams, max_new_tokens: int | None) -> SamplingParams:
-    """Return sampling with another limit, if one is given."""
+    """Return sampling options, with another token limit if one is given."""
     if not isinstance(sampling, SamplingParams):
         raise InputError(f"sampling: expected SamplingParams, got {type(sampling).__name__}")
     if max_new_tokens is None:
@@ -32,7 +32,7 @@ def answer_ids(token_ids: Sequence[int], vocab_size: int) -> list[int]:
     """Return ids of an answer as a list.
 
     Raises:
-        InputError: If there is none, or one is no id of the vocabulary.
+        InputError: If there are no ids, or one is not in the vocabulary.
     """
     try:
         found = [*token_ids]

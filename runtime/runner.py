@@ -1,4 +1,4 @@
-"""What a sequence needs of a loaded bundle: backend, limits, tokenizer, image encoder, chat format.
+"""Parts of a loaded bundle for sequences: backend, limits, tokenizer, image encoder, chat format.
 
 Stages load when first needed. `LongLLaVA` is the face of this; sequences and sessions know this only.
 """
@@ -84,7 +84,7 @@ class Runner:
 
     @property
     def more_capacity(self) -> str:
-        """What gives a sequence more positions, for errors."""
+        """Advice in errors on how a sequence gets more positions."""
         if self.capacity < self.options.max_context:
             return "build engines with a larger --max-context"
         return "raise --max-context"

@@ -1,8 +1,8 @@
 """Choosing the next token from its scores: greedily, or by a seeded draw.
 
-Names and order are those of transformers: repetition penalty, temperature, top-k, top-p. As there, when a prompt is
-given as embeddings, the penalty sees the tokens of the answer alone, not those of the prompt. NumPy only; knows no
-decoder and no text.
+Names and order are those of transformers: repetition penalty, temperature, top-k, top-p. As there,
+when a prompt is given as embeddings, the penalty sees the tokens of the answer alone, not those of
+the prompt. NumPy only; knows no decoder and no text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Sampler", "SamplingParams", "keep_top_k", "keep_top_p", "penalise_repetition"]
 
 _LEAST_TEMPERATURE = 0.01
-"""Below it, scores overflow long before the draw differs from the greedy choice."""
+"""Below it, scores overflow, and a draw is the greedy choice long before that."""
 _LARGEST = 1e30
 _PENALTIES = (0.01, 100.0)
 """Beyond them, scores of a good bundle can overflow."""
@@ -29,24 +29,25 @@ _PENALTIES = (0.01, 100.0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How an answer is generated; the defaults are the original's only mode."""
+    """Options for generating an answer; the defaults are the original's only mode."""
 
     temperature: float = 0.0
-    """0 is greedy: always the most likely token. Above it, tokens are drawn; 1 is the model's own distribution."""
+    """0 is greedy: always the most likely token. Above 0, tokens are drawn; 1 keeps the model's
+    own distribution."""
     top_k: int = 0
-    """Draw from this many most likely tokens; 0 for all."""
+    """Number of most likely tokens to draw from; 0 for all."""
     top_p: float = 1.0
     """Draw from the fewest tokens whose probabilities reach this sum; 1 for all."""
     repetition_penalty: float = 1.0
-    """Above 1, tokens already in the answer become less likely; 1 leaves them."""
+    """Above 1, tokens already in the answer become less likely; 1 changes nothing."""
     seed: int | None = None
-    """The same seed gives the same answer on the same machine; None draws a fresh one."""
+    """The same seed gives the same answer on the same machine; None draws a new seed."""
     stop: Sequence[str] = ()
     """The answer ends before the first of these texts."""
     max_new_tokens: int = 768
-    """At most so many tokens."""
+    """Largest number of tokens."""
     min_new_tokens: int = 1
-    """The end-of-sequence token is forbidden before so many; a stop text is not."""
+    """Least number of tokens before the end-of-sequence token; a stop text may end it before."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _as_tuple(self.stop))
@@ -97,10 +98,10 @@ def _stop_problem(stop: object) -> str | None:
 
 
 class Sampler:
-    """Chooses tokens one after another; a seeded draw takes one random number a token.
+    """Chooses tokens one after another; a seeded draw takes one random number for each token.
 
     Args:
-        params: How to choose.
+        params: Options for choosing them.
     """
 
     def __init__(self, params: SamplingParams) -> None:
@@ -111,7 +112,7 @@ class Sampler:
         """Return the next token.
 
         Args:
-            scores: Its logits; not changed. [vocab_size].
+            scores: Its logits; not changed. [vocab_size], float32.
             answer: The tokens already chosen.
         """
         params = self._params
@@ -125,7 +126,7 @@ class Sampler:
         if params.top_p < 1:
             warped = keep_top_p(warped, params.top_p)
         cumulative = _softmax(warped).cumsum()
-        # from the right, so that a token of probability 0 has no interval to be hit
+        # from the right, so that a token of probability 0 is never drawn
         drawn = self._random.random() * cumulative[-1]
         return int(cumulative.searchsorted(drawn, side="right"))
 
@@ -133,7 +134,16 @@ class Sampler:
 def penalise_repetition(
     scores: NDArray[Any], tokens: Sequence[int], *, penalty: float
 ) -> NDArray[Any]:
-    """Return scores in which those of ``tokens`` are divided by the penalty, or multiplied where negative."""
+    """Return scores with the penalty applied to ``tokens``.
+
+    Args:
+        scores: Logits. [vocab_size], float.
+        tokens: Ids that are penalised.
+        penalty: Divides positive scores, multiplies negative ones.
+
+    Returns:
+        Array like ``scores``.
+    """
     penalised = scores.copy()
     chosen = np.unique(np.asarray(tokens, dtype=np.int64))
     values = scores[chosen]
@@ -142,16 +152,20 @@ def penalise_repetition(
 
 
 def keep_top_k(scores: NDArray[Any], k: int) -> NDArray[Any]:
-    """Return scores with all but the ``k`` highest at -inf; those equal to the lowest kept stay too."""
+    """Return scores [vocab_size], float, with all but the ``k`` highest set to -inf.
+
+    Scores equal to the lowest of these stay too.
+    """
     k = min(k, scores.size)
     least = np.partition(scores, scores.size - k)[scores.size - k]
     return np.where(scores < least, -np.inf, scores)
 
 
 def keep_top_p(scores: NDArray[Any], p: float) -> NDArray[Any]:
-    """Return scores with the least likely at -inf whose probabilities together do not exceed ``1 - p``.
+    """Return scores [vocab_size], float, with the least likely tokens set to -inf.
 
-    The most likely always stays.
+    The probabilities of these tokens add up to at most ``1 - p``. The most likely token always
+    stays.
     """
     ascending = scores.argsort(kind="stable")
     dropped = _softmax(scores)[ascending].cumsum() <= 1 - p

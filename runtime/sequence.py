@@ -1,8 +1,8 @@
-"""One sequence: text and images that were fed, the decoder's state behind them, and checkpoints.
+"""One sequence: text and images that were fed, the decoder's state after them, and checkpoints.
 
-What a sequence holds is one value, `content`, which is replaced in a single assignment. A call
-works on a draft; if it ends early anywhere, the content still stands, and the decoder's state is
-restored to it before the next call.
+All data of a sequence is one value, `content`, which is replaced in a single assignment. A call
+works on a draft. If it ends early, the content has not changed, and the decoder's state is restored
+to it before the next call.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ if TYPE_CHECKING:
 __all__ = ["MultimodalSequence", "Prompted"]
 
 _SLACK = 2048
-"""Positions reserved beyond what is needed."""
+"""Positions reserved in addition to those needed."""
 
 
 class Prompted(NamedTuple):
-    """A question that was fed, but is not part of the sequence."""
+    """A question that was fed but is not part of the sequence."""
 
     logits: NDArray[np.float32]
-    """Of the answer's first token. [vocab_size], float32."""
+    """Logits of the answer's first token. [vocab_size], float32."""
     state: SequenceState
-    """Behind the question; carried on as the answer is generated."""
+    """State after the question; it advances while the answer is generated."""
     num_positions: int
     num_images: int
-    """In the sequence and the question together."""
+    """Images in the sequence and the question together."""
     skipped: tuple[str, ...]
     """Images that were left out, each with the reason."""
     asked: SequenceContent | None
-    """The sequence with the question, if that is to be remembered."""
+    """Content with the question, if it will be remembered."""
 
 
 class MultimodalSequence:
@@ -55,7 +55,7 @@ class MultimodalSequence:
     Args:
         runner: The loaded bundle.
         checkpoint_every: A chunk ends, and a checkpoint is made, after this many images.
-        keep_checkpoints: Keep checkpoints; `rewind` goes to the beginning without them.
+        keep_checkpoints: Keep checkpoints; without them, `rewind` starts at the beginning.
     """
 
     def __init__(
@@ -70,9 +70,9 @@ class MultimodalSequence:
         self.content = SequenceContent.beginning(
             self._state.snapshot(), chat.prefix + chat.user_role
         )
-        """What the sequence holds; replaced as a whole."""
+        """Content of the sequence; replaced as a whole."""
         self._state_at: StateSnapshot | None = self.content.state
-        """Where the decoder's state is; None while a draft carries it on."""
+        """The decoder's state; None while a draft carries it on."""
 
     @classmethod
     def loaded(
@@ -84,13 +84,13 @@ class MultimodalSequence:
         *,
         checkpoint_every: int,
     ) -> MultimodalSequence:
-        """Return a sequence that was held elsewhere.
+        """Return a sequence with the state and content of another one, such as a saved one.
 
         Args:
             runner: The loaded bundle.
             past_len: Positions fed.
-            arrays: The decoder's state, as `state_dict` returns it.
-            content: Returns the rest, for a snapshot of that state.
+            arrays: The decoder's state by input name, as `state_dict` returns it.
+            content: Returns the content for a snapshot of that state.
             checkpoint_every: As for the class.
         """
         made = cls(runner, checkpoint_every=checkpoint_every)
@@ -108,36 +108,36 @@ class MultimodalSequence:
 
     @property
     def state(self) -> SequenceState:
-        """The decoder's state, at the point of the content; restored first if a call ended early."""
+        """The decoder's state that belongs to the content; restored first if a call ended early."""
         if self._state_at is not self.content.state:
             self._state.restore(self.content.state)
             self._state_at = self.content.state
         return self._state
 
     def check_fits(self, turn: Message, *, tail: str, spare: int, where: str) -> int:
-        """Return the positions the sequence will have after a message; see `check_fits`."""
+        """Return the number of positions after a message; see `check_fits`."""
         return check_fits(self.runner, self.content, turn, tail=tail, spare=spare, where=where)
 
     def reserve(self, positions: int) -> None:
-        """Make room for this many positions in all."""
+        """Make room for `positions` in all."""
         if positions > self._state.capacity:
             self._state.reserve(positions + _SLACK)
 
     def ingest(
         self, turn: Message, *, on_broken: OnBroken, work: RequestMetrics
     ) -> tuple[str, ...]:
-        """Add a message up to its last image; what follows that waits. It must fit.
+        """Add a message up to its last image; text after it is fed later.
 
         Args:
-            turn: The message.
-            on_broken: Whether a still that cannot be used is left out, or ends the call where it stands.
-            work: What is measured and reported.
+            turn: The message; must fit.
+            on_broken: Leave out a still that cannot be used, or end the call there.
+            work: Measurements and progress of the call.
 
         Returns:
-            What was left out, and why.
+            Images that were left out, and why.
 
         Raises:
-            InputError: Names the image that cannot be used. Those before it are in the sequence.
+            InputError: Names the image that cannot be used. Images before it are in the sequence.
         """
         publish = self._publish if self.keep_checkpoints else None
         draft = self._draft(work, publish)
@@ -151,13 +151,13 @@ class MultimodalSequence:
     def prompt(
         self, turn: Message, *, on_broken: OnBroken, work: RequestMetrics, remember: bool
     ) -> Prompted:
-        """Feed a question that must fit; the sequence stays what it is.
+        """Feed a question; the sequence does not change.
 
         Args:
-            turn: The question.
+            turn: The question; must fit.
             on_broken: As for `ingest`.
-            work: What is measured and reported.
-            remember: Whether `remember` may follow.
+            work: Measurements and progress of the call.
+            remember: Allow a call of `remember` after it.
 
         Raises:
             InputError: Names the image that cannot be used.
@@ -171,7 +171,7 @@ class MultimodalSequence:
         draft.append_text(chat.separator)
         asked = None
         if remember:
-            # a role begins with a special token, at which ids may be cut
+            # a role begins with a special token, so the text may be tokenized in two parts here
             draft.prefill_pending()
             asked = draft.content()
         draft.append_text(chat.assistant_role)
@@ -189,12 +189,12 @@ class MultimodalSequence:
         self.content = asked._replace(pending=pending, turns=(*asked.turns, turn))
 
     def rewind(self, to_image: int, work: RequestMetrics) -> None:
-        """Go back to where this many images had been shown, and nothing said after them.
+        """Go back to the point after `to_image` images, before any later text.
 
-        The images since the last checkpoint before are encoded and fed again.
+        The images between the last checkpoint and that point are encoded and fed again.
 
         Raises:
-            InputError: If one of these is gone or has changed; the sequence is then as it was.
+            InputError: If one of them is gone or has changed; the sequence is then as it was.
         """
         before = self.content
         base = before.cut_to(
@@ -212,7 +212,7 @@ class MultimodalSequence:
         try:
             draft.replay(again, rows)
         except Exception:
-            # the decoder may have left half of a chunk among the keys and values
+            # the decoder may have written half of a chunk to the keys and values
             self.content = base
             raise
         self._finish(draft.content()._replace(turns=before.turns_before(to_image)))
@@ -220,15 +220,15 @@ class MultimodalSequence:
     def fork(self) -> MultimodalSequence:
         """Return an independent copy."""
         content, state = self.content, self.state
-        twin = MultimodalSequence.loaded(
+        copy = MultimodalSequence.loaded(
             self.runner,
             content.state.past_len,
             state.state_dict().items(),
             lambda _: content,
             checkpoint_every=self.checkpoint_every,
         )
-        twin.keep_checkpoints = self.keep_checkpoints
-        return twin
+        copy.keep_checkpoints = self.keep_checkpoints
+        return copy
 
     def _draft(
         self,
@@ -237,7 +237,7 @@ class MultimodalSequence:
         *,
         content: SequenceContent | None = None,
     ) -> SequenceDraft:
-        """Return a draft that begins at the content, or at an earlier one."""
+        """Return a draft that begins at ``content``, by default the present one."""
         state = self.state
         self._state_at = None
         if content is not None:
@@ -255,14 +255,17 @@ class MultimodalSequence:
         self.content = content
 
     def _finish(self, content: SequenceContent) -> None:
-        """Publish what a draft came to; the decoder's state is there already."""
+        """Publish the content of a finished draft; the decoder's state belongs to it already."""
         self.content = content
         self._state_at = content.state
 
     def _encode_again(
         self, shown: Sequence[ImageInput], work: RequestMetrics
     ) -> list[EncodedImage]:
-        """Return the embeddings of images that were shown before."""
+        """Return the embeddings of images that were shown before.
+
+        Each is [num_image_tokens, hidden_size], float32.
+        """
         check_unchanged(shown)
         rows = []
         with closing(self._encode([shown], work)) as encoded:
@@ -275,7 +278,7 @@ class MultimodalSequence:
     def _encode(
         self, groups: Sequence[Sequence[ImageInput]], work: RequestMetrics
     ) -> Generator[EncodedImage | InputError, None, None]:
-        """Yield embeddings in order, and report how many images are on their way."""
+        """Yield embeddings [num_image_tokens, hidden_size], float32, in order; report progress."""
         total = sum(map(len, groups))
         decoded = ProgressReporter(work.progress, "decode images", total=total, unit="images")
         encoded = ProgressReporter(work.progress, "encode images", total=total, unit="images")
@@ -288,4 +291,4 @@ class MultimodalSequence:
 
 
 def _ignore(_: SequenceContent) -> None:
-    """Keep a checkpoint in the draft, and publish nothing."""
+    """Publish nothing: the checkpoint stays in the draft."""

@@ -1,7 +1,8 @@
-"""A sequence that is kept: show images once, ask any number of questions about them.
+"""A sequence for many calls: show images once, ask any number of questions about them.
 
-A question does not change the sequence unless it is to be remembered: its text, its answer and the images shown with it are
-gone once it is answered. A remembered one becomes history, exactly as the chat protocol writes earlier turns.
+By default a question does not change the sequence: its text, its answer and its images are dropped
+after the answer. A remembered question stays with its answer, exactly as the chat format writes
+earlier turns.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ __all__ = ["Ingested", "RememberedTurn", "Session"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ingested:
-    """What was shown, and what it cost."""
+    """Images that were shown, and what they cost."""
 
     num_images: int
     """Images added; each tile and each frame of a video is one."""
@@ -53,12 +54,12 @@ class Ingested:
 class Session:
     """A sequence and questions about it; made by `LongLLaVA.session`.
 
-    After any error or interrupt the sequence is whole, and `num_images` says what is in it. One session serves one call at a
-    time, and so do all sessions of one model together.
+    After any error or interrupt the sequence is valid, and `num_images` tells what is in it. All
+    sessions of one model together serve one call at a time.
 
     Args:
-        sequence: What the session holds; its own.
-        media: How images and videos are shown.
+        sequence: Sequence of this session alone.
+        media: Options for images and videos.
     """
 
     def __init__(self, sequence: MultimodalSequence, *, media: MediaOptions | None = None) -> None:
@@ -74,12 +75,12 @@ class Session:
 
     @property
     def num_positions(self) -> int:
-        """Positions fed. The text after the last image waits for the next question, and does not count."""
+        """Positions fed; without the text after the last image, which the next question feeds."""
         return self.sequence.num_positions
 
     @property
     def turns(self) -> tuple[RememberedTurn, ...]:
-        """What is remembered, oldest first."""
+        """Questions and answers that are remembered, oldest first."""
         return self.sequence.content.turns
 
     def ingest(
@@ -89,17 +90,19 @@ class Session:
         videos: Videos = (),
         progress: Progress | None = None,
     ) -> Ingested:
-        """Show images and videos; the next question goes on from there. May be called again to show more.
+        """Show images and videos, for all later questions. May be called again to show more.
 
         Args:
             images: One image or several: paths, Pillow images, bytes of image files, or arrays
-                [height, width, 3] uint8. Paths can be encoded again when the session was saved and is rewound.
+                [height, width, 3] uint8. Only images from paths can be encoded again in a session
+                that was saved and is rewound.
             videos: One path or several; each becomes a clip before the images.
             progress: Called as images are decoded and encoded, and their positions fed.
 
         Raises:
-            InputError: If an image or a video cannot be used, or the whole does not fit; says how many images do. Images
-                before a broken one stay in the sequence, whole. An interrupt leaves it at the last checkpoint.
+            InputError: If an image or a video cannot be used, or not all images fit; then it gives
+                the number that fits. Images before a broken one stay in the sequence. An interrupt
+                leaves the sequence at its last checkpoint.
         """
         begin = time.perf_counter()
         before = self.num_images, self.num_positions
@@ -117,7 +120,7 @@ class Session:
         )
 
     append = ingest
-    """The same, by the name that reads better once there is something."""
+    """The same method under a name for later calls."""
 
     def ask(
         self,
@@ -131,20 +134,22 @@ class Session:
         on_text: Callable[[str], None] | None = None,
         progress: Progress | None = None,
     ) -> GenerationOutput:
-        """Answer a question about what is in the sequence, and about what is shown with it.
+        """Answer a question about the images in the sequence and those shown with the question.
 
         Args:
-            query: The question. `<image>` marks where each of ``images`` goes; without any, they come first.
-            images: Shown with this question, after what is in the sequence.
-            videos: Likewise.
-            sampling: How the answer is generated; greedily by default.
-            max_new_tokens: At most so many tokens; stands in for that of ``sampling``.
-            remember: Keep question and answer in the sequence. Otherwise it is afterwards what it was before.
+            query: The question. `<image>` marks the place of each of ``images``; without any, they
+                come first.
+            images: Images shown with this question, after those in the sequence.
+            videos: Videos shown with this question.
+            sampling: Options for choosing tokens; greedy by default.
+            max_new_tokens: Largest number of tokens; used instead of the one in ``sampling``.
+            remember: Keep question and answer in the sequence; otherwise it does not change.
             on_text: Called with each piece of the answer as it becomes certain.
             progress: Called as the prompt is fed.
 
         Raises:
-            InputError: As for `LongLLaVA.generate`. The context is then as it was, as it is after an interrupt.
+            InputError: As for `LongLLaVA.generate`. The sequence is then as it was, also after an
+                interrupt.
         """
         begin = time.perf_counter()
         sampling = limited(sampling or SamplingParams(), max_new_tokens)
@@ -174,15 +179,15 @@ class Session:
     def score(
         self, query: str, token_ids: Sequence[int], *, images: Images = ()
     ) -> NDArray[np.float32]:
-        """Return the scores from which each token of a given answer would be chosen; the sequence stays as it is.
+        """Return the logits for each token of a given answer; the sequence does not change.
 
         Args:
             query: As for `ask`.
-            token_ids: The answer.
+            token_ids: Ids of the answer.
             images: As for `ask`.
 
         Returns:
-            Logits. [len(token_ids), vocab_size].
+            Logits. [len(token_ids), vocab_size], float32.
         """
         ids = answer_ids(token_ids, self.sequence.runner.vocab_size)
         turn = self._message(question_text(query), images=images)
@@ -193,17 +198,18 @@ class Session:
         return np.stack(rows)
 
     def rewind(self, to_image: int, *, progress: Progress | None = None) -> None:
-        """Go back to where so many images had been shown, and forget all that was shown and said after them.
+        """Go back to the point after `to_image` images; forget all that was shown and said later.
 
         The images since the last checkpoint, at most fifteen by default, are encoded and fed again.
 
         Raises:
-            InputError: If there are not so many images, or one that must be encoded again is gone or has changed; the
-                context is then as it was.
+            InputError: If there are fewer images, or one that must be encoded again is gone or has
+                changed; the context is then as it was.
         """
         if not is_whole(to_image) or not 0 <= to_image <= self.num_images:
             raise InputError(
-                f"rewind: must be from 0 to {self.num_images}, the images in the sequence, got {to_image!r}"
+                f"rewind: must be from 0 to {self.num_images}, the images in the sequence, "
+                f"got {to_image!r}"
             )
         self.sequence.rewind(int(to_image), RequestMetrics(progress))
 
@@ -216,10 +222,10 @@ class Session:
 
         Args:
             folder: Must be absent or empty, unless ``overwrite``.
-            overwrite: Replace a session that is there.
+            overwrite: Replace a session in the folder.
 
         Raises:
-            InputError: If the folder is taken, or cannot be written.
+            InputError: If the folder is not empty, or cannot be written.
         """
         write_session(self.sequence, self.media, Path(folder), overwrite=overwrite)
 
@@ -229,7 +235,7 @@ class Session:
     def _prompt(
         self, turn: Message, work: RequestMetrics, *, spare: int, remember: bool
     ) -> Prompted:
-        """Feed a question that fits; the sequence stays what it is."""
+        """Feed a question that fits; the sequence does not change."""
         chat = self.sequence.runner.chat
         tail = chat.separator + chat.assistant_role
         self._expect(turn, work, tail=tail, spare=spare, where="generate: the prompt takes")
@@ -242,7 +248,7 @@ class Session:
     def _expect(
         self, turn: Message, work: RequestMetrics, *, tail: str, spare: int, where: str
     ) -> None:
-        """Refuse what cannot fit, before any work, and make room for what can."""
+        """Raise an error if a message does not fit, before any work; else make room for it."""
         length = self.sequence.check_fits(turn, tail=tail, spare=spare, where=where)
         self.sequence.reserve(length + spare)
         work.expect(begin=self.num_positions, end=length)
@@ -250,7 +256,7 @@ class Session:
     def _decode(
         self, prompted: Prompted, sampling: SamplingParams, emit: Callable[[str], None]
     ) -> tuple[IncrementalDetokenizer, list[int]]:
-        """Generate the answer, handing out its text as it becomes certain."""
+        """Generate the answer, and emit each piece of its text when it is certain."""
         runner = self.sequence.runner
         stop = (*sampling.stop, *runner.chat.stop)
         text = IncrementalDetokenizer(runner.tokenizer.stream(), stop)

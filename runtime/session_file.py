@@ -1,10 +1,10 @@
-"""A session on disk: one JSON file and two of safetensors, bound to the bundle that made them.
+"""A session on disk: one JSON file and two safetensors files, for the bundle that made them.
 
     session.json              text, images, checkpoints and history; hash of the bundle and of the files below
     state.safetensors         keys and values up to the last position, convolution and recurrent states
     checkpoints.safetensors   convolution and recurrent states of each checkpoint
 
-Pixels are not among them: images that were shown from files are named, those from memory are not kept.
+Pixels are not stored: images from files are stored as paths, images from memory not at all.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 __all__ = ["FORMAT_VERSION", "SESSION_FILE", "read_session", "write_session"]
 
 FORMAT_VERSION = 1
-"""Raised when a session written before can no longer be read."""
+"""Version of the format; raised when older sessions can no longer be read."""
 
 SESSION_FILE = "session.json"
 _STATE_FILE = "state.safetensors"
@@ -90,26 +90,29 @@ def read_session(runner: Runner, folder: Path) -> tuple[MultimodalSequence, Medi
 
 
 def _check_fits(raw: Mapping[str, Any], runner: Runner, folder: Path) -> None:
-    """Refuse, before anything large is read, what does not belong to this program, bundle or size."""
+    """Raise an error for a session of another version, bundle or size, before reading large files."""
     if raw["format_version"] != FORMAT_VERSION:
         raise InputError(
-            f"{folder}: session format must be {FORMAT_VERSION}, got {raw['format_version']}; show the images again"
+            f"{folder}: session format must be {FORMAT_VERSION}, got {raw['format_version']}; "
+            "show the images again"
         )
     if raw["bundle"] != _bundle_digest(runner):
         raise InputError(
-            f"{folder}: was made with another bundle than {runner.bundle}, or with one that has been exported again; "
-            "name that bundle, or show the images again"
+            f"{folder}: was made with another bundle than {runner.bundle}, or with one that has been "
+            "exported again; name that bundle, or show the images again"
         )
     limit = runner.capacity
     if raw["num_positions"] > limit:
         raise InputError(
-            f"{folder}: holds {raw['num_positions']} positions, the cache has {limit}; {runner.more_capacity}"
+            f"{folder}: holds {raw['num_positions']} positions, the cache has {limit}; "
+            f"{runner.more_capacity}"
         )
     found = _digests(folder)
     wrong = [name for name, digest in raw["files"].items() if found.get(name) != digest]
     if wrong or not raw["files"]:
         raise InputError(
-            f"{folder}: missing, or changed since they were saved: {', '.join(wrong)}; show the images again"
+            f"{folder}: missing, or changed since they were saved: {', '.join(wrong)}; "
+            "show the images again"
         )
 
 
@@ -159,7 +162,7 @@ def _checkpoints_from(raw: list[dict[str, Any]], folder: Path) -> tuple[Sequence
         SequenceSnapshot(
             StateSnapshot(mark["state"], recurrent),
             mark["num_images"],
-            # the second name was written for a short time
+            # for a short time, files were written with the second name
             mark["said"] if "said" in mark else mark["fed_text"],
             mark["pending"],
         )
@@ -169,7 +172,7 @@ def _checkpoints_from(raw: list[dict[str, Any]], folder: Path) -> tuple[Sequence
 
 def _image_to_json(image: SequenceImage) -> dict[str, Any]:
     source = image.shown.source
-    # a path must lead to the file from wherever the session is loaded
+    # absolute, so that the session can be loaded from any folder
     kept = str(Path(source).absolute()) if isinstance(source, str | Path) else None
     return {"before": image.before, **asdict(replace(image.shown, source=kept))}
 
@@ -185,7 +188,7 @@ def _image_from_json(raw: Mapping[str, Any]) -> SequenceImage:
 
 
 def _bundle_digest(runner: Runner) -> str:
-    """Return the hash of the manifest, which holds the hashes of all else."""
+    """Return the hash of the manifest, which has the hashes of all other files."""
     return hashlib.sha256((runner.bundle / MANIFEST_FILE).read_bytes()).hexdigest()
 
 
@@ -198,14 +201,17 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def _write_tensors(path: Path, tensors: Tensors) -> None:
-    """Write one tensor after the other; at most one is copied at a time, which the format's own package does not offer."""
+    """Write tensors one after another; at most one is copied at a time.
+
+    The safetensors package would need all of them in memory.
+    """
     described = {name: (array.shape, array.dtype.name) for name, array in tensors.items()}
     layout = layout_safetensors(path.name, described)
     write_safetensors(path, layout, map(content_of, tensors.values()))
 
 
 def _read_tensors(path: Path) -> Iterator[tuple[str, NDArray[Any]]]:
-    """Yield tensors, one in memory at a time."""
+    """Yield tensors by name, one in memory at a time."""
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as file:

@@ -1,4 +1,4 @@
-"""Where the time of a call goes, by stage, and what is told about it while it runs."""
+"""Time of a call by stage, and progress reports while it runs."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from longllava_trt.core.logs import Progress, ProgressEvent
 __all__ = ["STAGES", "ProgressReporter", "RequestMetrics", "StageTimer"]
 
 STAGES = ("decode_image", "vision", "projector", "embed", "prefill", "decode")
-"""In the order in which an image meets them."""
+"""Stages in the order in which an image passes them."""
 
 
 class StageTimer:
-    """Seconds by stage, as they add up."""
+    """Sums of seconds by stage."""
 
     def __init__(self) -> None:
         self._seconds: defaultdict[str, float] = defaultdict(float)
 
     def add(self, stage: str, seconds: float) -> None:
-        """Count time that was measured elsewhere, as worker threads do."""
+        """Add time that was measured elsewhere, such as in worker threads."""
         self._seconds[stage] += seconds
 
     @contextmanager
     def measure(self, stage: str) -> Iterator[None]:
-        """Count the time of a block."""
+        """Add the time of a `with` block."""
         begin = time.perf_counter()
         try:
             yield
@@ -35,21 +35,21 @@ class StageTimer:
             self.add(stage, time.perf_counter() - begin)
 
     def by_stage(self) -> dict[str, float]:
-        """Return seconds for every stage, 0 for one that was not needed.
+        """Return seconds for every stage, 0 for a stage that was not needed.
 
-        `decode_image` adds up over threads that work at the same time as the other stages.
+        `decode_image` is a sum over threads that work at the same time as the other stages.
         """
         return {stage: self._seconds[stage] for stage in STAGES}
 
 
 class ProgressReporter:
-    """Reports one task with its rate and the time that is left.
+    """Reports one task with its rate and the remaining time.
 
     Args:
-        progress: Who is told; may be nobody.
-        task: What is being done.
-        total: How much there is to do; with 0, nothing is reported at all.
-        unit: Of what.
+        progress: Callback for progress events, or None.
+        task: Name of the task.
+        total: Number of units of the task; with 0, nothing is reported.
+        unit: Name of the unit.
     """
 
     def __init__(self, progress: Progress | None, task: str, *, total: int, unit: str) -> None:
@@ -62,13 +62,13 @@ class ProgressReporter:
         self._report(0, total)
 
     def at(self, done: int) -> None:
-        """Say how much is done."""
+        """Report the number of units that are done."""
         if done != self._done:
             self._done = done
             self._report(done, self._total)
 
     def finish(self) -> None:
-        """End the task, of which some may have been skipped."""
+        """End the task; some units may have been skipped."""
         if self._done != self._total:
             self._report(self._done, self._done)
 
@@ -85,10 +85,10 @@ class ProgressReporter:
 
 
 class RequestMetrics:
-    """What one call measures and reports.
+    """Measurements and progress of one call.
 
     Args:
-        progress: Who is told; may be nobody.
+        progress: Callback for progress events, or None.
     """
 
     def __init__(self, progress: Progress | None = None) -> None:
@@ -98,14 +98,14 @@ class RequestMetrics:
         self._begin = 0
 
     def expect(self, *, begin: int, end: int) -> None:
-        """Announce the positions that will be fed."""
+        """Set the positions that will be fed."""
         self._begin = begin
         self._prefill = ProgressReporter(self.progress, "prefill", total=end - begin, unit="tokens")
 
     def fed(self, positions: int) -> None:
-        """Take note of the positions of the sequence."""
+        """Report the present number of positions of the sequence."""
         self._prefill.at(positions - self._begin)
 
     def finish(self) -> None:
-        """End the prefill, of which images may have been left out."""
+        """End the prefill; some images may have been left out."""
         self._prefill.finish()

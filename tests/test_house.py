@@ -1,4 +1,4 @@
-"""What is said once is said in its own room: no room but `models/` knows a family by name, tensor or number."""
+"""Facts stay in their own room: only `models/` knows a family by name, tensor or number."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""CachedAttention: chunks behind caches of several lengths, and decode steps, beside PyTorch's own attention.
+"""CachedAttention: chunks after caches of several lengths, decode steps, PyTorch's attention.
 
-The first and the last queries of a call are compared with float64 and with the twin: a call of those alone gives the
-same numbers. PyTorch's attention gets whole, contiguous keys, and no causal mask behind a filled cache, which is the
-quicker: its rate is of what it computes.
+The first and the last queries of a call are compared with float64 and with the plain version: a
+call with only these queries gives the same numbers. PyTorch's attention gets whole, contiguous
+keys, and no causal mask after a filled cache, which is faster: its rate counts the work that it
+does.
 """
 
 from __future__ import annotations

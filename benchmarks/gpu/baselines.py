@@ -1,4 +1,4 @@
-"""What one would use instead, on the same card in the same run: PyTorch eager, compiled, and its attention."""
+"""Alternatives on the same GPU in the same run: PyTorch eager, compiled, and its attention."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def _scan_loop(context: BenchContext) -> dict[str, Any]:
 
 def _experts(context: BenchContext, num_tokens: int, *, is_compiled: bool) -> dict[str, Any]:
     tensors = make_moe(context, num_tokens, "bf16")
-    # one token's two experts as a gather of their weights, which a compiler can fuse; more tokens as a loop
+    # one token's two experts as a gather of their weights, which a compiler can fuse; more tokens
+    # as a loop
     run = _gathered if num_tokens <= 2 else _looped
     run = _compiled(run, context) if is_compiled else run
     ms = time_ms(lambda _: run(**tensors), device=context.device, is_graph=num_tokens <= 2)

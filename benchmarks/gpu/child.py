@@ -1,6 +1,6 @@
 """One step in its own process: appends its rows to the run's file as they come.
 
-    python -m benchmarks.gpu.child STEP LANE     (LANE is JSON, from `BenchContext.to_json`)
+    python -m benchmarks.gpu.child STEP CONTEXT     (CONTEXT is JSON, from `BenchContext.to_json`)
 
 Started by `run`.
 """

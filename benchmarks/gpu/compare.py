@@ -1,4 +1,4 @@
-"""One implementation's row: its error, its time, and both beside the twin's and the roofline."""
+"""One implementation's row: error and time, next to the plain version's and the roofline."""
 
 from __future__ import annotations
 
@@ -15,13 +15,19 @@ if TYPE_CHECKING:
 __all__ = ["SINGLE", "attempt", "errors", "share"]
 
 SINGLE = 2e-6
-"""Relative error of float32 arithmetic; what comes out in fewer bits is compared with the twin's rounding."""
+"""Relative error of float32 arithmetic; results of fewer bits may have more."""
 
 
 def errors(
     results: Sequence[Tensor], twins: Sequence[Tensor], expected: Sequence[Tensor]
 ) -> dict[str, Any]:
-    """Return the largest errors against float64, and whether ours is within twice the twin's."""
+    """Return the largest errors, and whether ours is within twice the plain version's.
+
+    Args:
+        results: Ours. Any shapes and float dtypes.
+        twins: The plain version's, of the same shapes and dtypes.
+        expected: The same in float64.
+    """
     own = [relative_rms(a, e) for a, e in zip(results, expected, strict=True)]
     plain = [relative_rms(a, e) for a, e in zip(twins, expected, strict=True)]
     ok = all(a <= max(SINGLE, 2 * b) for a, b in zip(own, plain, strict=True))
@@ -35,7 +41,7 @@ def share(work: Work, ms: float, context: BenchContext) -> dict[str, Any]:
 
 
 def attempt(case: str, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return a row, of the reason if there is nothing else to say; a failed case must not cost the next ones."""
+    """Return a case's row; if it fails, the reason, so that the next cases still run."""
     try:
         return {"case": case, **measure()}
     except Exception as err:  # noqa: BLE001 - out of memory, a refused shape, a compiler's failure: all are results

@@ -1,4 +1,4 @@
-"""Given to every step: where to look for things, on what to run, and the ceilings measured before."""
+"""Context of every step: folders, device, and the limits measured before."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BenchContext:
     is_dry: bool = False
     """Tiny sizes on the CPU: runs every line, measures nothing."""
     library: Path | None = None
-    """liblongllava_plugins.so for this card."""
+    """liblongllava_plugins.so for this GPU."""
     wheels: Path | None = None
     """Folder of TensorRT-RTX's wheels."""
     bundle: Path | None = None
@@ -36,12 +36,12 @@ class BenchContext:
 
     @property
     def device(self) -> str:
-        """Where tensors go, in PyTorch's words."""
+        """Device that tensors are put on, as PyTorch names it."""
         return "cpu" if self.is_dry else "cuda"
 
     @cached_property
     def ceilings(self) -> Ceilings:
-        """The rates that step `card` measured in this run, else measured now."""
+        """Rates that step `gpu-info` measured in this run; without it, they are measured now."""
         found = [row for row in read_rows(self.out) if row["step"] == "gpu-info"]
         rates = {row["case"]: row["per_s"] for row in found if "per_s" in row}
         if not rates:

@@ -1,4 +1,6 @@
-"""Decoders of the published sizes on our own kernels: prefill, and decode at depth. Weights are random, made on the card.
+"""Decoders of the published sizes on our own kernels: prefill, and decode at depth.
+
+Weights are random and made on the GPU.
 
 Time and memory mean something, answers do not; `answers` and `tests` say whether numbers are right.
 """
@@ -62,7 +64,8 @@ def random_decoder(context: BenchContext, preset: str, quant: MoeQuant) -> Kerne
 
     config = find_preset(preset)
     if context.is_dry:
-        # one layer of Mamba, and experts where there are any; one of attention: a step takes the interpreter seconds
+        # one layer of Mamba, and experts where there are any; one of attention: a step takes the
+        # interpreter seconds
         config = replace(config, decoder=replace(config.decoder, layers=config.decoder.layers[3:5]))
     dtype = "float32" if context.is_dry else "bfloat16"
     stream = DeviceStream(torch.device(context.device))

@@ -1,4 +1,4 @@
-"""Bundles of the published sizes without their weights, as `prepare` makes them: random numbers stand in for those."""
+"""Bundles of the published sizes from `prepare`, with random numbers instead of weights."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PIECE_BYTES = 2**28
 
 
 def bundles_without_weights(folder: Path | None, *, engines: bool = False) -> list[Path]:
-    """Return the bundles in a folder, the smallest model first: a card may not hold the largest.
+    """Return the bundles in a folder, the smallest first: the largest may not fit on the GPU.
 
     Args:
         folder: Made by `prepare`; None if there is none.

@@ -1,4 +1,4 @@
-"""The card as it is found, and its three ceilings: a copy, a matrix product, exponentials."""
+"""The GPU, and its three measured limits: a copy, a matrix product, exponentials."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def _gpu(context: BenchContext) -> Iterator[dict[str, Any]]:
 
 
 def _clocks() -> Iterator[dict[str, Any]]:
-    """Ask right after the ceilings, while the clocks are up. Reads only; settings stay as they are."""
+    """Read clocks right after the measurements, while they are high; change no settings."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
         return

@@ -1,9 +1,11 @@
-"""mamba-ssm's own CUDA selective scan, compiled from its unpacked source, on the inputs that ours gets.
+"""mamba-ssm's own CUDA selective scan, compiled from its source, on the inputs of ours.
 
-Its forward files alone are compiled, for this card; its backward, which its bindings name, is stood in for. Its layout
-is channels before time, and it takes float32 weights and begins from a state of zeros.
+Its forward files alone are compiled, for this card; its backward, which its bindings name, is stood
+in for. Its layout is channels before time, and it takes float32 weights and begins from a state of
+zeros.
 
-    python -m benchmarks.gpu.mamba SOURCE     compiles it beforehand, beside other work; the step then loads it
+    python -m benchmarks.gpu.mamba SOURCE     compiles it beforehand, beside other work; the step
+    then loads it
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The operators once more, in float64: what every implementation is compared with.
 
-Written from `longllava_trt.plugins_trt.spec` alone, not from the kernels or their twins.
+Written from `longllava_trt.plugins_trt.spec` alone, not from the kernels or their plain versions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = [
 
 
 def relative_rms(actual: Tensor, expected: Tensor) -> float:
-    """Return the RMS of the error over that of the expectation; infinite where a number is not finite."""
+    """Return RMS of the error over RMS of the expectation; infinite if a number is not finite."""
     error = (actual.double() - expected).square().sum().sqrt() / expected.square().sum().sqrt()
     value = float(error)
     return value if math.isfinite(value) else math.inf

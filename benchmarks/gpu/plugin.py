@@ -1,7 +1,8 @@
-"""The plugins' host code: grids, arguments and workspaces that C++ works out, with real kernels on a real card.
+"""The plugins' host code on a real GPU: grids, arguments and workspaces computed in C++.
 
-Each operator runs through the library's C interface and is compared with float64 and with the Triton launcher. Outputs
-and workspace begin full of NaN, and the bytes behind the workspace must stay as they were.
+Each operator runs through the library's C interface and is compared with float64 and with the
+Triton launcher. Outputs and workspace begin full of NaN, and the bytes behind the workspace must
+stay as they were.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def plugin(context: BenchContext) -> Iterator[dict[str, Any]]:
 
 
 def plugin_ptx(context: BenchContext) -> Iterator[dict[str, Any]]:
-    """Yield the same of a library for SM80 alone, of which a newer GPU's driver translates the PTX."""
+    """Yield the same for a library for SM80 only; a newer GPU's driver translates its PTX."""
     library = context.library and context.library.with_stem(f"{context.library.stem}_sm80")
     if library is None or not library.is_file():
         yield {"case": "not run: name the library with --library, one for SM80 alone beside it"}
@@ -57,7 +58,7 @@ def plugin_ptx(context: BenchContext) -> Iterator[dict[str, Any]]:
 
 
 def _workspaces(library: PluginLibrary) -> Iterator[dict[str, Any]]:
-    """Ask for what needs no driver: every operator and format is known, and its attributes are understood."""
+    """Check, without a driver, that all operators, formats and attributes are known."""
     import torch
 
     options: dict[str, Any] = {"dtype": torch.bfloat16, "device": "meta"}

@@ -1,7 +1,7 @@
-"""What an operator must do at the least, and how long that takes at the rates that the card reached.
+"""The least work an operator must do, and the time it takes at the rates that the GPU reached.
 
-Every byte is counted once: inputs read, outputs written. What a kernel moves or computes beyond that counts against
-it.
+Every byte is counted once: inputs read, outputs written. What a kernel moves or computes beyond
+that counts against it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = ["Ceilings", "Work", "attention_work", "conv_work", "moe_work", "scan_
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """Rates that were measured on the card at hand."""
+    """Rates that were measured on this GPU."""
 
     bytes_per_s: float
     """Of a large copy, bytes read and bytes written together."""

@@ -1,7 +1,8 @@
-"""The first question of TensorRT-RTX: does an engine run on this card, and if not, what exactly happens?
+"""Trial of TensorRT-RTX: whether an engine runs on this GPU, and its messages if not.
 
-The network is a matrix product and a ReLU, built here for SM80, for no GPU in particular, or for the GPU at hand; then
-deserialised, run once and compared. Each is a step of its own, since a refusal may end the process.
+The network is a matrix product and a ReLU, built here for SM80, for no GPU in particular, or for
+the GPU at hand; then deserialised, run once and compared. Each is a step of its own, since a
+refusal may end the process.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ _LEAST_SECONDS = 15
 
 @dataclass
 class Results:
-    """What is written to results.json."""
+    """Contents of results.json."""
 
     context: BenchContext
     document: dict[str, Any] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""The steps of the GPU benchmarks, most important first: what each measures, where its code is, how long it may take."""
+"""The steps of the GPU benchmarks, most important first: subject, code and time limit of each."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Step:
 
 
 STEPS = (
-    Step("gpu-info", "gpu_info:gpu_info", 60, "The card, versions, and the three ceilings"),
+    Step("gpu-info", "gpu_info:gpu_info", 60, "The GPU, versions, and the three measured limits"),
     Step("plugin", "plugin:plugin", 60, "The plugin library's host code, through its C interface"),
     Step("plugin-ptx", "plugin:plugin_ptx", 60, "The same, of a library that knows no newer GPU"),
     Step(
@@ -45,8 +45,8 @@ STEPS = (
     Step("decoder-53b", "decoder:decoder_53b", 150, "The 53B with int8 experts, likewise"),
     Step("images", "images:images", 120, "1000 images from end to end, with random weights"),
     Step("attention", "attention:attention", 120, "CachedAttention, likewise, beside PyTorch's"),
-    Step("scan", "scan:scan", 60, "SelectiveScan against float64, its twin and its roofline"),
-    Step("moe", "moe:moe", 90, "SparseMoE against float64, its twin and its roofline"),
+    Step("scan", "scan:scan", 60, "SelectiveScan against float64, plain PyTorch and its roofline"),
+    Step("moe", "moe:moe", 90, "SparseMoE against float64, plain PyTorch and its roofline"),
     Step("conv", "conv:conv", 45, "CausalConvWithState, likewise"),
     Step("tests", "kernel_tests:kernel_tests", 240, "The kernels' own tests, on the GPU"),
     Step(

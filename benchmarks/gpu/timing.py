@@ -18,7 +18,12 @@ _CALLS = 8
 
 
 def sets_beyond_cache(nbytes: float, *, device: str) -> int:
-    """Return over how many sets of inputs of so many bytes to rotate, so that none is found in the L2 cache."""
+    """Return the number of input sets to rotate over, so that no set is found in the L2 cache.
+
+    Args:
+        nbytes: Size of one set.
+        device: `cuda` or `cpu`, as PyTorch names it.
+    """
     if device == "cpu":
         return 2
     import torch

@@ -42,7 +42,7 @@ _DECODE = (
 )
 """Fields of `Tile`; the first is what is compiled ahead of time."""
 _ROUNDING = 0.02
-"""Two orders of the same sums, rounded to bfloat16, may differ by so much of the largest value."""
+"""Largest difference between two orders of the same sums in bfloat16, over the largest value."""
 
 
 def tune_scan(context: BenchContext) -> Iterator[dict[str, Any]]:

@@ -1,1 +1,1 @@
-"""Bundle to TensorRT engines, for a GPU that need not be here."""
+"""Bundle to TensorRT engines, also for a GPU that this machine lacks."""

@@ -48,7 +48,7 @@ _DTYPES = {dtype.tensorrt: dtype.name for dtype in DTYPES.values()}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditReport:
-    """What a network was found to consist of."""
+    """Contents of a network."""
 
     num_layers: int
     plugins: Mapping[str, int]

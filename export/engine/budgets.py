@@ -30,7 +30,7 @@ __all__ = ["check_budgets"]
 _MULTIPLIES = frozenset({"gemm", "runtime_fusion", "custom_layer", "correlation"})
 """Kinds of kernels that are products or plugins; a fusion is a product with what follows it."""
 _TACTIC_BYTES = 32 * 2**20
-"""What TensorRT keeps for products of any size, with room: 8 MiB of it are there in the smallest engine."""
+"""Bytes that TensorRT keeps for products of any size, with a margin: the smallest engine has 8 MiB."""
 _ROWS_OF_WIDEST = 4
 """Tensors as wide as the widest product that may be alive at once."""
 _SCAN = path_ending(mamba_path(0, "A_log"))

@@ -1,4 +1,4 @@
-"""A bundle's stages into engines for one kind of GPU, which appear in the bundle whole or not at all."""
+"""A bundle's stages to engines for one kind of GPU; they appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ __all__ = ["BuildOptions", "BuildReport", "build_engines"]
 logger = logging.getLogger(__name__)
 
 _CODE_FOR = {"sm86": 80, "sm89": 80, "sm121": 120}
-"""Architectures that run the code of another as it is."""
+"""Architectures that run the code of another one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildOptions:
-    """What to build."""
+    """Settings of a build."""
 
     target: str = "sm80"
     """GPU architecture, or `current`."""
@@ -55,7 +55,7 @@ class BuildOptions:
     limits: EngineLimits = field(default_factory=EngineLimits)
 
     def __post_init__(self) -> None:
-        """Refuse what is not on offer."""
+        """Raise an error for a value that is not supported."""
         unknown = sorted(set(self.stages) - set(STAGES))
         if unknown or not self.stages:
             raise InputError(
@@ -67,24 +67,24 @@ class BuildOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuildReport:
-    """What a build made."""
+    """Result of a build."""
 
     folder: Path
     record: EngineRecord
     built: tuple[str, ...]
     """Stages that were built now."""
     reused: tuple[str, ...]
-    """Stages that were asked for and were there already."""
+    """Requested stages that existed already."""
     seconds: float
     peak_rss_bytes: int
     """Largest resident set of this process since its start."""
     runs_nowhere: str | None
-    """Why no GPU runs these engines, if none does."""
+    """Reason why no GPU runs these engines, if none does."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Job:
-    """What stays the same from stage to stage."""
+    """Values that are the same for all stages."""
 
     bundle: Path
     manifest: Manifest
@@ -102,19 +102,19 @@ def build_engines(
     force: bool = False,
     progress: Progress | None = None,
 ) -> BuildReport:
-    """Build engines into `BUNDLE/engines/`, those that are there and up to date excepted.
+    """Build engines into `BUNDLE/engines/`, except those that are up to date.
 
     Args:
         bundle: From `export_bundle`.
-        options: What to build.
+        options: Settings of the build.
         plugins: Plugin library to build with; by default it is compiled here.
-        force: Build what is up to date as well.
-        progress: Called before and after each stage, and as TensorRT moves on.
+        force: Build also engines that are up to date.
+        progress: Called before and after each stage, and at each phase of TensorRT.
 
     Raises:
-        MissingDependencyError: If TensorRT, or what compiles the plugins, is not installed.
+        MissingDependencyError: If TensorRT, or a compiler for the plugins, is not installed.
         InputError: If an option, the target or the plugin library is not usable.
-        ManifestError: If the bundle lacks a stage, or a file of it is not what was exported.
+        ManifestError: If the bundle lacks a stage, or a file has changed since the export.
         ExportError: If TensorRT cannot parse or build a stage, or the audit finds a fault.
     """
     begin = time.monotonic()
@@ -163,7 +163,7 @@ def build_engines(
 
 
 def _compile_plugins(target: str, manifest: Manifest, progress: Progress | None) -> Path:
-    """Compile what this bundle needs on this target, no more: the library goes with the engines."""
+    """Compile only the plugins for this bundle and target; the library is kept with the engines."""
     from longllava_trt.plugins_trt.library.build import build_library
 
     return build_library(
@@ -197,7 +197,7 @@ def _build(
     keys: Mapping[str, str],
     progress: Progress | None,
 ) -> None:
-    """Build stages beside those that can stay, and publish all of them."""
+    """Build stages, add those that can stay, and publish all of them."""
     kept = {n: s for n, s in usable_engines(folder, job.plugins).items() if n not in wanted}
     with atomic_directory(folder, overwrite=True, marker=ENGINE_FILE) as staging:
         shutil.copyfile(library, staging / LIBRARY_FILE)
@@ -286,7 +286,7 @@ def _states(spec: StageSpec) -> tuple[StateBinding, ...]:
         StateBinding(
             input=tensor.name,
             output=present_name(tensor.name),
-            # TensorRT updates a KV cache in place; the other states are read after they began to be written
+            # TensorRT updates a KV cache in place; other states are still read when writing begins
             mode="alias" if tensor.name.endswith((".key", ".value")) else "double-buffer",
         )
         for tensor in spec.inputs

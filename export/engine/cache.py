@@ -1,4 +1,4 @@
-"""Which engines are there already, and need not be built: told by a digest of all they are made from."""
+"""Reuse of engines that exist already: they are known by a digest of all they are made from."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def stage_key(
     weights: str,
     limits: EngineLimits,
 ) -> str:
-    """Return a digest of all that an engine depends on.
+    """Return a digest of everything that an engine depends on.
 
     Raises:
-        ManifestError: If a file that the engine is built from is not what was exported.
+        ManifestError: If a file that the engine is built from has changed since the export.
     """
     files = [manifest.stage(stage).file]
     if weights == "embedded":
@@ -64,7 +64,7 @@ def stage_key(
 
 
 def usable_engines(folder: Path, plugins: PluginRecord) -> Mapping[str, EngineStage]:
-    """Return the engines that are there, whole, and built with the same plugins."""
+    """Return the existing engines that are complete and built with the same plugins."""
     if not (folder / ENGINE_FILE).is_file():
         return {}
     try:

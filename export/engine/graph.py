@@ -21,7 +21,7 @@ LENGTHS_INPUT = 6
 """Place of `nonpad_kv_seqlen` among the inputs of ONNX's Attention."""
 
 _CHANNELS = 16
-"""What d_inner must be a multiple of for the convolution that has channels last."""
+"""Divisor of d_inner that the convolution with channels last needs."""
 
 
 def fix_dims(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> None:

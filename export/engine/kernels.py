@@ -1,7 +1,8 @@
-"""The kernels that TensorRT chose, read from what it says while it builds; no GPU is needed to know them.
+"""The kernels that TensorRT chose, read from its log of the build; this needs no GPU.
 
-With `ProfilingVerbosity.DETAILED` TensorRT-RTX lists each step of the finished engine, profile after profile, and says
-how much memory a profile works in. An engine that is there already cannot be asked: it must be loaded, on a GPU.
+With `ProfilingVerbosity.DETAILED` TensorRT-RTX lists each step of the finished engine, profile
+after profile, and the memory of each profile. An existing engine does not tell them unless a GPU
+loads it.
 """
 
 from __future__ import annotations
@@ -35,13 +36,13 @@ _DTYPES = {dtype.tensorrt.lower(): dtype.name for dtype in DTYPES.values()}
 class _Step:
     kernel: Kernel
     program: str | None
-    """Number of the compiled program it is part of."""
+    """Number of its compiled program."""
     profile: int | None
-    """As far as it says."""
+    """The tensors that the log names."""
 
 
 def tells_kernels(line: str) -> bool:
-    """Tell whether a line of TensorRT's log is one that `read_kernels` needs."""
+    """Return whether `read_kernels` needs a line of TensorRT's log."""
     return ", LayerType: " in line or bool(_BEGIN.search(line) or _BYTES.search(line))
 
 
@@ -52,11 +53,11 @@ def read_kernels(
 
     Args:
         lines: TensorRT's log of one build, in order.
-        profiles: Their names, in the engine's order.
-        stage: For the message.
+        profiles: Names of the profiles, in the engine's order.
+        stage: Name of the stage in the error.
 
     Raises:
-        ExportError: If TensorRT did not tell them for every profile: what cannot be seen cannot be checked.
+        ExportError: If TensorRT did not list them for every profile, so that no check is possible.
     """
     steps: list[_Step] = []
     memory: list[dict[str, int]] = [{} for _ in profiles]
@@ -93,7 +94,7 @@ def read_kernels(
 def _read_step(found: re.Match[str]) -> _Step:
     name, kind, rest = found.groups()
     inputs, _, rest = rest.partition("Outputs: [")
-    # constants stand between inputs and outputs
+    # constants are listed between inputs and outputs
     inputs = inputs.partition("Constants: [")[0]
     outputs, _, rest = rest.partition("}]")
     tactic = _TACTIC.search(rest)

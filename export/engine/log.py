@@ -1,6 +1,6 @@
-"""What TensorRT says while it works: its messages kept for errors, its progress handed on.
+"""Messages of TensorRT, kept for errors, and its progress, which is reported on.
 
-The classes are made when TensorRT is there, because they must derive from its own.
+The classes are made after TensorRT is imported, because they must derive from its classes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 _KEPT = 6
 _NOISE = ("catchCudaError", "End node", "Begin node")
-"""Lines that TensorRT adds to any error: without a GPU it fails to ask the driver for details of each."""
+"""Lines that TensorRT adds to any error without a GPU, because it asks the driver for details."""
 
 
 class MessageLog(Protocol):
@@ -29,15 +29,15 @@ class MessageLog(Protocol):
     """Lines about kernels, since they were last cleared."""
 
     def last_errors(self) -> str:
-        """Return the last error lines in one, for the message of an exception; forgets them."""
+        """Return the last error lines joined, for the message of an exception; forget them."""
         ...
 
 
 def make_logger(tensorrt: TensorRT) -> Any:
-    """Return a `MessageLog` that TensorRT accepts; it writes to the logger `longllava_trt.export.engine.log`.
+    """Return a `MessageLog` for TensorRT that writes to this module's logger.
 
-    What TensorRT calls a warning is of interest to us alone, such as that a name in ONNX was long: it is logged as
-    information, and its information as debugging. Of what is below, the lines about kernels are kept.
+    TensorRT's warnings matter only to developers, such as that a name in ONNX is long. So they are
+    logged as information, and its information as debug records. Lines about kernels are kept.
     """
     trt = tensorrt.module
     severities = trt.ILogger.Severity
@@ -67,12 +67,12 @@ def make_logger(tensorrt: TensorRT) -> Any:
 
 
 def make_monitor(tensorrt: TensorRT, tell: Callable[[str], None]) -> Any:
-    """Return a progress monitor that tells each phase of a build as it begins.
+    """Return a progress monitor that reports each phase of a build when it begins.
 
     After Ctrl-C its attribute `interrupted` is true, and the build has been cancelled.
 
     Args:
-        tensorrt: Whose interface to implement.
+        tensorrt: TensorRT that has the interface.
         tell: Called with the name of the phase; from TensorRT's threads.
     """
 
@@ -85,7 +85,7 @@ def make_monitor(tensorrt: TensorRT, tell: Callable[[str], None]) -> Any:
             self._guarded(lambda: tell(phase_name.strip()))
 
         def step_complete(self, *_: object) -> bool:
-            # a signal reaches Python code only, and there is none running but this
+            # a signal is handled in Python code only, and during a build only this code runs
             self._guarded(lambda: None)
             return not self.interrupted
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["StageNetwork", "attention_layers", "network_layers", "node_name", "parse_network"]
 
 _NODE_MARK = "[ONNX Layer: "
-"""What the parser writes into a layer's metadata, before the node's name."""
+"""Text that the parser writes into a layer's metadata, before the node's name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class StageNetwork:
     """
 
     model: onnx.ModelProto
-    """What was parsed."""
+    """A parsed network."""
     network: Any
     builder: Any
     parser: Any

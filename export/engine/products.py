@@ -1,7 +1,7 @@
-"""Products whose result is halved for our operators become a product for each half.
+"""Matrix products whose result is split in two for our operators become two products.
 
-Each reads its own rows of the weight, which lie together, and writes its result where it is taken from. TensorRT would
-copy the halves out of the joint result with a kernel each, since plugins take tensors as a whole.
+Each reads its own rows of the weight, which are contiguous. Without this, TensorRT would copy each
+half of the joint result with another kernel, since plugins take only whole tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["split_products"]
 
 @dataclass(frozen=True, slots=True)
 class _Joint:
-    """A weight, its transposition, the product with it, and what takes the result apart."""
+    """A weight, its transposition, the product with it, and the node that splits the result."""
 
     weight: EngineWeight
     turn: onnx.NodeProto
@@ -34,14 +34,14 @@ class _Joint:
 def split_products(
     graph: onnx.GraphProto, weights: Sequence[EngineWeight]
 ) -> tuple[EngineWeight, ...]:
-    """Give each half of a result a product of its own, if only our operators take them.
+    """Give each half of a result its own product, if only our operators read the halves.
 
     Args:
         graph: After `externalize_weights` and `convolve_channels_last`; changed in place.
-        weights: What it returned.
+        weights: Result of `externalize_weights`.
 
     Returns:
-        The weights with the new ones, `WEIGHT.0` and on, in the place of the one they are parts of.
+        The weights, with the parts `WEIGHT.0`, `WEIGHT.1` instead of each weight that was split.
     """
     found = {joint.weight.name: joint for joint in _joints(graph, weights)}
     kept: list[EngineWeight] = []
@@ -70,7 +70,7 @@ def _joints(graph: onnx.GraphProto, weights: Sequence[EngineWeight]) -> Iterator
 
 
 def _halved_for_ours(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes that halve the last of three axes, and whose halves our operators alone take."""
+    """Yield nodes that split the last of three axes in two halves that only our operators read."""
     ours = {(spec.domain, spec.op_type) for spec in OPERATORS}
     elsewhere = {
         name
@@ -106,7 +106,7 @@ def _rows(weight: EngineWeight, first: int, count: int) -> WeightPart:
 
 
 def _replace(graph: onnx.GraphProto, joint: _Joint, pieces: Sequence[EngineWeight]) -> None:
-    """Put products with the pieces where the joint one was, and take its input away."""
+    """Replace the joint product by products with the pieces, and remove its input."""
     place = list(graph.node).index(joint.product)
     nodes = []
     for piece, output in zip(pieces, joint.split.output, strict=True):

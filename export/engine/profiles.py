@@ -1,4 +1,4 @@
-"""Which sizes an engine is built for: dims that are fixed, and the profiles over those that vary."""
+"""Sizes that an engine is built for: dims that are fixed, and profiles over dims that vary."""
 
 from __future__ import annotations
 

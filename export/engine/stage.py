@@ -47,24 +47,24 @@ EngineWeights = Literal["external", "embedded"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BuiltStage:
-    """An engine in memory, and what is known of it."""
+    """An engine in memory, and its data for the record."""
 
     serialized_engine: Any
-    """Supports the buffer protocol."""
+    """The serialised engine; supports the buffer protocol."""
     weights: tuple[EngineWeight, ...]
     audit: AuditReport
     kernels: Mapping[str, ProfileKernels]
-    """By profile; none if TensorRT does not tell."""
+    """Kernels by profile; empty if TensorRT does not list them."""
     seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditedStage:
-    """A network that is what its stage is, ready to be built."""
+    """A network that was checked against its stage, ready to be built."""
 
     parsed: StageNetwork
     weights: tuple[EngineWeight, ...]
-    """Those among its inputs."""
+    """Weights that are inputs of the network."""
     audit: AuditReport
     facts: StageFacts
 
@@ -82,17 +82,18 @@ def build_stage(
     """Build one engine; the plugins that it needs must be registered.
 
     Args:
-        tensorrt: Who builds.
-        bundle: Where the graph is.
-        stage: Which.
+        tensorrt: TensorRT that builds it.
+        bundle: Folder with the graph.
+        stage: Name of the stage.
         target: From `resolve_target`.
         weights: Whether weights are inputs of the engine or part of it.
         limits: Sizes.
-        tell: Called with what TensorRT is doing.
+        tell: Called with the name of each phase of TensorRT.
 
     Raises:
         ManifestError: If the graph cannot be read.
-        ExportError: If TensorRT cannot parse or build it, the audit finds a fault, or its kernels exceed a budget.
+        ExportError: If TensorRT cannot parse or build it, the audit finds a fault, or its kernels
+            exceed a budget.
     """
     begin = time.monotonic()
     log = make_logger(tensorrt)
@@ -120,13 +121,13 @@ def build_stage(
 def _checked_kernels(
     tensorrt: TensorRT, facts: StageFacts, log: MessageLog
 ) -> Mapping[str, ProfileKernels]:
-    """Return the kernels of the build that `log` heard, within their budgets."""
+    """Return the kernels of the build in `log`, after a check of their budgets."""
     try:
         found = read_kernels(log.kernel_lines, list(facts.profiles), stage=facts.spec.name)
     except ExportError as err:
         if tensorrt.flavour == "tensorrt-rtx":
             raise
-        # nobody has seen what the full TensorRT says; an engine that cannot be checked is still one
+        # the log of the full TensorRT is not known; an engine is usable without this check
         logger.warning("kernels are not checked: %s", err)
         return {}
     return check_budgets(facts, found)
@@ -141,7 +142,7 @@ def stage_network(
     weights: EngineWeights = "external",
     limits: EngineLimits | None = None,
 ) -> AuditedStage:
-    """Return a stage's audited network and what is known of it; arguments as of `build_stage`."""
+    """Return a stage's audited network and its facts; arguments as for `build_stage`."""
     limits = limits or EngineLimits()
     manifest = Manifest.load(bundle)
     record = manifest.stage(stage)
@@ -175,14 +176,14 @@ def stage_network(
 def load_network(
     bundle: Path, stage: str, *, plugins: Path, limits: EngineLimits | None = None
 ) -> tuple[Any, Any, Any]:
-    """Return builder, network and parser of a stage, as scripts for Polygraphy must.
+    """Return builder, network and parser of a stage, for scripts of Polygraphy.
 
-    Registers the plugins for the rest of the process. Uses the TensorRT that Polygraphy was told to use by its
-    variable POLYGRAPHY_USE_TENSORRT_RTX.
+    Registers the plugins for the rest of the process. Uses the TensorRT that Polygraphy's variable
+    POLYGRAPHY_USE_TENSORRT_RTX selects.
 
     Args:
-        bundle: Where the graph is.
-        stage: Which.
+        bundle: Folder with the graph.
+        stage: Name of the stage.
         plugins: Plugin library.
         limits: Sizes; by default those of `longllava-trt build`.
     """
@@ -204,9 +205,9 @@ def _read_graph(path: Path) -> onnx.ModelProto:
 def _builder_config(tensorrt: TensorRT, parsed: StageNetwork, target: str) -> Any:
     config = parsed.builder.create_builder_config()
     set_target(tensorrt, config, target)
-    # float32 means float32
+    # float32 products without TF32
     config.clear_flag(tensorrt.module.BuilderFlag.TF32)
-    # else TensorRT does not say which kernels it chose
+    # else TensorRT does not list the kernels that it chose
     config.profiling_verbosity = tensorrt.module.ProfilingVerbosity.DETAILED
     return config
 

@@ -1,4 +1,4 @@
-"""What is known of a stage before TensorRT builds it, to hold the finished engine against."""
+"""Facts about a stage before TensorRT builds it; the finished engine is compared with them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _PRODUCTS = frozenset({"MatMul", "Gemm"})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageFacts:
-    """What budgets are computed from."""
+    """Facts that budgets are computed from."""
 
     spec: StageSpec
     """From `engine_spec`."""
     profiles: Mapping[str, Mapping[str, ShapeRange]]
     dtype: str
-    """What the stage computes in."""
+    """Dtype that the stage computes in."""
     weight_shapes: Mapping[str, tuple[int, ...]]
     """All parameters of the stage by path."""
     product_weights: frozenset[str]

@@ -1,4 +1,4 @@
-"""For which GPU architecture an engine is built, and which ones a TensorRT can build for."""
+"""GPU architectures: the one that an engine is built for, and those that a TensorRT supports."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["resolve_target", "runs_nowhere", "set_target", "supported_targets"]
 _OLDEST = 80
 """The first architecture with bfloat16."""
 _RTX_RUNS_ON = ("7.5", "8.6", "8.9", "12.x")
-"""Compute capabilities in TensorRT-RTX's support matrix; it names 8.0 only where it is about building ahead of time."""
+"""Compute capabilities in TensorRT-RTX's support matrix, which has 8.0 only for building ahead."""
 
 
 def supported_targets(tensorrt: TensorRT) -> tuple[str, ...]:
     """Return the architectures that engines can be built for on this machine.
 
-    TensorRT-RTX builds ahead of time for what it knows. The full TensorRT times kernels on the GPU it builds for, so
-    it builds for that one alone.
+    TensorRT-RTX builds ahead of time for every architecture that it knows. The full TensorRT
+    measures kernels on the GPU, so it builds only for this machine's GPU.
     """
     known = getattr(tensorrt.module, "ComputeCapability", None)
     if tensorrt.flavour == "tensorrt-rtx" and known is not None:
@@ -31,7 +31,7 @@ def supported_targets(tensorrt: TensorRT) -> tuple[str, ...]:
 
 
 def runs_nowhere(flavour: str, target: str) -> str | None:
-    """Say why engines of a flavour have no GPU to run on, and what has; None if they have one.
+    """Return the reason why no GPU runs a flavour's engines, and what to do; None if one does.
 
     Args:
         flavour: `tensorrt` or `tensorrt-rtx`.
@@ -46,15 +46,15 @@ def runs_nowhere(flavour: str, target: str) -> str | None:
 
 
 def resolve_target(tensorrt: TensorRT, target: str) -> str:
-    """Return the architecture that a user's word stands for.
+    """Return the architecture that a user's value of `target` means.
 
     Args:
-        tensorrt: Who is to build.
-        target: `sm80` and the like, or `current` for the GPU at hand.
+        tensorrt: TensorRT that will build.
+        target: An architecture such as `sm80`, or `current` for this machine's GPU.
 
     Raises:
-        InputError: If this TensorRT cannot build for it; names what it can.
-        MissingDependencyError: If there is no GPU that `current` could mean.
+        InputError: If this TensorRT cannot build for it; names those that it supports.
+        MissingDependencyError: If `current` is given and there is no GPU.
     """
     supported = supported_targets(tensorrt)
     wanted = target

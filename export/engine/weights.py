@@ -1,7 +1,8 @@
-"""Weights leave the graph: each becomes an input, described by the bytes it is made of.
+"""Weights as inputs of a graph, described by their bytes in the bundle's files.
 
-Export puts a Cast behind a weight whose dtype differs, and joins experts with Concat and Unsqueeze. The cut is made
-behind these nodes, so that an engine's input is what its kernel reads, and no weight is read to build it.
+Export puts a Cast after a weight of another dtype, and joins experts with Concat and Unsqueeze. The
+graph is cut after these nodes, so that an engine's input is the tensor that its kernel reads, and
+no weight is read to build it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ __all__ = ["externalize_weights"]
 def externalize_weights(
     graph: onnx.GraphProto, records: Mapping[str, WeightRecord]
 ) -> tuple[EngineWeight, ...]:
-    """Make inputs of a graph's weights.
+    """Turn a graph's weights into inputs.
 
     Args:
         graph: With external initializers; changed in place.
@@ -73,7 +74,7 @@ def externalize_weights(
 def _engine_weight(
     where: str, value: StoredValue, records: Mapping[str, WeightRecord]
 ) -> EngineWeight:
-    """Return a stored value as the bytes of the bundle's files; it has no name yet."""
+    """Return a stored value as bytes of the bundle's files; it has no name yet."""
     unknown = [weight.name for weight in value.weights if weight.name not in records]
     if unknown:
         raise ExportError(
@@ -96,12 +97,15 @@ def _part(name: str, record: WeightRecord) -> WeightPart:
 
 
 def _bound_dtype(dtype: str) -> str:
-    """Return the dtype of a binding. Two codes a byte: TensorRT gives plugins no uint8, and to a kernel a byte is a byte."""
+    """Return the dtype of a binding.
+
+    Bytes with two codes are bound as int8, because TensorRT gives plugins no uint8.
+    """
     return "int8" if dtype == "uint8" else dtype
 
 
 def _input_name(weight: EngineWeight, node: onnx.NodeProto, place: int) -> str:
-    """Return the checkpoint's name; of several joined, what their names begin with and the operator's own word."""
+    """Return the checkpoint's name; for joined weights, their prefix and the operator's name."""
     names = [part.name for part in weight.parts]
     if len(names) == 1:
         return names[0]

@@ -1,1 +1,1 @@
-"""Experts in int8 and int4: codes and scales, written in a stream."""
+"""Experts in int8 and int4: codes and scales, written as a stream."""

@@ -1,6 +1,7 @@
-"""Where the quantised experts of a layer lie: one safetensors file a layer, known before it is written.
+"""Layout of a layer's quantised experts: one safetensors file a layer, known before it is written.
 
-A file holds the layer's experts stacked as the kernels read them, codes first, since scales are known last.
+A file has the layer's experts stacked as the kernels read them: first codes, then scales, which are
+known last.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = [
 
 
 def check_format(config: ModelSpec, quant: MoeQuant) -> None:
-    """Raise `InputError` if a model's experts cannot be stored like that."""
+    """Raise `InputError` if a model's experts cannot be stored in a format."""
     routed = config.decoder.moe_layers.values()
     if not routed:
         raise InputError(
@@ -44,7 +45,7 @@ def expert_file(layer: int) -> str:
 
 
 def expert_records(config: ModelSpec, layer: int, quant: MoeQuant) -> dict[str, WeightRecord]:
-    """Return the weight map of a layer's experts: gate_up, down, and the scales of both, in the file's order."""
+    """Return the weight map of a layer's experts, in the file's order: gate_up, down, scales."""
     tensors = _tensors(config, layer, quant)
     ranges = expert_layout(config, layer, quant).ranges
     return {
@@ -61,15 +62,15 @@ def expert_records(config: ModelSpec, layer: int, quant: MoeQuant) -> dict[str, 
 
 
 def expert_layout(config: ModelSpec, layer: int, quant: MoeQuant) -> SafetensorsLayout:
-    """Return header and places of a layer's file."""
-    # 64: a cache line, for whoever maps the file
+    """Return the layout of a layer's file."""
+    # 64: a cache line, for programs that map the file
     return layout_safetensors(expert_file(layer), _tensors(config, layer, quant), alignment=64)
 
 
 def _tensors(
     config: ModelSpec, layer: int, quant: MoeQuant
 ) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Return shape and dtype by name, as the operator's inputs are called."""
+    """Return shape and dtype by the names of the operator's inputs."""
     format_, experts = WEIGHT_FORMATS[quant], config.decoder.moe_layers[layer]
     assert format_.dtype, "Bug: only quantised experts have files of their own"
     count, inner, hidden = (

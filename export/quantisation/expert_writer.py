@@ -1,7 +1,7 @@
 """The experts of a layer, quantised block by block into one file.
 
-Codes are written as they are made. What is in memory is one matrix as it is mapped, its codes, a block of rows a
-thread, and the layer's scales.
+Codes are written when they are made. In memory are one mapped matrix, its codes, a block of rows
+for each thread, and the layer's scales.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 __all__ = ["QuantisedLayer", "quantise_layer"]
 
 _BLOCK_ELEMENTS = 2**17
-"""Of one matrix at a time; small enough for a core's cache, large enough that NumPy's calls cost nothing."""
+"""Size of a block: small enough for a core's cache, large enough that NumPy's calls cost little."""
 _MAX_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuantisedLayer:
-    """What was written."""
+    """Result of writing."""
 
     sha256: str
     bytes_read: int
-    """Of the checkpoint's weights."""
+    """Bytes of the checkpoint's weights."""
     errors: tuple[QuantisationError, ...]
-    """Of gate, up and down."""
+    """Errors of gate, up and down."""
 
 
 class _Loss:
@@ -63,7 +63,7 @@ class _Loss:
         self.largest_lost = max(self.largest_lost, block.largest_lost)
 
     def error(self, layer: int, matrix: str) -> QuantisationError:
-        """Return the two ratios; zero weights lose nothing."""
+        """Return the two relative errors; 0 if all weights are zero."""
         return QuantisationError(
             layer=layer,
             matrix=matrix,
@@ -100,7 +100,7 @@ def quantise_layer(
         path: File to make.
         layer: Number of a routed layer.
         config: The model.
-        sources: Where each weight lies, by checkpoint name.
+        sources: Position of each weight, by checkpoint name.
         checkpoint: Folder that relative sources are in.
         quant: `w8a16` or `w4a16`.
 
@@ -152,7 +152,7 @@ def _blocks(
 
 
 def _stored_order(num_experts: int) -> Iterator[tuple[int, str]]:
-    """Yield expert and matrix as they lie in the file: each expert's gate and up, then each one's down."""
+    """Yield expert and matrix in the file's order: each expert's gate and up, then each's down."""
     for expert in range(num_experts):
         yield expert, "gate"
         yield expert, "up"
@@ -167,10 +167,13 @@ def _row_blocks(weights: NDArray[Any]) -> Iterator[NDArray[Any]]:
 
 
 def _quantise(rows: NDArray[Any], *, quant: MoeQuant) -> _Block:
-    """Quantise some rows and measure what they lose; sums are in float64 and in a fixed order."""
+    """Quantise rows [rows, columns], of any float dtype, and measure their errors.
+
+    Sums are in float64 and in a fixed order.
+    """
     codec = CODECS[WEIGHT_FORMATS[quant].codec]
     weights = rows.astype(np.float32)
-    # what is not finite is reported by who sees the sums
+    # values that are not finite show in the sums, whose reader reports them
     with np.errstate(invalid="ignore", over="ignore"):
         codes, scales = codec.quantise(weights)
         lost = codec.dequantise(codes, scales)

@@ -1,4 +1,4 @@
-"""A traced decoder reads quantised experts in place of the checkpoint's."""
+"""Quantised experts in a traced decoder, instead of the checkpoint's."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["read_quantised_experts"]
 
 
 def read_quantised_experts(graph: ir.Graph, config: ModelSpec, *, quant: MoeQuant) -> None:
-    """Give every `SparseMoE` the codes and scales of its layer; what stacked the experts is left unused.
+    """Give every `SparseMoE` its layer's codes and scales; nodes that stack experts stay unused.
 
     Args:
         graph: Weights are inputs; changed in place.
@@ -41,7 +41,7 @@ def read_quantised_experts(graph: ir.Graph, config: ModelSpec, *, quant: MoeQuan
 
 
 def _layer_behind(value: ir.Value | None, prefixes: Mapping[str, int]) -> int:
-    """Return the layer whose experts a value is made of, by what their names begin with."""
+    """Return the layer whose experts a value is made of, by the prefix of their names."""
     while value is not None and (node := value.producer()) is not None:
         value = node.inputs[0]
     name = (value and value.name) or ""

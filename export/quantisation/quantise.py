@@ -1,7 +1,7 @@
-"""Quantised experts of an export: which layers have them, where they lie, and what became of each.
+"""Quantised experts of an export: their layers, their files, and the result of each.
 
 expert_files.py       the layout of a layer's file, from shapes alone
-expert_writer.py      fills one
+expert_writer.py      writes a file
 quantised_graph.py    lets a traced decoder read them
 """
 
@@ -38,19 +38,19 @@ class QuantisedExperts:
     quant: MoeQuant
     layers: tuple[int, ...]
     records: Mapping[str, WeightRecord]
-    """The weight map of all of them."""
+    """Weight map of all of them."""
     errors: list[QuantisationError] = field(default_factory=list)
-    """Of the layers that are written."""
+    """Errors of the layers that are written."""
     bytes_read: int = 0
     seconds: float = 0.0
-    """What quantising them took, without those that had been finished before."""
+    """Seconds that it took, without layers that had been finished before."""
 
     @classmethod
     def of(cls, config: ModelSpec, quant: MoeQuant) -> QuantisedExperts:
         """Plan the files.
 
         Raises:
-            InputError: If the model's experts cannot be stored like that.
+            InputError: If the model's experts cannot be stored in that format.
         """
         if quant == "none":
             return cls(config=config, quant=quant, layers=(), records={})
@@ -63,7 +63,7 @@ class QuantisedExperts:
 
     @property
     def weight_format(self) -> str:
-        """The operator's word for the format."""
+        """The operator's name of the format."""
         return WEIGHT_FORMATS[self.quant].codec
 
     @property
@@ -80,7 +80,7 @@ class QuantisedExperts:
         sources: Mapping[str, TensorSource],
         checkpoint: Path,
     ) -> None:
-        """Make the file of one layer, unless it is finished.
+        """Write the file of one layer, unless it is finished.
 
         Raises:
             CheckpointError: If a weight is NaN or infinite.

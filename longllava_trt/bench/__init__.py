@@ -1,4 +1,4 @@
-"""How fast a bundle is on this machine: every stage alone, and whole answers about more and more images.
+"""Speed of a bundle on this machine: every stage alone, and answers about growing sets of images.
 
 settings.py     numbers of images, repeats, the question
 end_to_end.py   answers: first token, rates, time an image, memory
@@ -47,7 +47,8 @@ def run_bench(
 
     Raises:
         ManifestError: If the folder is no bundle.
-        InputError: If an image cannot be used, or the most images do not fit; before anything is measured.
+        InputError: If an image cannot be used, or the most images do not fit; before anything is
+            measured.
     """
     settings, options = settings or BenchSettings(), options or RunOptions()
     model = LongLLaVA.from_bundle(bundle, options)

@@ -29,7 +29,7 @@ _STAGES = {
     "vision": "vision",
     "projector": "projector",
 }
-"""Labels of the stages that add up to the first token. Decoding of images works beside them, in threads."""
+"""Labels of the stages that add up to the first token. Threads decode images at the same time."""
 
 
 class Line(NamedTuple):
@@ -40,7 +40,7 @@ class Line(NamedTuple):
 
     @property
     def drawable(self) -> tuple[tuple[int, Figure], ...]:
-        """Points that a logarithmic axis has a place for: a stage that did not run took no time."""
+        """Points above 0, for a logarithmic axis: a stage that did not run took no time."""
         return tuple((images, figure) for images, figure in self.points if figure.low > 0)
 
 
@@ -91,10 +91,11 @@ def draw_chart(report: BenchReport) -> Drawing:
 
 
 def check_target(path: Path) -> None:
-    """Refuse, before any work, a file that could not be written after it.
+    """Raise an error, before any work, if the file could not be written after it.
 
     Raises:
-        InputError: If there is no such folder, or no right to write there, or the path is a folder itself.
+        InputError: If there is no such folder, or no right to write there, or the path is a folder
+            itself.
         MissingDependencyError: If matplotlib is not installed.
     """
     folder = path.absolute().parent

@@ -1,4 +1,4 @@
-"""Whole answers about more and more images, as `longllava-trt run` gives them."""
+"""Whole answers about growing numbers of images, as in `longllava-trt run`."""
 
 from __future__ import annotations
 
@@ -34,28 +34,28 @@ class AnswerRun:
     steps: int
     """Tokens after the first."""
     first_token_s: float
-    """From the call to the first token's scores."""
+    """Seconds from the call to the first token's logits."""
     timings: Mapping[str, float]
     """Seconds by stage, as in `GenerationOutput`."""
     peak_bytes: int
-    """Of resident memory."""
+    """Peak of resident memory, in bytes."""
     runtime_s: float | None
-    """ONNX Runtime's own part of ``timings["decode"]``; None where it does not run."""
+    """ONNX Runtime's own part of ``timings["decode"]``; None for other backends."""
 
     def image_ms(self, seconds: float) -> float | None:
-        """Return what seconds are for each image; None where there is none."""
+        """Return seconds for each image; None if there is no image."""
         return 1e3 * seconds / self.num_images if self.num_images else None
 
     @property
     def overhead_us(self) -> float | None:
-        """Time of a decoded token beside ONNX Runtime: the choice, the text, the binding of states."""
+        """Time of a decoded token outside ONNX Runtime: sampling, text, binding of states."""
         if self.runtime_s is None:
             return None
         return 1e6 * (self.timings["decode"] - self.runtime_s) / self.steps
 
 
 class _Quantity(NamedTuple):
-    """A quantity that every run yields, or none of one kind."""
+    """A quantity that all runs of one kind have, or none of them."""
 
     label: str
     unit: str
@@ -87,7 +87,7 @@ _QUANTITIES = {
     ),
     "peak_resident_mb": _Quantity("peak resident memory", "MB", lambda run: run.peak_bytes / 1e6),
 }
-"""By their names in the JSON document."""
+"""Quantities by their names in the JSON document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +108,7 @@ class AnswerFigures:
 
     @property
     def figures(self) -> dict[str, Figure]:
-        """All that was measured, by name."""
+        """All measured quantities, by name."""
         found = {}
         for name, quantity in _QUANTITIES.items():
             samples = [value for run in self.runs if (value := quantity.of(run)) is not None]
@@ -123,12 +123,12 @@ class AnswerFigures:
         return Figure("each later token", "ms", tuple(samples))
 
     def seconds(self, stage: str) -> Figure:
-        """Return what a stage of `GenerationOutput.timings` took in all."""
+        """Return the seconds of a stage of `GenerationOutput.timings`, in all."""
         return Figure(stage, "s", tuple(run.timings[stage] for run in self.runs))
 
 
 def check_fits(model: LongLLaVA, settings: BenchSettings, pictures: tuple[Path, ...]) -> None:
-    """Refuse what cannot be answered, before any work.
+    """Raise an error for images that do not fit, before any work.
 
     Raises:
         InputError: If the prompt is empty, or the most images do not fit.

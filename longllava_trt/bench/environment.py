@@ -1,4 +1,4 @@
-"""Machine, versions and bundle of a measurement: without them its figures say nothing elsewhere."""
+"""Machine, versions and bundle of a measurement, without which its figures mean nothing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _PACKAGES = (
 
 
 def describe_machine() -> dict[str, Any]:
-    """Return the processor, its usable cores, memory and system; None for what this system does not tell."""
+    """Return processor, usable cores, memory and system; None for values that are not known."""
     model = re.search(r"^model name\s*:\s*(.+)$", _read("/proc/cpuinfo"), flags=re.MULTILINE)
     memory = re.search(r"^MemTotal:\s+(\d+) kB", _read("/proc/meminfo"))
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -38,7 +38,7 @@ def describe_machine() -> dict[str, Any]:
 
 
 def describe_versions() -> dict[str, str]:
-    """Return the versions of Python, of this project and of the packages that take part, as far as installed."""
+    """Return the versions of Python, of this project and of the installed packages that it uses."""
     found = {"longllava-trt": __version__, "python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -49,7 +49,7 @@ def describe_versions() -> dict[str, str]:
 
 
 def describe_bundle(model: LongLLaVA) -> dict[str, Any]:
-    """Return what tells a bundle; its manifest holds the hash of every file, so the manifest's own stands for all."""
+    """Return a bundle's identity; the manifest's hash is enough, since it has all files' hashes."""
     manifest = model.manifest
     return {
         "name": model.bundle.resolve().name,

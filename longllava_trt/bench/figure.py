@@ -1,4 +1,4 @@
-"""A figure: its median, its spread and every sample behind it."""
+"""A figure: its median, its spread and all its samples."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Figure:
     """One quantity, measured several times."""
 
     label: str
-    """In the table."""
+    """Unit in the table."""
     unit: str
     samples: tuple[float, ...]
-    """In the order in which they were taken; at least one."""
+    """Samples in the order of measurement; at least one."""
 
     @property
     def median(self) -> float:
@@ -56,13 +56,14 @@ def repeat(
     repeats: int,
     on_done: Callable[[int], None] = lambda _: None,
 ) -> list[Sample]:
-    """Return what a measurement gives, repeat by repeat, without the first ``warmup`` ones.
+    """Return the result of each repeat of a measurement, without the first ``warmup`` ones.
 
     Args:
         measure: Measures once.
         warmup: Repeats that do not count.
         repeats: Those that do.
-        on_done: Called with the number of repeats behind us, the first ones included, before and after each.
+        on_done: Called with the number of repeats behind us, the first ones included, before and
+            after each.
     """
     samples = []
     on_done(0)
@@ -83,6 +84,6 @@ def table_head(title: str) -> str:
 
 
 def written(number: float) -> str:
-    """Write a number with three digits that count, or all before the point."""
+    """Write a number with three significant digits, or all digits before the point."""
     places = max(0, 2 - math.floor(math.log10(abs(number)))) if number else 0
     return f"{number:,.{places}f}"

@@ -1,6 +1,7 @@
-"""The most resident memory that this process has held: weights, caches and Python itself.
+"""Peak resident memory of this process: weights, caches and Python itself.
 
-Linux keeps the peak and lets it be set back, so that each run has its own. Elsewhere the peak is that of the process so far.
+Linux keeps the peak and lets it be set back, so that each run has its own. Elsewhere the peak is
+that of the process so far.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ _RESET, _STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 
 
 def reset_peak() -> bool:
-    """Begin to count anew; tells whether this system can."""
+    """Reset the peak; return whether this system can do that."""
     try:
         _RESET.write_text("5", encoding="ascii")
     except OSError:
@@ -25,7 +26,7 @@ def reset_peak() -> bool:
 
 
 def peak_resident_bytes() -> int:
-    """Return the peak since it was last set back."""
+    """Return the peak since the last reset."""
     try:
         found = re.search(r"VmHWM:\s+(\d+) kB", _STATUS.read_text(encoding="ascii"))
     except OSError:
@@ -37,7 +38,7 @@ def peak_resident_bytes() -> int:
 
 
 def memory_method() -> str:
-    """Say how it is measured here."""
+    """Return a text on how it is measured here."""
     if reset_peak():
         return "VmHWM: peak resident memory of the process, set back before each run"
     return "ru_maxrss: peak resident memory of the process so far"

@@ -14,14 +14,14 @@ from longllava_trt.runtime.inputs.image_files import load_image
 __all__ = ["DRAWN_FILES", "PICTURE_SIZE", "draw_pictures", "in_turns", "shown_pictures"]
 
 DRAWN_FILES = 16
-"""Most different ones; after them they are shown again, each time read and decoded anew."""
+"""Largest number of different images; then they are shown again, and read and decoded again."""
 PICTURE_SIZE = (640, 480)
 _COARSE = (12, 16, 3)
 _SEED = 0
 
 
 def shown_pictures(settings: BenchSettings, folder: Path) -> tuple[Path, ...]:
-    """Return the files that are shown in turns: those given, or new ones in ``folder``.
+    """Return the files to show in turn: given ones, or new ones in ``folder``.
 
     Raises:
         InputError: If one that was given cannot be used.
@@ -34,7 +34,7 @@ def shown_pictures(settings: BenchSettings, folder: Path) -> tuple[Path, ...]:
 
 
 def draw_pictures(folder: Path, count: int) -> tuple[Path, ...]:
-    """Write seeded patches of colour, JPEG and PNG by turns; fewer of them are the first of more."""
+    """Write seeded patches of colour, JPEG and PNG in turn; fewer images are the first of more."""
     random = np.random.default_rng(_SEED)
     paths = []
     for number in range(count):
@@ -46,5 +46,5 @@ def draw_pictures(folder: Path, count: int) -> tuple[Path, ...]:
 
 
 def in_turns(pictures: tuple[Path, ...], count: int) -> list[Path]:
-    """Return N files, in turns."""
+    """Return N files, in turn."""
     return list(islice(cycle(pictures), count))

@@ -24,7 +24,7 @@ _NOTES = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchReport:
-    """All figures, and what they were measured on."""
+    """All figures, with machine and bundle."""
 
     machine: Mapping[str, Any]
     versions: Mapping[str, str]
@@ -34,7 +34,7 @@ class BenchReport:
     memory_method: str
     stages: tuple[StageFigure, ...]
     answers: tuple[AnswerFigures, ...]
-    """Fewest images first."""
+    """Answers, fewest images first."""
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data."""
@@ -57,7 +57,7 @@ class BenchReport:
         }
 
     def lines(self) -> Iterator[str]:
-        """Yield the table: where, how, each stage alone, then the answers."""
+        """Yield the table: machine, settings, each stage alone, then the answers."""
         yield from self._head()
         yield table_head("a stage alone")
         yield from (

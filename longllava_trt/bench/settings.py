@@ -16,17 +16,17 @@ class BenchSettings:
     """Measurements and repeats."""
 
     image_counts: tuple[int, ...] = (0, 1, 10)
-    """Numbers of images shown; each is measured once, from the fewest on."""
+    """Numbers of images shown; each is measured once, from the fewest to the most."""
     prompt: str = "What do these images show?"
-    """Asked each time."""
+    """Question of every run."""
     new_tokens: int = 32
-    """Tokens of every answer; the model may not end it before."""
+    """Tokens of every answer; the model cannot end it earlier."""
     warmup: int = 1
-    """Unmeasured repeats before those that count; with 0 the first also loads and compiles."""
+    """Repeats before the measured ones; with 0, the first measured one also loads and compiles."""
     repeats: int = 5
-    """Measured ones."""
+    """Measured repeats."""
     images: tuple[Path, ...] = ()
-    """Shown in turns; empty for drawn ones."""
+    """Images to show in turn; empty for drawn ones."""
 
     def __post_init__(self) -> None:
         problems = [
@@ -49,5 +49,5 @@ class BenchSettings:
 
     @property
     def ascending(self) -> tuple[int, ...]:
-        """Numbers of images, each once, fewest first: memory that a run leaves behind is no more than the next needs."""
+        """Numbers of images, each once, fewest first, so that memory of earlier runs is reused."""
         return tuple(sorted(set(self.image_counts)))

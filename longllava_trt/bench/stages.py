@@ -1,4 +1,4 @@
-"""Each stage alone, on what the stage before it gave."""
+"""Each stage alone, on the result of the stage before it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class StageFigure:
     stage: str
     amount: int
     unit: str
-    """Of the amount: `images` or `tokens`."""
+    """Unit of the amount: `images` or `tokens`."""
     context: int
     """Positions that the decoder had been fed before."""
     call: Figure
@@ -36,7 +36,7 @@ class StageFigure:
 
     @property
     def rate(self) -> float:
-        """Amount a second, by the median."""
+        """Amount per second, by the median."""
         return 1e3 * self.amount / self.call.median
 
     def to_json(self) -> dict[str, Any]:
@@ -65,7 +65,10 @@ class _Case(NamedTuple):
 def measure_stages(
     model: LongLLaVA, *, warmup: int, repeats: int, progress: Progress | None
 ) -> list[StageFigure]:
-    """Time vision and projector for one image and for a batch, embed and decoder for a chunk and for one token."""
+    """Time vision and projector for an image and a batch, embed and decoder for chunk and token.
+
+    Each stage is one figure.
+    """
     report = progress or (lambda _: None)
     found: list[StageFigure] = []
     report(ProgressEvent("bench stages", 0, None, "stages"))
@@ -96,7 +99,7 @@ def timed(
     before: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> float:
-    """Return the seconds of a call, without those of what comes before it."""
+    """Return the seconds of a call, without the call that prepares it."""
     before()
     begin = clock()
     call()

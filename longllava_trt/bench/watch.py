@@ -1,6 +1,7 @@
-"""ONNX Runtime's own time in a call: what is left of the call is ours.
+"""ONNX Runtime's own time in a call; the rest of the call is ours.
 
-Only a benchmark loads its sessions through this; the usual path has nothing to measure and pays nothing.
+Only a benchmark loads its sessions through this; the usual path has nothing to measure and pays
+nothing.
 """
 
 from __future__ import annotations
@@ -46,14 +47,15 @@ class RuntimeWatch:
     def restart(self, _event: ProgressEvent | None = None) -> None:
         """Forget all calls so far.
 
-        As the progress callback of an answer, it leaves the decoding alone: the runner reports its last positions of
-        the prompt before the first token is chosen, and reports nothing later. No clock of another module is compared.
+        As the progress callback of an answer, it leaves the decoding alone: the runner reports its
+        last positions of the prompt before the first token is chosen, and reports nothing later. No
+        clock of another module is compared.
         """
         self.seconds = 0.0
 
 
 class WatchedSession:
-    """An `onnxruntime.InferenceSession` whose calls are timed; otherwise the very same.
+    """An `onnxruntime.InferenceSession` whose calls are timed; otherwise the same.
 
     Args:
         session: The session.

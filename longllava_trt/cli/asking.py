@@ -91,7 +91,7 @@ def add_media_options(parser: argparse.ArgumentParser) -> None:
         "--seconds-per-frame",
         "seconds_per_frame",
         metavar="S",
-        help="one frame for so many seconds of video; 0 for every frame",
+        help="seconds of video for each frame that is shown; 0 shows every frame",
     )
     MEDIA.add(
         media,
@@ -133,7 +133,7 @@ def add_sampling_options(parser: argparse.ArgumentParser) -> None:
         "min_new_tokens",
         type=from_zero,
         metavar="N",
-        help="the model may not end its answer before so many tokens",
+        help="least number of tokens before the model may end its answer",
     )
     SAMPLING.add(
         sampling,

@@ -75,7 +75,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "stages",
         type=comma_tuple,
         metavar="A,B",
-        help="which stages, with commas",
+        help="stages to build, separated by commas",
     )
     BUILD.add(
         parser,
@@ -91,7 +91,9 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="FILE",
         help="plugin library to build with (default: compile it here, once)",
     )
-    parser.add_argument("--force", action="store_true", help="build what is up to date as well")
+    parser.add_argument(
+        "--force", action="store_true", help="also build engines that are up to date"
+    )
     parser.set_defaults(run=run)
 
 
@@ -111,7 +113,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "chunk",
         type=count,
         metavar="N",
-        help="tokens that are read at once, at most",
+        help="largest number of tokens that are read at once",
     )
     LIMITS.add(
         limits,
@@ -119,7 +121,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         "vision_batch",
         type=count,
         metavar="N",
-        help="images that are encoded at once, at most",
+        help="largest number of images that are encoded at once",
     )
 
 

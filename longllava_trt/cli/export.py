@@ -66,7 +66,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "stages",
         type=comma_tuple,
         metavar="A,B",
-        help="which stages, with commas",
+        help="stages to export, separated by commas",
     )
     EXPORT.add(
         parser,
@@ -92,16 +92,14 @@ def add_parser(subparsers: Subparsers) -> None:
         "group of 128 columns. Both are written into the bundle; an export that was killed keeps its finished layers "
         "for the next run",
     )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace a bundle that is already there"
-    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a bundle in the folder")
     EXPORT.add(
         parser,
         "--max-ram",
         "max_ram_gib",
         type=gibibytes,
         metavar="GIB",
-        help="fail, and publish nothing, if the process has taken more memory than that",
+        help="memory limit: fail, and write no bundle, if the process takes more",
         default_text="no limit",
     )
     parser.set_defaults(run=run)

@@ -48,9 +48,7 @@ def add_parser(subparsers: Subparsers) -> None:
         metavar="DIR",
         help="CLIP checkpoint that a checkpoint's vision tower comes from (default: the checkpoint itself)",
     )
-    parser.add_argument(
-        "--kernels", action="store_true", help="of engines, show each kernel as well"
-    )
+    parser.add_argument("--kernels", action="store_true", help="also show each kernel of engines")
     parser.set_defaults(run=run)
 
 

@@ -44,7 +44,7 @@ def add_parser(subparsers: Subparsers) -> None:
         "plan",
         help_text="predict memory, arithmetic and time on a GPU, and whether it fits",
         description="Predict what a model will need of a GPU: weights, keys and values, states, activations, "
-        "arithmetic of every stage, the time that the card's published peaks allow, and the most images that fit. "
+        "arithmetic of every stage, the time that the GPU's published peaks allow, and the most images that fit. "
         "Arithmetic on config.json: no GPU is touched and no weight is read.",
         examples=_EXAMPLES,
     )
@@ -157,7 +157,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         yield f"{name:14} {_petaflop(value):>9} PFLOP"
     yield f"{'prefill':14} {_petaflop(flops.total):>9} PFLOP"
     yield ""
-    yield "at the card's published peaks, which nothing reaches:"
+    yield "at the GPU's published peaks, which no program reaches:"
     yield f"  first token after {plan.prefill_s:.1f} s, then {plan.decode_tokens_per_s:.1f} tokens/s"
     yield ""
     if plan.fits:
@@ -165,7 +165,7 @@ def _lines(plan: Plan) -> Iterator[str]:
         return
     for problem in plan.problems:
         yield f"it does not fit: {problem}"
-    yield f"nearest that does: {plan.suggestion or 'none on this card'}"
+    yield f"nearest that does: {plan.suggestion or 'none on this GPU'}"
 
 
 def _petaflop(flop: float) -> str:

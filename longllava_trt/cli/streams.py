@@ -1,4 +1,4 @@
-"""What becomes of output that cannot be written: a character that the terminal lacks, a closed pipe, a full disk."""
+"""Output that cannot be written: a character the terminal lacks, a closed pipe, a full disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 __all__ = ["CLOSED_PIPE", "Output", "guarded_output"]
 
 CLOSED_PIPE = 141
-"""What a shell reports of a program that the signal of a closed pipe has ended."""
+"""Exit status that a shell reports if the signal of a closed pipe has ended a program."""
 _NOT_WRITTEN = 2
 _SPELLINGS = {"✓": "+", "✗": "x", "→": "->", "…": "...", "×": "x", "–": "-"}  # noqa: RUF001
 _HANDLER = "longllava-spell"

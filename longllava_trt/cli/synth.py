@@ -50,13 +50,13 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument(
         "--sparse",
         action="store_true",
-        help="leave holes in the files where the weights would be: full length, no disk, and zeros to whoever reads",
+        help="write sparse files: full length, but no disk space for weights, which read as zeros",
     )
     parser.add_argument(
         "--layers",
         type=count,
         metavar="N",
-        help="the first N layers of the decoder alone (default: all)",
+        help="only the first N layers of the decoder (default: all)",
     )
     parser.add_argument(
         "--seed", type=from_zero, default=0, help="seed of random weights (default: %(default)s)"

@@ -5,8 +5,8 @@ flops.py     arithmetic of every stage
 memory.py    bytes on the device
 estimate.py  the plan: all of it together, whether it fits, and the nearest that does
 
-Everything is arithmetic on config.json; of engines that exist, memory is read from engine.json. Times are bounds
-from the GPU's published peaks, not measurements.
+Everything is arithmetic on config.json; of engines that exist, memory is read from engine.json.
+Times are bounds from the GPU's published peaks, not measurements.
 """
 
 from longllava_trt.planning.estimate import EngineMemory, Plan, PlanRequest, make_plan

@@ -33,10 +33,10 @@ _IMAGE_BYTES = 3 * 12_000_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineMemory:
-    """What engines that are there take besides weights, as `engine.json` has it."""
+    """Bytes that existing engines take besides weights, from `engine.json`."""
 
     scratch: int
-    """Of all stages, each in its largest profile."""
+    """Bytes of all stages, each in its largest profile."""
     capacity: int
     """Positions that keys and values have room for, used or not."""
 
@@ -78,7 +78,7 @@ class PlanRequest:
     max_context: int = TRAINED_CONTEXT
     """Positions the model was trained for."""
     engines: EngineMemory | None = None
-    """Engines that are there; by default what they will need is estimated."""
+    """Existing engines; by default their needs are estimated."""
 
     def __post_init__(self) -> None:
         least = {"images": 0, "text_tokens": 1, "chunk": 1, "vision_batch": 1, "max_context": 1}
@@ -98,12 +98,12 @@ class DeviceMemory:
     states: int
     """Conv and recurrent states, double-buffered."""
     activations: int
-    """One chunk in the widest layer, workspaces included; of engines that are there, what TensorRT said."""
+    """One chunk in the widest layer, with workspaces; for existing engines, TensorRT's numbers."""
     reserve: int = _DEVICE_RESERVE
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return self.weights + self.kv_cache + self.states + self.activations + self.reserve
 
 
@@ -120,19 +120,20 @@ class Plan:
     host_bytes: int
     """Host memory allowed for loading and for images in flight; flat in the number of images."""
     disk_bytes: int
-    """Of the bundle, weights included; without quantisation they are links to the checkpoint."""
+    """Bytes of the bundle with weights; without quantisation they are links to the checkpoint."""
     kv_bytes_per_image: int
     flops: StageFlops
     prefill_s: float
-    """At the GPU's published peaks: a bound, not a forecast."""
+    """Seconds at the GPU's published peaks: a bound, not a forecast."""
     decode_tokens_per_s: float
     """As above, at the end of the prompt."""
     max_images: int
-    """Most images that fit on the GPU and into the trained context; negative if weights alone do not fit."""
+    """Largest number of images that fit on the GPU and into the trained context; negative if the
+    weights alone do not fit."""
     problems: tuple[str, ...]
-    """Why it cannot be run; empty if it can."""
+    """Reasons why it cannot be run; empty if it can."""
     suggestion: str | None
-    """The nearest request that can."""
+    """Nearest request that can be run."""
 
     @property
     def fits(self) -> bool:
@@ -224,7 +225,7 @@ def _problems(gpu: Gpu, request: PlanRequest, device: DeviceMemory, tokens: int)
 
 
 def _suggest(config: ModelSpec, gpu: Gpu, request: PlanRequest) -> str | None:
-    """Name the nearest request that fits: the same images with smaller experts, then fewer images."""
+    """Return the nearest request that fits: first with smaller experts, then with fewer images."""
     smaller = MOE_QUANTS[MOE_QUANTS.index(request.moe_quant) :]
     has_experts = count_weights(config, dtype=request.dtype).experts > 0
     formats = smaller if has_experts else (request.moe_quant,)

@@ -28,9 +28,9 @@ class StageFlops:
     vision: float
     projector: float
     decoder_linear: float
-    """Grows with the number of tokens: products, convolution, scan; and the head, once."""
+    """Part that grows with the number of tokens: products, convolution, scan; the head, once."""
     decoder_attention: float
-    """Grows with the square of it."""
+    """Part that grows with the square of it."""
 
     @property
     def total(self) -> float:
@@ -72,7 +72,7 @@ def vision_flops(config: VisionSpec) -> float:
 
 
 def decoder_flops(config: DecoderSpec, *, tokens: int, past: int) -> tuple[float, float]:
-    """Count N tokens after N others; returns what is linear in them, and attention."""
+    """Count tokens after others; return the part that is linear in them, and attention."""
     hidden = config.hidden_size
     per_token = sum(
         _mixer(layer.mixer, hidden) + _feed_forward(layer.feed_forward, hidden)

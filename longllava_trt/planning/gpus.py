@@ -19,9 +19,9 @@ class Gpu:
     name: str
     memory_bytes: int
     flops: float
-    """Dense bfloat16 operations a second with float32 sums, without sparsity."""
+    """Dense bfloat16 operations per second with float32 sums, without sparsity."""
     bandwidth: float
-    """Bytes a second between memory and chip."""
+    """Bytes per second between memory and chip."""
     sm: int | None = None
     """Compute capability, two digits or three; None if it was not named."""
 
@@ -36,7 +36,7 @@ GPUS = {
         Gpu("rtx-4090", 24 * _GIB, 165e12, 1008e9, 89),
     )
 }
-"""From the makers' data sheets: SXM modules where there is a choice."""
+"""Values from the makers' data sheets; SXM modules if there are several."""
 
 _FREE_FORM = re.compile(
     r"(?P<gib>[\d.]+)\s*GiB\s*\+\s*(?P<tflops>[\d.]+)\s*TFLOPs?\s*\+\s*(?P<gbs>[\d.]+)\s*GB/s",

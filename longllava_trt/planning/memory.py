@@ -1,8 +1,8 @@
 """Bytes on the device.
 
-There lie weights, the carried state, and what one chunk of the prompt needs while it passes through the
-widest layer. Prompts of any length pass through in chunks, so activations do not grow with the prompt; only keys
-and values do.
+There lie weights, the carried state, and what one chunk of the prompt needs while it passes through
+the widest layer. Prompts of any length pass through in chunks, so activations do not grow with the
+prompt; only keys and values do.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ class WeightBytes:
     projector: int
     embed: int
     decoder: int
-    """Without routed experts."""
+    """Weights without routed experts."""
     experts: int
     """Routed experts, with their scales."""
     experts_active: int
-    """Of these, what one token reads."""
+    """Bytes of experts that one token reads."""
 
     @property
     def total(self) -> int:
-        """All of it."""
+        """Sum of all parts."""
         return self.vision + self.projector + self.embed + self.decoder + self.experts
 
     @property
@@ -104,12 +104,12 @@ def kv_bytes_per_token(config: DecoderSpec, *, dtype: str) -> int:
 
 
 def recurrent_bytes(config: DecoderSpec, *, dtype: str) -> int:
-    """Return the bytes of all conv and recurrent states of one sequence, once; engines keep two sets."""
+    """Return the bytes of one sequence's conv and recurrent states; engines keep two sets."""
     return _state_bytes(config, dtype, in_place=False)
 
 
 def activation_bytes(config: ModelSpec, *, dtype: str, chunk: int, vision_batch: int) -> int:
-    """Return what lives at once in the widest layer of any stage, the plugins' workspaces included.
+    """Return the bytes used at once in the widest layer of any stage, with plugins' workspaces.
 
     Args:
         config: The model.
@@ -124,7 +124,7 @@ def activation_bytes(config: ModelSpec, *, dtype: str, chunk: int, vision_batch:
 
 
 def decoder_activation_bytes(config: DecoderSpec, *, dtype: str, chunk: int) -> int:
-    """Return what lives at once in the decoder's widest layer."""
+    """Return the bytes used at once in the decoder's widest layer."""
     itemsize, hidden = DTYPES[dtype].itemsize, config.hidden_size
     widest = max(
         max(

@@ -11,7 +11,7 @@
     experts.py quantisation.py                      the reference with dequantised experts; level experts
     run.py                                          all of them, one decoder in memory at a time
 
-This room of the roof needs PyTorch, because the reference does; importing this module does not.
+Running a validation needs PyTorch, because the reference does; importing this module does not.
 """
 
 from __future__ import annotations

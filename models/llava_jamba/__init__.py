@@ -1,1 +1,1 @@
-"""LongLLaVA (`model_type: llava_jamba`): its configuration, the names of its tensors, its presets."""
+"""LongLLaVA (`model_type: llava_jamba`): configuration, names of tensors, presets."""

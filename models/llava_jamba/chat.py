@@ -1,4 +1,4 @@
-"""Chat format of LongLLaVA, and what its original code writes for clips and tiles."""
+"""Chat format of LongLLaVA, and the texts of its original code for clips and tiles."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _OPEN, _CLOSE = "<img>", "</img>"
 _OPEN_VIDEO, _CLOSE_VIDEO, _BETWEEN_FRAMES = "<vid>", "</vid>", "<t>"
 
 _CLIPPED_CLOSE = "</img"
-"""The original strips the last separator as a set of characters, and so the end of the tag too."""
+"""The original strips the last separator as a set of characters, and so also the tag's end."""
 
 
 class OriginalLongLLaVA:
     """Texts of the original's own code, faults included."""
 
     def clip(self, query: str, *, num_frames: int) -> list[str]:
-        """Return the texts around the frames of a clip in front of a query.
+        """Return the texts around the frames of a clip before a query.
 
         A clip of one frame holds no whole `</img>`, so the original wraps its placeholder once
         more, unless the query holds one.
@@ -36,8 +36,8 @@ class OriginalLongLLaVA:
     def tiles(self, texts: Sequence[str], grids: Sequence[tuple[int, int]]) -> list[str]:
         """Return the texts around all views: all tiles nest in the first image's tag.
 
-        Each image's tiles replace the first placeholder of the text as it has become, while the
-        pixels stay in the images' order. One image reads as it should.
+        Each image's tiles replace the first placeholder of the present text, while the pixels stay
+        in the images' order. For one image the text is right.
         """
         written = list(texts)
         for rows, columns in grids:

@@ -1,7 +1,7 @@
 """LongLLaVA's config.json (`model_type: llava_jamba`), read strictly.
 
-A key that changes the mathematics is either honoured or refused; a key that cannot is on a written list. Nothing is
-guessed from a path, except the one name the original itself uses for its vision tower.
+A key that changes the mathematics is either supported or refused; keys that do not are on a list.
+Nothing is guessed from a path, except the name that the original itself uses for its vision tower.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ DECODER_KEYS = (
     "num_experts", "num_experts_per_tok",
     "mamba_d_state", "mamba_d_conv", "mamba_expand", "mamba_dt_rank", "rms_norm_eps",
 )  # fmt: skip
-"""Keys of the decoder's numbers; each must be there."""
+"""Keys of the decoder's numbers; all are required."""
 
 _ZERO_ALLOWED = frozenset({"attn_layer_offset", "expert_layer_offset"})
 
@@ -65,7 +65,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
     "resamplePooling": ("2d",),
     "use_mm_proj": (True,),
 }
-"""Keys that change the mathematics and whose other values nobody has released."""
+"""Keys that change the mathematics; no released model has other values."""
 
 _OPTIONAL_FIXED = frozenset(
     {"attention_dropout", "sliding_window", "use_mm_proj", "resamplePooling", "mm_patch_merge_type"}
@@ -97,8 +97,9 @@ def read_config(
 
     Args:
         folder: Checkpoint.
-        vision_tower: Folder whose config.json describes the vision tower, in place of what `mm_vision_tower` says.
-        ignored_keys: Unknown keys that do not matter.
+        vision_tower: Folder whose config.json describes the vision tower, instead of
+            `mm_vision_tower`.
+        ignored_keys: Unknown keys to accept.
 
     Raises:
         ConfigError: Lists every key that is missing, unknown, or has a value that is not supported.
@@ -110,7 +111,7 @@ def read_config(
             "%s has no 'resamplePooling'; using '2d' (2x2 patches a token), as the released models do",
             where,
         )
-    # before the tower is looked for: what is wrong here is wrong with any tower
+    # before the search for the tower: errors here do not depend on it
     _decoder(raw, where)
     vision = find_vision_tower(folder, str(raw["mm_vision_tower"]), override=vision_tower)
     if vision.hidden_size != raw["mm_hidden_size"]:
@@ -121,19 +122,19 @@ def read_config(
 
 
 def read_decoder(folder: Path, *, ignored_keys: Iterable[str] = ()) -> DecoderSpec:
-    """Read and check the decoder's part of config.json, wherever the vision tower may be."""
+    """Read and check the decoder's part of config.json; the vision tower is not needed."""
     return _decoder(_checked(folder, ignored_keys), str(folder / CONFIG_FILE))
 
 
 def model_from_keys(
     raw: Mapping[str, Any], vision: VisionSpec, *, where: str = CONFIG_FILE
 ) -> ModelSpec:
-    """Make the model that checked keys describe.
+    """Return the model that checked keys describe.
 
     Args:
         raw: Content of config.json.
         vision: The vision tower.
-        where: Begins the messages of errors.
+        where: Beginning of error messages.
     """
     eos = raw.get("eos_token_id", 2)
     return ModelSpec(
@@ -151,7 +152,7 @@ def model_from_keys(
 
 
 def _checked(folder: Path, ignored_keys: Iterable[str]) -> dict[str, Any]:
-    """Return the content of config.json once all of its keys are known to be right."""
+    """Check all keys of config.json and return its content."""
     path = folder / CONFIG_FILE
     raw = read_json_object(path, whose=WHOSE_CONFIG)
     known = {*DECODER_KEYS, *_FIXED, *_HARMLESS, *_OTHER_KEYS}
@@ -165,7 +166,7 @@ def _checked(folder: Path, ignored_keys: Iterable[str]) -> dict[str, Any]:
 
 
 def _key_problems(raw: Mapping[str, Any], known: set[str]) -> list[str]:
-    """Return what is wrong with the keys of config.json, all of it."""
+    """Return all faults of the keys of config.json."""
     required = {
         *DECODER_KEYS,
         *(_FIXED.keys() - _OPTIONAL_FIXED),
@@ -210,7 +211,7 @@ def _decoder(raw: Mapping[str, Any], where: str) -> DecoderSpec:
 
 
 def _number_problems(keys: Mapping[str, Any]) -> list[str]:
-    """Return what is wrong with the decoder's numbers; one kind of fault at a time."""
+    """Return faults of the decoder's numbers, one kind of fault at a time."""
     problems = [
         f"'{name}' must be a number, got {value!r}"
         for name, value in keys.items()

@@ -23,8 +23,8 @@ class OverviewAndTiles:
     def boxes(self, size: tuple[int, int], *, image_size: int) -> list[Box]:
         """Return the tiles' boxes.
 
-        Borders are of equal width on opposite sides. Where an odd number of pixels is missing, the
-        last row or column of tiles is one pixel smaller, as the original's.
+        Borders are of equal width on opposite sides. If an odd number of pixels is missing, the
+        last row or column of tiles is one pixel smaller, as in the original.
         """
         width, height = size
         grid = self.grid(size, image_size=image_size)
@@ -40,15 +40,15 @@ class OverviewAndTiles:
     def texts(self, grid: TileGrid, chat: ChatFormat) -> ViewTexts:
         """Return the text around an overview and its tiles.
 
-        Behind the overview come a newline and the rows of tiles, each tile in a tag of its own; the
-        overview's tag closes behind them all, as in the original.
+        After the overview follow a newline and the rows of tiles, each tile in its own tag; the
+        overview's tag closes after all of them, as in the original.
         """
         _, *between, closing = tile_texts(grid, chat.image_open, chat.image_close)
         return ViewTexts((chat.image_open, *between), closing + chat.image_close)
 
 
 def tile_texts(grid: TileGrid, image_open: str, image_close: str) -> list[str]:
-    """Return the texts around an overview and its tiles, inside of the overview's own tag."""
+    """Return the texts around an overview and its tiles, inside the overview's tag."""
     row = [image_close + image_open] * (grid.columns - 1)
     texts = ["", _ROW_END + image_open]
     for number in range(grid.rows):

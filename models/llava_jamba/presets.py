@@ -1,6 +1,6 @@
-"""Sizes of synthetic checkpoints: small ones that run anywhere, and the two published models; and their config.json.
+"""Sizes of synthetic checkpoints, small and published, and their config.json.
 
-All have the published layer pattern; eight layers hold each kind of layer.
+All have the published layer pattern; eight layers have each kind of layer.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _PUBLISHED_KEYS: dict[str, Any] = {
     "use_mamba_kernels": True,
     "use_mm_proj": True,
 }
-"""Every key of the published config.json that is the same in all sizes, also those that inference ignores."""
+"""Keys of the published config.json that are the same in all sizes, ignored ones too."""
 
 _PATTERN = {
     "attn_layer_period": 8,
@@ -103,7 +103,7 @@ def compose(vision: VisionSpec, torch_dtype: str = "float32", /, **keys: Any) ->
 
     Args:
         vision: The vision tower.
-        torch_dtype: Dtype it says it was saved in.
+        torch_dtype: Dtype that its config.json names.
         **keys: Keys of config.json; those of the decoder's sizes have no defaults.
     """
     sizes = {"mm_hidden_size": vision.hidden_size, "tokenizer_model_max_length": _MAX_CONTEXT}
@@ -115,7 +115,7 @@ def compose(vision: VisionSpec, torch_dtype: str = "float32", /, **keys: Any) ->
 def config_files(spec: ModelSpec, dtype: str) -> dict[str, str]:
     """Return the texts of a checkpoint's JSON files by path.
 
-    A model with a published vision tower names it and describes it no further, as the published checkpoints do.
+    A published vision tower is only named, as in the published checkpoints.
     """
     ids = {key: spec.source[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
     changed = {"torch_dtype": dtype, "num_hidden_layers": spec.decoder.num_layers}
@@ -137,8 +137,9 @@ PRESETS = {
     "9b": compose(VisionSpec(), "bfloat16", **_FULL, **_DENSE),
     "53b": compose(VisionSpec(), "bfloat16", **_FULL, **_ROUTED),
 }
-"""`tiny`: a few megabytes, both mixers, dense and routed layers. `tiny-dense`: the same with one expert and no router,
-as the 9B. `mini`: large enough to measure speed on a CPU. `9b` and `53b`: the published sizes."""
+"""`tiny`: a few megabytes, both mixers, dense and routed layers. `tiny-dense`: the same with one
+expert and no router, as the 9B. `mini`: large enough to measure speed on a CPU. `9b` and `53b`: the
+published sizes."""
 
 PUBLISHED = frozenset({"9b", "53b"})
 """Presets that are too large to be filled with random numbers by accident."""

@@ -1,8 +1,9 @@
 """LongLLaVA's names of tensors.
 
-The canonical name of a tensor is its key in the original checkpoints. transformers renamed some keys of the decoder,
-cut the prefixes of the vision tower, and can hold a layer's experts packed in one tensor; all of that maps onto the
-original here. Knows nothing of files. Source: the key table in section 3 of the model's specification.
+The canonical name of a tensor is its key in the original checkpoints. transformers renamed some
+keys of the decoder, removed the prefixes of the vision tower, and can pack a layer's experts in one
+tensor; here all of these become the original's names. Knows nothing about files. Source: the key
+table in section 3 of the model's specification.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from longllava_trt.models.family import Renaming, rename
 __all__ = ["VISION_PREFIX", "canonical_name", "is_tolerated", "stored_parts", "tensor_name"]
 
 VISION_PREFIX = "model.vision_tower.vision_tower.vision_model."
-"""What the original puts before the vision tower's own names."""
+"""Prefix of the vision tower's own names in the original."""
 
 _PARAMETERS: Renaming = (
     (re.compile(r"^(embed_tokens|layers)\."), r"model.\1."),
@@ -33,9 +34,10 @@ _PARAMETERS: Renaming = (
     ),
     (re.compile(r"\.feed_forward\."), ".moe."),
 )
-"""From paths to the original's names."""
+"""Patterns from paths to the original's names."""
 
-# transformers' CLIPVisionModel has no prefix at all; nothing else in a checkpoint starts with these words
+# transformers' CLIPVisionModel has no prefix at all; nothing else in a checkpoint starts with these
+# words
 _VISION_KEY = re.compile(
     r"(?:.*\.)?vision_model\.|(?=(?:embeddings|encoder|(pre_layr|post_layer)norm)\.)"
 )
@@ -50,27 +52,29 @@ _PACKED = re.compile(r"(.*)\.feed_forward\.experts\.(gate_up|down)_proj$")
 
 
 def tensor_name(path: str) -> str:
-    """Return the original's name of a parameter by its path, or of what paths begin with."""
+    """Return the original's name of a parameter by its path, or of a prefix of paths."""
     return rename(path, _PARAMETERS)
 
 
 def canonical_name(key: str) -> str:
-    """Map a checkpoint's key, in the original's or transformers' naming, onto the original's."""
+    """Return the original's key for a key in the original's or transformers' naming."""
     if match := _VISION_KEY.match(key):
         return VISION_PREFIX + key[match.end() :]
     return rename(key, _RENAMED)
 
 
 def stored_parts(key: str, num_experts: int) -> tuple[str, ...]:
-    """Name the tensors that one stored tensor holds.
+    """Return the names of the tensors in one stored tensor.
 
     Args:
         key: Key in the file.
-        num_experts: Length of the stored tensor's first axis, which counts the experts if it is packed.
+        num_experts: Length of the stored tensor's first axis; the number of experts if it is
+            packed.
 
     Returns:
-        Canonical names in storage order; the parts have equal sizes and follow one another without gaps. Packed
-        `gate_up_proj` [experts, 2 * intermediate, hidden] has each expert's gate rows before its up rows.
+        Canonical names in storage order; the parts have equal sizes and no gaps between them.
+        Packed `gate_up_proj` [experts, 2 * intermediate, hidden] has each expert's gate rows before
+        its up rows.
     """
     packed = _PACKED.fullmatch(key)
     if not packed:
@@ -84,5 +88,5 @@ def stored_parts(key: str, num_experts: int) -> tuple[str, ...]:
 
 
 def is_tolerated(key: str) -> bool:
-    """Tell whether a key may be present without meaning: CLIP's position_ids, a saved buffer."""
+    """Return whether a key is allowed but ignored: CLIP's position_ids, a saved buffer."""
     return key.endswith("embeddings.position_ids")

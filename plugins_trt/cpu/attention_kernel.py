@@ -62,14 +62,14 @@ def _past_len(frame: Any) -> Any:
 
 @_compile
 def _cache(frame: Any, index: Any) -> Any:
-    """Return keys or values, [batch, kv_heads, capacity, head_dim]."""
+    """Return keys or values [batch, kv_heads, capacity, head_dim], float32."""
     shape = (dim(frame, index, 0), dim(frame, index, 1), dim(frame, index, 2), dim(frame, index, 3))
     return array_at(bytes_at(frame, index), shape, np.float32)
 
 
 @_compile
 def _by_head(frame: Any, index: Any) -> Any:
-    """Return queries or outputs, [batch, seq_len, heads, head_dim]."""
+    """Return queries or outputs [batch, seq_len, heads, head_dim], float32."""
     head_dim = dim(frame, _PAST_KEY, 3)
     shape = (dim(frame, index, 0), dim(frame, index, 1), dim(frame, index, 2) // head_dim, head_dim)
     return array_at(bytes_at(frame, index), shape, np.float32)
@@ -169,9 +169,9 @@ def _attend(
 
     Args:
         rows: Queries, of `_gather`.
-        keys: [keys, head_dim].
-        values: [keys, head_dim].
-        sees: How many of the keys the first query sees; each further query sees one more.
+        keys: [keys, head_dim], float32.
+        values: [keys, head_dim], float32.
+        sees: Number of keys that the first query sees; each further query sees one more.
         group: Rows of a query.
         buffers: Panels of keys and scores, to work in.
         part: Highest score, sum of exponentials and weighed values of every row; written.

@@ -1,8 +1,9 @@
-"""Arguments of a compiled kernel, and the compiled function that ONNX Runtime calls for any of our operators.
+"""Arguments of a compiled kernel, and the compiled function that ONNX Runtime calls for each operator.
 
-No Python runs in a call. `compute` asks ONNX Runtime for the inputs, holds them against the operator's table, lets it
-allocate the outputs and runs the kernel's phases on ONNX Runtime's own threads: a second thread pool would fight
-the first for the cores. Everything a kernel needs is in a frame of int64 words:
+No Python runs in a call. `compute` asks ONNX Runtime for the inputs, holds them against the
+operator's table, lets it allocate the outputs and runs the kernel's phases on ONNX Runtime's own
+threads: a second thread pool would fight the first for the cores. Everything a kernel needs is in a
+frame of int64 words:
 
     0..7    tasks of each phase; `plan` sets the first, a phase may set those after it
     8..15   the node's attributes
@@ -11,7 +12,8 @@ the first for the cores. Everything a kernel needs is in a frame of int64 words:
     18..31  free for the kernel
     32...   eight words a value, inputs then outputs: address, element type, rank, up to five dims
 
-Kernels are two kinds of C functions: `plan(frame)` returns 0, or 1 if it cannot be; `phase(frame, task)` does one task.
+Kernels are two kinds of C functions: `plan(frame)` returns 0, or 1 if it cannot be; `phase(frame,
+task)` does one task.
 """
 
 from __future__ import annotations
@@ -59,7 +61,7 @@ PHASE = "void(int64, uint64)"
 
 
 class _Kernel(NamedTuple):
-    """Places in a kernel's words: functions of ONNX Runtime, the operator's table, the node's attributes."""
+    """Indices of a kernel's words: ONNX Runtime's functions, the operator's table, attributes."""
 
     input_count: int = 0
     input: int = 1
@@ -80,8 +82,9 @@ class _Kernel(NamedTuple):
 class _Table(NamedTuple):
     """Places in an operator's table.
 
-    A value's row begins with its element types as bits, then rank, then axes. An axis is a dim's number times two, plus
-    one where its size is twice the dim's. A rank of `leading` and more stands for any dims before that number of named ones.
+    A value's row begins with its element types as bits, then rank, then axes. An axis is a dim's
+    number times two, plus one where its size is twice the dim's. A rank of `leading` and more
+    stands for any dims before that number of named ones.
     """
 
     fixed: int = 0
@@ -135,7 +138,7 @@ _call: Any = intrinsic(_type_call)
 
 @_compile
 def array_at(address: Any, shape: Any, dtype: Any) -> Any:
-    """Return the memory at an address as a C-contiguous array."""
+    """Return the memory at an address as a C-contiguous array of a shape and dtype."""
     return carray(_pointer(address), shape, dtype)
 
 
@@ -164,7 +167,7 @@ def element_type(frame: Any, index: Any) -> Any:
 
 @_compile_fact
 def rank(frame: Any, index: Any) -> Any:
-    """Return how many dims a value has."""
+    """Return the number of dims of a value."""
     return frame[_value(index) + 2]
 
 
@@ -183,7 +186,7 @@ def bytes_at(frame: Any, index: Any) -> Any:
 
 @_compile
 def floats(frame: Any, index: Any) -> Any:
-    """Return a float32 value as a vector."""
+    """Return a float32 value as a vector [elements]."""
     size = 1
     for axis in range(rank(frame, index)):
         size *= dim(frame, index, axis)
@@ -192,7 +195,7 @@ def floats(frame: Any, index: Any) -> Any:
 
 @_compile
 def matrix(frame: Any, index: Any) -> Any:
-    """Return a float32 value as a matrix, its leading dims as one."""
+    """Return a float32 value as a matrix [rows, columns]; the rows are its leading dims."""
     columns = dim(frame, index, -1)
     rows = 1
     for axis in range(rank(frame, index) - 1):
@@ -202,7 +205,7 @@ def matrix(frame: Any, index: Any) -> Any:
 
 @_compile
 def tensor(frame: Any, index: Any) -> Any:
-    """Return a float32 value of three dims."""
+    """Return a float32 value of three dims as an array [dim 0, dim 1, dim 2]."""
     shape = (dim(frame, index, 0), dim(frame, index, 1), dim(frame, index, 2))
     return array_at(bytes_at(frame, index), shape, np.float32)
 
@@ -218,7 +221,7 @@ def _row(table: Any, index: Any) -> Any:
 
 @_compile
 def _read_input(kernel: Any, context: Any, frame: Any, index: Any) -> Any:
-    """Put an input's address, type and shape into the frame; false if its rank is beyond us."""
+    """Put an input's address, type and shape into the frame; False if its rank is too high."""
     place = _value(index)
     cell = np.zeros(1, np.int64)
     out = _address_of(cell)
@@ -242,7 +245,7 @@ def _read_input(kernel: Any, context: Any, frame: Any, index: Any) -> Any:
 
 @_compile
 def _agrees(table: Any, frame: Any, index: Any, dims: Any, leading: Any) -> Any:
-    """Hold an input against its row, learning the dims that it is the first to name."""
+    """Compare an input with its row, and store the dims that it is the first to name."""
     row = _row(table, index)
     if not (table[row] >> element_type(frame, index)) & 1:
         return False
@@ -303,7 +306,7 @@ def _refusal(kernel: Any, message: Any) -> Any:
 
 @_compile
 def _prepare(kernel: Any, context: Any, frame: Any) -> Any:
-    """Fill the frame and allocate the outputs; returns 0, or 1 plus the number of the message that says why not."""
+    """Fill the frame and allocate the outputs; return 0, or 1 plus the number of an error text."""
     table = frame_words(kernel[KERNEL.table])
     dims, leading = np.full(TABLE.max_dims, -1, np.int64), np.zeros(2, np.int64)
     fixed, group = table[TABLE.fixed], table[TABLE.group]
@@ -324,7 +327,7 @@ def _prepare(kernel: Any, context: Any, frame: Any) -> Any:
 
 @numba.cfunc("int64(int64, int64)", error_model="numpy", cache=True)
 def compute(kernel_address: Any, context: Any) -> Any:
-    """Run one node: `KernelComputeV2` of ONNX Runtime's C interface. Returns a status, null where all went well."""
+    """Run one node: `KernelComputeV2` of ONNX Runtime's C interface; return a status, null if ok."""
     kernel = frame_words(kernel_address)
     table = frame_words(kernel[KERNEL.table])
     cell = np.zeros(1, np.int64)

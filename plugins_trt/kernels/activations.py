@@ -1,7 +1,7 @@
 """Activations on a GPU, in one pass each: SwiGLU of a fused product, and CLIP's quick GELU.
 
-Float32 inside; each step of the model's own expression is rounded to T, as PyTorch rounds it. The naive
-twins are in `naive.py`.
+Float32 inside; each step of the model's own expression is rounded to T, as in PyTorch. The plain
+versions are in `naive.py`.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def quick_gelu(x: tl.tensor, y: tl.tensor, size: int, block: tl.constexpr) -> No
 
 
 def apply_swiglu(gate_up: Tensor) -> Tensor:
-    """Return silu(gate) * up. Contiguous [..., 2 * inner] to [..., inner], T."""
+    """Return silu(gate) * up: from contiguous [..., 2 * inner], T, to [..., inner], T."""
     inner = gate_up.shape[-1] // 2
     y = gate_up.new_empty((*gate_up.shape[:-1], inner))
     launch = plan_swiglu(y.numel() // inner, inner)
@@ -71,7 +71,7 @@ def apply_swiglu(gate_up: Tensor) -> Tensor:
 
 
 def apply_quick_gelu(x: Tensor) -> Tensor:
-    """Change a contiguous tensor of any shape, T, into its quick GELU; returns it."""
+    """Apply quick GELU in place to a contiguous tensor of any shape, T; return the tensor."""
     launch = plan_quick_gelu(x.numel())
     quick_gelu[launch.grid](x, x, **launch.integers, **launch.blocks, num_warps=launch.num_warps)
     return x

@@ -1,12 +1,12 @@
-"""CachedAttention on PyTorch tensors: appends to the caches, then attends to all they hold.
+"""CachedAttention on PyTorch tensors: appends to the caches, then attends to all their positions.
 
 Query t of a sequence sees positions 0 to past_len + t. Scores, softmax and sums are float32;
-softmax's powers are cast to T before they meet the values, and y at the very end. Queries and new
-keys may be rotated first, in float32, then cast to T.
+softmax's powers are cast to T before they are multiplied with the values, and y at the end. Queries
+and new keys may be rotated first, in float32, then cast to T.
 
-Nothing waits for the device: the lengths stay there, and launches depend on shapes alone
-(`launch_plans.cached_attention`), so a call can be captured in a CUDA graph and replayed as the sequences
-grow. The naive twin is in `cached_attention_naive`.
+Nothing waits for the device: the lengths stay there, and launches depend only on shapes
+(`launch_plans.cached_attention`), so a call can be captured in a CUDA graph and replayed while the
+sequences grow. The plain version is in `cached_attention_naive`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ KERNELS = {
 """The kernels by the names that a `Launch` has."""
 _DEFAULT_ARCH = 90
 _HEAD_DIM_STEP = 16
-"""head_dim is a multiple: so many elements are multiplied, and loaded, at once."""
+"""Divisor of head_dim: this number of elements is loaded and multiplied at once."""
 
 
 def cached_attention(
@@ -119,7 +119,7 @@ def cached_attention(
 
 @cache
 def _card(device: int) -> tuple[int, int]:
-    """Return a card's compute capability, 90 for 9.0, and its multiprocessors."""
+    """Return a GPU's compute capability, 90 for 9.0, and its number of multiprocessors."""
     from triton.runtime import driver
 
     found = driver.active.utils.get_device_properties(device)

@@ -1,8 +1,8 @@
-"""CachedAttention for few queries: bound by reading the cache, so its positions are divided.
+"""CachedAttention for few queries: limited by reading the cache, so its positions are divided.
 
-The positions of all sequences together, in blocks, are dealt out among ``parts`` programs a
-key/value head; no part spans two sequences, so a part may be shorter. `combine_parts` adds them in
-order. Queries and heads that share a key/value head are the rows of one tile.
+The positions of all sequences together, in blocks, are divided among ``parts`` programs for each
+key/value head. A part has positions of one sequence only, so it may be shorter. `combine_parts`
+adds the parts in order. Queries and heads that share a key/value head are the rows of one tile.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def deal_parts(
     min_blocks: tl.constexpr,
     block_batch: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
-    """Return blocks of a part; and, of every sequence, how many parts end with it and its own parts."""
+    """Return a part's blocks; for each sequence, the parts up to its end, and its own parts."""
     rows = tl.arange(0, block_batch)
     past = tl.load(past_len + rows, mask=rows < batch, other=0)
     lengths = tl.where(rows < batch, tl.minimum(past + seq_len, capacity), 0)
@@ -72,7 +72,8 @@ def attention_decode(
         past_len: Positions held before this call. [batch], int32.
         key_cache: Holds the new keys too. [batch or more, kv_heads, capacity, head_dim], T.
         value_cache: Likewise.
-        part_outputs: Written: means of values. [kv_heads, slots, seq_len * group, head_dim], float32.
+        part_outputs: Written: means of values. [kv_heads, slots, seq_len * group, head_dim],
+            float32.
         part_logs: Written: log2 of the sum of powers. [kv_heads, slots, seq_len * group], float32.
         q_batch: Elements; int64.
         q_token: Elements.

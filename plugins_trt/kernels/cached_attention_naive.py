@@ -1,7 +1,7 @@
-"""CachedAttention in plain PyTorch: the kernels' twin, one sequence and head after another.
+"""CachedAttention in plain PyTorch, to check the kernels: one sequence and head after another.
 
-The same signature as `cached_attention.cached_attention`. Slow and obvious, float32 inside, on any
-device; it asks the device for the lengths.
+Has the signature of `cached_attention.cached_attention`. Slow and obvious, float32 inside, on any
+device; it reads the lengths from the device.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def naive_cached_attention(
     sin: Tensor | None = None,
     scale: float | None = None,
 ) -> Tensor:
-    """Compute `cached_attention`, and write the caches; arguments and result as there."""
+    """Compute `cached_attention` and write the caches; arguments and result as there."""
     (batch, seq_len, heads, head_dim), kv_heads = q.shape, k.shape[2]
     scale = head_dim**-0.5 if scale is None else scale
     y = q.new_empty(q.shape)

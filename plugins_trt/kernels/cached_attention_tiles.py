@@ -1,7 +1,7 @@
-"""CachedAttention: what the chunk's and the decode step's kernels share.
+"""CachedAttention: functions that the kernels of a chunk and of a decode step share.
 
-Softmax is online: ``m`` is the largest score so far and ``total`` the sum of powers, of two, so that
-``scale`` holds log2(e). Both are float32, and so are the products' sums; powers are cast to T.
+Softmax is online: ``m`` is the largest score so far and ``total`` the sum of powers, of two, so
+that ``scale`` holds log2(e). Both are float32, and so are the products' sums; powers are cast to T.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """CachedAttention as it is compiled ahead of time: types, constants, alignments.
 
-Apart from `variants.list_variants`, since tiles depend on the architecture; no plugin launches these
+Not in `variants.list_variants`, since tiles depend on the architecture; no plugin launches these
 yet. A compiled kernel takes its pointers, then its integers.
 """
 
@@ -38,8 +38,8 @@ def list_variants(
     Args:
         dtype: Triton's name of T.
         arch: Compute capability: 80 is 8.0.
-        heads: Of queries.
-        kv_heads: Of keys and values.
+        heads: Heads of the queries.
+        kv_heads: Heads of keys and values.
         head_dim: Elements of a head.
         rotary: Whether queries and new keys are rotated.
     """

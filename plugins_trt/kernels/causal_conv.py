@@ -4,9 +4,9 @@ output[t] = silu(bias + sum over k of weight[k] extended[t + k]) and present_sta
 d_conv - 1 columns of extended, where extended is past_state followed by input. Sums, bias and SiLU
 are float32; the output is cast to T at the end.
 
-Rows of the input and the output may lie anywhere: channel by channel, as the ONNX node has them, or
-token by token as the projections around it do, where a row may be one half of a wider one. So a
-plugin can absorb the transposes and the split around the node. The plain version is in `naive.py`.
+Rows of the input and the output may have any stride. A row is a channel, as in the ONNX node, or a
+token, as in the projections around it, where it may be one half of a wider row. So a plugin can
+replace the transposes and the split around the node too. The plain version is in `naive.py`.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def causal_conv(
         weight: Contiguous. [d_inner, 1, d_conv], T.
         bias: Contiguous. [d_inner], T.
         past_state: Contiguous; never written. [batch, d_inner, d_conv - 1], T.
-        present_state: Where to put the result, allocated if omitted; not ``past_state``.
+        present_state: Memory for the result; allocated if omitted; not ``past_state``.
 
     Returns:
         output: Its memory is laid out as the input's, without gaps. [batch, d_inner, seq_len], T.

@@ -1,6 +1,7 @@
-"""Scan, convolution, norms and activations in plain PyTorch: the kernels' plain versions, slow and obvious.
+"""Scan, convolution, norms and activations in plain PyTorch, slow and obvious.
 
-Same signatures, same dtypes, float32 inside. The mathematics is at `longllava_trt.plugins_trt.spec`.
+Signatures, shapes and dtypes are those of the kernels, T the dtype of the model; float32 inside.
+The mathematics is in `longllava_trt.plugins_trt.spec`.
 """
 
 from __future__ import annotations

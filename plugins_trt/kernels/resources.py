@@ -1,8 +1,8 @@
-"""Resources of each kernel on a GPU that need not be there: registers, shared memory, spilled bytes.
+"""Resources of each kernel, also for a GPU that this machine lacks: registers, memory, spills.
 
     python -m longllava_trt.plugins_trt.kernels.resources [--arch 80] [--dtype bf16]
 
-compiles every kernel ahead of time with the assembler that Triton brings along, and prints a table.
+compiles every kernel ahead of time with Triton's own assembler, and prints a table.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ _OPTIONS = {"enable_fp_fusion": True}
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """One kernel's share of a multiprocessor."""
+    """Resources of a multiprocessor that one kernel takes."""
 
     threads: int
     registers: int
-    """Of one thread."""
+    """Registers of one thread."""
     shared_bytes: int
-    """Of one program."""
+    """Shared memory of one program."""
     spilled_bytes: int
-    """Written to and read from local memory by one thread; none is the bar."""
+    """Bytes that one thread writes to local memory and reads back; should be 0."""
 
 
 def compile_kernel(variant: Variant, *, arch: int) -> Any:
-    """Compile for a GPU that need not be there; `asm` of the result holds `ptx` and `cubin`.
+    """Compile for any GPU, also one that this machine lacks; the result's `asm` has `ptx`, `cubin`.
 
     Raises:
-        LongLLaVAError: If this process interprets kernels, and so cannot compile them.
+        LongLLaVAError: If this process interprets kernels, so that it cannot compile them.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -70,7 +70,7 @@ def compile_kernel(variant: Variant, *, arch: int) -> Any:
 
 
 def measure(variant: Variant, *, arch: int) -> Resources:
-    """Compile a kernel and ask the assembler what it takes.
+    """Compile a kernel and return the resources that the assembler reports.
 
     Raises:
         LongLLaVAError: As for `compile_kernel`.

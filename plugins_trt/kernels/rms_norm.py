@@ -1,7 +1,7 @@
 """RMSNorm on a GPU: with the residual sum before it, and of dt, B and C in one launch.
 
-Sums and squares are float32; what is normalised is cast to T before it is scaled, in T, as the model
-has it. The naive twins are in `naive.py`.
+Sums and squares are float32; the normalised values are cast to T and then scaled in T, as in the
+model. The plain versions are in `naive.py`.
 """
 
 from __future__ import annotations
@@ -160,7 +160,7 @@ def rms_norm(
 def rms_norms_of_dt_b_c(
     projected: Tensor, dt_weight: Tensor, b_weight: Tensor, c_weight: Tensor, *, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise dt, B and C, which lie side by side.
+    """Normalise dt, B and C, which are adjacent columns of one tensor.
 
     Args:
         projected: Contiguous. [batch, seq_len, rank + 2 * d_state], T.

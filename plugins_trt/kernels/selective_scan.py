@@ -1,15 +1,15 @@
-"""SelectiveScan on a GPU, two-level over time; and one kernel for a decode step.
+"""SelectiveScan on a GPU, in two levels over time; and one kernel for a decode step.
 
 1. `scan_summaries`: each chunk's end state from a zero start, and its sum of delta.
 2. `scan_prefix`: the true start state of every chunk. A chunk's decay is exp(A * sum of delta), so
    the sums are stored, a sixteenth of the decays.
 3. `scan_outputs`: every chunk again from its true start; skip, gate and the final state.
 
-A program is one warp that walks through its chunk with the states of 32 channels in registers, a
-channel a thread, so nothing is exchanged between threads; the next token's loads are in flight
-meanwhile. Arithmetic is float32 and every exponential but exp(A_log) has an argument <= 0, so none
-overflows. The mathematics is at `longllava_trt.plugins_trt.spec.SELECTIVE_SCAN`, the arithmetic of grids and
-workspaces in `launch_plans/mixers.py`, the plain version in `naive.py`.
+A program is one warp that goes through its chunk with the states of 32 channels in registers, one
+channel for each thread, so threads exchange nothing; meanwhile the next token is loaded. Arithmetic
+is float32. Every exponential except exp(A_log) has an argument <= 0, so none overflows. The
+mathematics is in `longllava_trt.plugins_trt.spec.SELECTIVE_SCAN`, grids and workspaces in
+`launch_plans/mixers.py`, the plain version in `naive.py`.
 """
 
 from __future__ import annotations
@@ -302,8 +302,8 @@ def selective_scan(
         z: [batch, seq_len, d_inner], T.
         dt_bias: [d_inner], T.
         state: Never written. [batch, d_inner, d_state], float32.
-        state_out: Where to put the result, allocated if omitted; not ``state``.
-        chunks: As for `launch.scan_chunks`.
+        state_out: Memory for the result; allocated if omitted; not ``state``.
+        chunks: As for `launch_plans.mixers.scan_chunks`.
 
     Returns:
         y: [batch, seq_len, d_inner], T.

@@ -1,6 +1,7 @@
 """SparseMoE on PyTorch tensors: launches the Triton kernels, for tests and GPU benchmarks.
 
-Deployment launches the same kernels from C++; `sparse_moe_launch` is the arithmetic of both.
+In deployment C++ launches the same kernels; `launch_plans/sparse_moe.py` has the arithmetic of
+both.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def sparse_moe(
         The weighted sum over experts, newly allocated. [num_tokens, hidden], dtype of ``x``.
 
     Raises:
-        ContractError: If there are too many experts, or shapes or dtypes disagree; lists all that do.
+        ContractError: If there are too many experts, or shapes or dtypes disagree; lists all of
+            these.
 
     Stream:
         Runs on PyTorch's current stream; does not synchronise.

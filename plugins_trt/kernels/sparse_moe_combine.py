@@ -1,7 +1,7 @@
 """SparseMoE, last kernel: each token's weighted sum over its experts, in ascending order.
 
-The order is fixed by where the slots lie, not by which program came first, so a run repeats bit for
-bit. Product and running sum are rounded to T, as the specification has it.
+The order depends on the slots, not on which program is first, so every run gives the same bits.
+Product and running sum are rounded to T, as in the specification.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""SparseMoE for few tokens: bound by reading weights, so each chosen expert's are read once.
+"""SparseMoE for few tokens: limited by reading weights, so each chosen expert is read once.
 
-The tokens fit in one tile, so nothing is sorted: a program belongs to a slot, and works where that
-slot is the first of its expert, then for all tokens of that expert. The second product splits its
-reduction into parts that `combine_slots` adds in a fixed order.
+The tokens fit in one tile, so nothing is sorted: each program belongs to a slot. If the slot is the
+first one of its expert, the program works for all tokens of that expert; otherwise it does nothing.
+The second product splits its reduction into parts that `combine_slots` adds in a fixed order.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Weight-only formats of the experts' matrices: int8 per output channel, int4 per group of 128.
 
-Both are symmetric and leave axis -1, along which an expert's product reduces, innermost:
+Both are symmetric and keep axis -1 innermost, along which an expert's product is summed:
 
 - int8: code = round(w / scale) in [-127, 127]; scale = max |w| / 127 of a row.
 - int4: code = round(w / scale) + 8 in [1, 15]; scale = max |w| / 7 of up to 128 columns of a row.
-  Two codes a byte, the even column in the low nibble: the order and the zero point of ONNX
-  Runtime's `MatMulNBits`. The kernels want columns in multiples of 32.
+  Two codes in a byte, the even column in the low nibble: the order and the zero point of ONNX
+  Runtime's `MatMulNBits`. The kernels need columns in multiples of 32.
 
-w = code * scale, or (code - 8) * scale; no weight moves by more than half its scale. Numpy only; one
-tensor at a time.
+w = code * scale, or (code - 8) * scale; no weight moves by more than half its scale. Numpy only;
+one tensor at a time.
 """
 
 from __future__ import annotations
@@ -54,7 +54,15 @@ def quantise_int8(weights: NDArray[np.float32]) -> tuple[NDArray[np.int8], NDArr
 
 
 def dequantise_int8(codes: NDArray[np.int8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the weights that `quantise_int8` stored. [..., rows, columns], float32."""
+    """Return the weights that `quantise_int8` stored.
+
+    Args:
+        codes: [..., rows, columns], int8.
+        scales: [..., rows], float32.
+
+    Returns:
+        [..., rows, columns], float32.
+    """
     return codes.astype(np.float32) * scales[..., None]
 
 
@@ -80,7 +88,15 @@ def quantise_int4(weights: NDArray[np.float32]) -> tuple[NDArray[np.uint8], NDAr
 
 
 def dequantise_int4(packed: NDArray[np.uint8], scales: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the weights that `quantise_int4` stored. [..., rows, columns], float32."""
+    """Return the weights that `quantise_int4` stored.
+
+    Args:
+        packed: [..., rows, columns / 2], uint8.
+        scales: [..., rows, ceil(columns / 128)], float32.
+
+    Returns:
+        [..., rows, columns], float32.
+    """
     codes = unpack_int4(packed).astype(np.float32)
     return (codes - 8) * _per_column(scales, codes.shape[-1])
 
@@ -107,13 +123,13 @@ def pack_int4(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def unpack_int4(packed: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Undo `pack_int4`. [..., columns], uint8."""
+    """Undo `pack_int4`: from [..., columns / 2], uint8, to [..., columns], uint8."""
     return np.stack([packed & 15, packed >> 4], axis=-1).reshape(*packed.shape[:-1], -1)
 
 
 def _scales(largest: NDArray[np.float32], top_code: int) -> NDArray[np.float32]:
     scales = (largest / np.float32(top_code)).astype(np.float32)
-    # zero, and what division has flushed to zero
+    # zero, and values that division has rounded to zero
     return np.where(scales > 0, scales, np.float32(1))
 
 
@@ -122,7 +138,7 @@ def _per_column(scales: NDArray[np.float32], columns: int) -> NDArray[np.float32
 
 
 class Codec(NamedTuple):
-    """How codes of one format are made, and what they stand for."""
+    """Functions that make codes of one format and read them."""
 
     quantise: Callable[[NDArray[np.float32]], tuple[NDArray[Any], NDArray[np.float32]]]
     dequantise: Callable[[NDArray[Any], NDArray[np.float32]], NDArray[np.float32]]
@@ -132,4 +148,4 @@ CODECS: Mapping[str, Codec] = {
     _INT8.codec: Codec(quantise_int8, dequantise_int8),
     _INT4.codec: Codec(quantise_int4, dequantise_int4),
 }
-"""By `WeightFormat.codec`."""
+"""Codecs by `WeightFormat.codec`."""

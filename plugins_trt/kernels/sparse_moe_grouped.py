@@ -1,8 +1,9 @@
-"""SparseMoE for many tokens: one matrix product an expert, all experts in one launch.
+"""SparseMoE for many tokens: one matrix product for each expert, all experts in one launch.
 
-The grid is the worst case over all routings; each program finds its expert from `expert_ends`, and
-those that are left over exit. Tiles of one expert run side by side, so that its weights are read
-from memory once. Slot rows are written where the sort found them, weighted only by `combine_slots`.
+The grid is the largest over all routings; each program finds its expert from `expert_ends`, and
+programs without work exit. Tiles of one expert run at the same time, so that its weights are read
+from memory once. Each slot's row is written to the slot's place; `combine_slots` applies the
+weights.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def grouped_gate_up(
         expert_ends: [num_experts], int32.
         gate_up: [num_experts, 2 * intermediate, hidden], T, or a format of `sparse_moe_formats`.
         gate_up_scales: That format's, float32; any address for T.
-        activations: Written; row r belongs to slot ``sorted_slots[r]``. [num_slots, intermediate], T.
+        activations: Written; row r belongs to slot ``sorted_slots[r]``. [num_slots, intermediate],
+            T.
         hidden: Columns of x.
         intermediate: Columns of the activation.
         num_experts: At most ``block_experts``.

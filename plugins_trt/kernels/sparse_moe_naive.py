@@ -1,7 +1,8 @@
-"""SparseMoE in plain PyTorch: the kernels' plain version, one expert after another.
+"""SparseMoE in plain PyTorch, to check the kernels: one expert after another.
 
-The same signature as `sparse_moe.sparse_moe`; the mathematics is at `longllava_trt.plugins_trt.spec.SPARSE_MOE`.
-Slow and obvious, on any device; quantised weights are widened first.
+Has the signature of `sparse_moe.sparse_moe`; the mathematics is in
+`longllava_trt.plugins_trt.spec.SPARSE_MOE`. Slow and obvious, on any device; quantised weights are
+converted to float first.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def naive_sparse_moe(
     gate_up_scales: Tensor | None = None,
     down_scales: Tensor | None = None,
 ) -> Tensor:
-    """Compute `sparse_moe` by a loop over experts; arguments as there."""
+    """Compute `sparse_moe` by a loop over experts; same arguments, result, shapes and dtypes."""
     probabilities = router_logits.float().softmax(dim=-1)
     by_weight = probabilities.argsort(dim=-1, descending=True, stable=True)
     selected_experts = by_weight[:, :top_k]

@@ -1,8 +1,8 @@
 """SparseMoE, first kernel: each token's experts and their weights.
 
 Softmax in float32 over all experts, the `top_k` largest, not renormalised, cast to T. Of equal
-experts the lower-numbered wins, as in ONNX's TopK. The choice is made on the logits themselves:
-softmax keeps their order, and no rounding of an exponential can then change which expert runs.
+experts the one with the lower number wins, as in ONNX's TopK. Experts are chosen by their logits:
+softmax keeps their order, and so rounding of an exponential cannot change the choice.
 """
 
 from __future__ import annotations

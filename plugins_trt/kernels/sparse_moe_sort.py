@@ -1,7 +1,7 @@
 """SparseMoE: a stable counting sort of (token, expert) slots by expert.
 
-No atomics, hence one order always: a slot's place is the sum of what lies before it, all experts
-below, then all earlier blocks of the same expert, then all earlier tokens of its own block.
+Without atomics, so the order is always the same. A slot's place is the number of slots before it:
+of all lower experts, of earlier blocks of the same expert, and of earlier tokens of its own block.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def sort_slots(
     block_experts: tl.constexpr,
     block_rows: tl.constexpr,
 ) -> None:
-    """Place ``block_tokens`` tokens' slots. Grid: [ceil(num_tokens / block_tokens)], as `route_tokens`.
+    """Place the slots of ``block_tokens`` tokens. Grid: [ceil(num_tokens / block_tokens)].
 
     Args:
         selected_experts: Each row ascends without repeats. [num_tokens, top_k], int32.

@@ -1,6 +1,6 @@
 """SparseMoE: the tile products that the grouped and the decode kernels share.
 
-Weights are float (T), int8 or packed int4, told apart by their pointer's type; the formats are in
+Weights are float (T), int8 or packed int4; the pointer's type tells which. The formats are in
 `sparse_moe_formats`. Products accumulate in float32, float32 operands without TF32.
 """
 
@@ -80,7 +80,8 @@ def down_tile(
         columns: Which of ``hidden``. [columns], int32.
         hidden: Columns of one expert.
         intermediate: Length of the whole reduction.
-        begin: First element of this part; a multiple of 128, or of ``block_depth`` for float and int8.
+        begin: First element of this part; a multiple of 128, or of ``block_depth`` for float and
+            int8.
         end: One past its last, at most ``intermediate``.
         block_depth: Elements of one step.
     """
@@ -125,7 +126,8 @@ def _load_weights(
         is_real = is_column[:, None] & (bytes_ < end // 32 * 16)[None, :]
         offsets = rows[:, None] * (length // 32 * 16) + bytes_[None, :]
         packed = tl.load(weights + offsets, mask=is_real, other=0x88)
-        # 2^23 has unit steps, so a code in its low bits is a sum; a conversion takes four times as long
+        # 2^23 has unit steps, so a code in its low bits is a sum; a conversion takes four times as
+        # long
         bits = tl.interleave(packed & 15, packed >> 4).to(tl.int32) | 0x4B000000
         codes = bits.to(tl.float32, bitcast=True) - (8388608.0 + 8.0)
         groups = rows * ((length + 127) // 128) + k // 128

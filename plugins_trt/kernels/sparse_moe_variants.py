@@ -1,8 +1,8 @@
 """SparseMoE's kernels as they are compiled ahead of time: argument types, constants, alignments.
 
-The compiled kernels want hidden and intermediate, and every address, to be multiples of 16: only so
-does a load take 16 bytes. After its own arguments a compiled kernel takes two more pointers, Triton's
-scratch memory for global data and for profiling; neither is used, both are null.
+The compiled kernels need hidden, intermediate and every address to be multiples of 16, because then
+a load takes 16 bytes. After its own arguments a compiled kernel takes two more pointers: Triton's
+scratch memory for global data and for profiling. They are not used, so both are null.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from longllava_trt.plugins_trt.launch_plans.sparse_moe import MoeShape, plan_lau
 __all__ = ["list_variants"]
 
 _CHUNKS = (1, 512, 4096)
-"""Tokens that between them need every tile, among 16 experts."""
+"""Numbers of tokens that together need every tile, with 16 experts."""
 _INT32 = {"selected_experts", "block_counts", "sorted_slots", "expert_ends"}
 _WEIGHTS = {"none": "*T", "int8": "*i8", "int4": "*u8"}
 _MULTIPLES_OF_16 = {"hidden", "intermediate", "part_length"}

@@ -1,4 +1,4 @@
-"""SelectiveScan and CausalConvWithState as they are compiled ahead of time: types, constants, alignments.
+"""SelectiveScan and CausalConvWithState as compiled ahead of time: types, constants, alignments.
 
 A compiled kernel takes its pointers, then its integers, then two more pointers: Triton's scratch
 memory for global data and for profiling. No kernel here uses those: pass null.
@@ -56,7 +56,8 @@ def _variant(launch: Launch, dtype: str) -> Variant:
     known |= {name: "i64" if name in _INT64 else "i32" for name in launch.integers}
     signature = {name: known.get(name, f"*{dtype}") for name in kernel.arg_names}
     last = launch.blocks.get("channels_last", 0)
-    # only so does a load take 16 bytes; rows that are tokens need it, rows that are channels cannot
+    # then a load takes 16 bytes; rows that are tokens need it, rows that are channels cannot have
+    # it
     rows = _ROWS if last else set()
     aligned = tuple(n for n, t in signature.items() if t.startswith("*") or n in rows)
     name = f"{launch.kernel}_{dtype}" + "_channels_last" * last

@@ -1,12 +1,12 @@
-"""Launch arithmetic of CachedAttention: kernels, grids, integers, workspaces, tiles by architecture.
+"""Launch arithmetic of CachedAttention: kernels, grids, integers, workspaces, tiles.
 
-Pure functions of shapes, without torch or Triton. How much of the cache is filled only the device
-knows, so grids and workspaces hold for every length, and a captured launch stays right as the
-sequences grow.
+Pure functions of shapes, without torch or Triton. Only the device knows the lengths of the
+sequences, so grids and workspaces are right for every length, and a captured launch stays right
+while the sequences grow.
 
-Few queries take `attention_decode`: the heads that share a key/value head are the rows of one tile,
-and the keys of all sequences together are dealt out among ``parts`` programs a key/value head, so
-that a long sequence beside short ones still fills the card. 8 key/value heads on 132
+For few queries `attention_decode` runs: the heads that share a key/value head are the rows of one
+tile, and the keys of all sequences together are divided among ``parts`` programs for each key/value
+head, so that one long sequence among short ones still fills the GPU. 8 key/value heads on 132
 multiprocessors, 4 programs each: 66 parts; at 100,000 keys a part has 1,536.
 """
 
@@ -36,7 +36,7 @@ APPEND_TOKENS = 16
 COMBINED_PARTS = 32
 """Parts that a program of the combining kernel reads at once."""
 MIN_PART_BLOCKS = 2
-"""Blocks of keys of a part, at least, unless the sequence is shorter."""
+"""Least number of blocks of keys in a part, unless the sequence is shorter."""
 MIN_ROWS = 16
 """Rows of the smallest tile that tensor cores multiply."""
 
@@ -59,7 +59,7 @@ class DecodeTile:
     num_warps: int
     num_stages: int
     programs: int
-    """A multiprocessor gets so many."""
+    """Number of programs for each multiprocessor."""
     max_rows: int = 64
     """Queries times heads of a group; with more, it is a chunk."""
 
@@ -71,7 +71,7 @@ class AttentionTiles:
     chunk: ChunkTile
     decode: DecodeTile
     multiprocessors: int
-    """Of its largest card, where the one at hand is not asked."""
+    """Multiprocessors of its largest GPU, used if no GPU is asked."""
 
 
 TILES = {
@@ -81,9 +81,9 @@ TILES = {
     90: AttentionTiles(ChunkTile(128, 128, 8, 3), DecodeTile(64, 4, 3, 4), 132),
     120: AttentionTiles(ChunkTile(128, 64, 8, 3), DecodeTile(64, 4, 2, 4), 170),
 }
-"""By compute capability, for T of 2 bytes."""
+"""Tiles by compute capability, for T of 2 bytes."""
 FLOAT32_TILES = AttentionTiles(ChunkTile(32, 32, 8, 1), DecodeTile(32, 8, 1, 4, 32), 132)
-"""For float32, multiplied without TF32."""
+"""Tiles for float32, multiplied without TF32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +111,9 @@ class AttentionShape:
 
 
 def tiles_of(arch: int, *, itemsize: int) -> AttentionTiles:
-    """Return an architecture's tiles: its own, else those of the one before it that is known.
+    """Return an architecture's tiles: its own, or those of the nearest known one before it.
 
-    What is newer than sm_90 has room for as much, but for sm_12x, which is like sm_89.
+    Architectures after sm_90 have as much shared memory, except sm_12x, which is like sm_89.
     """
     if itemsize == 4:
         return FLOAT32_TILES
@@ -135,12 +135,12 @@ def plan_cached_attention(
 
     Args:
         shape: Sizes.
-        tiles: Of the architecture.
-        scale: Of the scores, above zero; head_dim ** -0.5 if omitted.
+        tiles: Tiles of the architecture.
+        scale: Scale of the scores, above zero; head_dim ** -0.5 if omitted.
         rotary: Whether queries and new keys are rotated.
-        strides: Elements from one sequence to the next and from one token to the next, of q, then of
-            k, then of v; heads are adjacent. Contiguous tensors if omitted.
-        multiprocessors: Of the card at hand.
+        strides: Elements from one sequence to the next and from one token to the next, of q, then
+            of k, then of v; heads are adjacent. Contiguous tensors if omitted.
+        multiprocessors: Number of the GPU's multiprocessors.
     """
     scale = shape.head_dim**-0.5 if scale is None else scale
     if strides is None:

@@ -1,6 +1,6 @@
 """Launch arithmetic of norms and activations: grids, integers and blocks, without torch or Triton.
 
-They pass over memory once; what they cost is what they read and write.
+They read and write memory once, and that is their cost.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ __all__ = [
 ]
 
 ELEMENTS = 1024
-"""Outputs of a program of an activation: eight a thread."""
+"""Outputs of one program of an activation: eight for each thread."""
 _ELEMENTS_OF_THREAD = 16
 _MOST_WARPS = 16
 
 
 def plan_add_rms_norm(rows: int, hidden: int, *, eps: float, has_delta: bool) -> Launch:
-    """Return the kernel that normalises rows, after a sum if there is one; a program a row."""
+    """Return the kernel that normalises rows, after a sum if there is one; one program a row."""
     block = _power_of_two(hidden)
     return Launch(
         "add_rms_norm",
@@ -50,7 +50,7 @@ def plan_swiglu(rows: int, inner: int) -> Launch:
 
 
 def plan_quick_gelu(size: int) -> Launch:
-    """Return the kernel for so many elements that lie together."""
+    """Return the kernel for `size` elements that lie together."""
     return Launch(
         "quick_gelu", (_ceil_div(size, ELEMENTS), 1, 1), {"size": size}, {"block": ELEMENTS}, 4
     )

@@ -1,7 +1,7 @@
 """Launch arithmetic of SelectiveScan and CausalConvWithState: kernels, grids, integers, workspaces.
 
 Pure functions of shapes, without torch or Triton, so that the C++ host code can mirror them line by
-line. What runs depends on shapes alone, never on values.
+line. The launches depend only on shapes, never on values.
 
 Programs of one scan = batch * ceil(d_inner / 32) * chunks, a warp each. Time is cut into as many
 chunks as give 8 warps to each of an A100's 108 multiprocessors, two to a scheduler, and no more:
@@ -40,13 +40,13 @@ __all__ = [
 STEP_TOKENS = 2
 """Up to this many tokens take the decode kernels."""
 PROGRAMS_WANTED = 8 * 108
-"""Programs of one scan that time is cut for."""
+"""Programs of one scan; time is cut into chunks to reach this number."""
 SCAN_CHANNELS = 32
 """Channels of a program of the chunked scan: one a thread of a warp."""
 STEP_CHANNELS = 8
 """Channels of a program of the scan's decode kernel."""
 MIN_CHUNK = 64
-"""Tokens of a chunk, at least, unless the sequence is shorter."""
+"""Least number of tokens in a chunk, unless the sequence is shorter."""
 PREFIX_ELEMENTS = 256
 """States of a program of the prefix kernel."""
 CONV_TILE = {"channels_last": (64, 32), "channels_first": (8, 256)}
@@ -58,7 +58,7 @@ CONV_STEP_CHANNELS = 128
 def scan_chunks(
     batch: int, seq_len: int, d_inner: int, *, chunks: int | None = None
 ) -> tuple[int, int]:
-    """Return how many chunks time is cut into, and the length of each; the last may be shorter.
+    """Return the number of chunks that time is cut into, and their length; the last may be shorter.
 
     Args:
         batch: Sequences.

@@ -46,6 +46,6 @@ class Variant:
     blocks: dict[str, int]
     """The compile-time constants."""
     aligned: tuple[str, ...]
-    """Arguments that the compiler may take for multiples of 16: the caller must see to it."""
+    """Arguments that the compiler assumes to be multiples of 16; the caller must ensure it."""
     num_warps: int
     num_stages: int = 1

@@ -1,8 +1,9 @@
-"""Launch arithmetic of SparseMoE: which kernels run, on which grids, in how much workspace.
+"""Launch arithmetic of SparseMoE: kernels, grids and workspaces.
 
 Pure functions of shapes, without torch or Triton, so that the C++ host code can mirror them line by
-line; one call is the same sequence of kernels whatever the router decides, so nothing waits for the
-GPU. The mathematics is at `longllava_trt.plugins_trt.spec.SPARSE_MOE`, each kernel's in its own module.
+line; every call is the same sequence of kernels for any result of the router, so nothing waits for
+the GPU. The mathematics is in `longllava_trt.plugins_trt.spec.SPARSE_MOE`, each kernel in its own
+module.
 """
 
 from __future__ import annotations
@@ -31,11 +32,11 @@ __all__ = [
 DECODE_TOKENS = 16
 """Up to this many tokens take the decode path: one tensor-core tile holds them all."""
 MAX_EXPERTS = 64
-"""Experts that a kernel holds side by side; fewer cost nothing."""
+"""Largest number of experts in a kernel; fewer take no more time."""
 ROUTE_TOKENS = 32
 """Tokens of a program that routes or sorts."""
 COMBINE_COLUMNS = 512
-"""Outputs of a program that sums experts up."""
+"""Outputs of a program that adds the experts' results."""
 _SORT_ROWS = 32
 _GROUP_ROWS = 8
 
@@ -77,7 +78,8 @@ TILES = {
     "grouped_128": Tile(128, 64, 128, 128, 8, 3),
     "grouped_float32": Tile(64, 32, 64, 64, 8, 3),
 }
-"""Tile sizes by path. None spills on sm_80 in any format; float32 has no tensor cores to feed, and larger tiles would."""
+"""Tile sizes by path. None spills registers on sm_80 in any format. Float32 uses no tensor cores,
+and larger tiles would spill."""
 
 _INTEGERS = {
     "route_tokens": ("num_tokens", "num_experts", "top_k"),
@@ -91,7 +93,7 @@ _INTEGERS = {
 
 
 def check_shape(shape: MoeShape) -> None:
-    """Refuse what the kernels cannot hold.
+    """Raise an error for a shape that the kernels do not support.
 
     Raises:
         ContractError: If there are too many experts, or ``top_k`` exceeds them.
@@ -116,7 +118,7 @@ def select_tile(shape: MoeShape, *, itemsize: int) -> str:
 def split_reduction(hidden: int, intermediate: int, *, columns: int) -> tuple[int, int]:
     """Split the decode path's second product, so that one token still fills a GPU.
 
-    It depends on the weights' shape alone: a token's result is the same bits in any company.
+    It depends only on the weights' shape, so a token's result has the same bits in every batch.
 
     Args:
         hidden: Outputs of one expert.
@@ -124,7 +126,7 @@ def split_reduction(hidden: int, intermediate: int, *, columns: int) -> tuple[in
         columns: Outputs of one program.
 
     Returns:
-        How many parts, and the length of each (the last may be shorter); a multiple of 128.
+        Number of parts, and the length of each, a multiple of 128; the last may be shorter.
     """
     groups = _ceil_div(intermediate, 128)
     parts = 1
@@ -173,7 +175,7 @@ def plan_launches(
     Args:
         shape: The sizes; ``num_tokens`` at least 1.
         itemsize: Bytes of one element of T.
-        tiles: Tile sizes by path; the default is what is compiled ahead of time.
+        tiles: Tile sizes by path; by default those that are compiled ahead of time.
     """
     name = select_tile(shape, itemsize=itemsize)
     tile = tiles[name]
@@ -221,7 +223,7 @@ def plan_launches(
 
 
 def max_row_tiles(shape: MoeShape, rows: int) -> int:
-    """Return the most tiles of this number of rows that any routing of this shape can need."""
+    """Return the largest number of tiles, of ``rows`` each, that a routing of this shape needs."""
     slots, experts = shape.num_slots, shape.num_experts
     # an expert of n rows takes at most (n + rows - 1) / rows tiles
     return min(slots, (slots + experts * (rows - 1)) // rows)

@@ -1,1 +1,1 @@
-"""Synthetic checkpoints: seeded random weights, or files of the published sizes that hold no data."""
+"""Synthetic checkpoints: seeded random weights, or sparse files of the published sizes."""

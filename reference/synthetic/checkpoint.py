@@ -1,8 +1,9 @@
-"""Synthetic checkpoints in the original's file format and key names: seeded random weights, or holes.
+"""Synthetic checkpoints in the original's file format: seeded random weights, or sparse files.
 
-Random weights mean nothing, but they behave: activations stay near one, the router has preferences, images and
-far-away tokens change the next token, and greedy decoding neither stops at once nor repeats one token. Holes take no
-disk, so that the published sizes fit anywhere. Knows nothing of PyTorch.
+Random weights give a model without meaning but with usual numbers: activations stay near one, the
+router has preferences, images and distant tokens change the next token, and greedy decoding neither
+stops at once nor repeats one token. Sparse files take no disk space, so that the published sizes
+fit on any disk. Knows nothing about PyTorch.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Shapes = dict[str, tuple[int, ...]]
 
 _SHARD_BYTES = 256 * 2**20
 _PUBLISHED_SHARD_BYTES = 5 * 10**9
-"""Cuts the published sizes into the published shards: 4 of the 9B, 22 of the 53B."""
+"""Shard size that gives the published number of shards: 4 for the 9B, 22 for the 53B."""
 
 
 def write_checkpoint(
@@ -53,22 +54,22 @@ def write_checkpoint(
     """Write a synthetic checkpoint; the folder appears whole or not at all.
 
     Args:
-        folder: Where to; must not exist or be empty.
+        folder: Target; must not exist or be empty.
         preset: One of `preset_names()`.
         seed: Not negative. The same seed gives the same bytes.
-        dtype: Of every tensor: float32, float16 or bfloat16; by default the preset's own.
-        layers: Write the first decoder layers alone.
-        sparse: Leave a hole in each file where its weights would be; they read as zeros.
-        shard_bytes: Largest shard, unless one tensor is larger; there are always two shards or more. By default the
-            published size for published presets, and less for others.
-        overwrite: Replace a checkpoint that is there already.
+        dtype: Dtype of every tensor: float32, float16 or bfloat16; by default the preset's own.
+        layers: Write only this number of decoder layers, from the first.
+        sparse: Write sparse files, whose weights take no disk space and read as zeros.
+        shard_bytes: Largest shard, unless one tensor is larger; there are always two shards or
+            more. By default the published size for published presets, and less for others.
+        overwrite: Replace a checkpoint in the folder.
 
     Returns:
         The files written.
 
     Raises:
-        InputError: If an argument is not one of these, the folder is taken or cannot be written, or the weights would
-            fill the disk.
+        InputError: If an argument is not allowed, the folder is not empty or cannot be written, or
+            the disk has too little space for the weights.
     """
     config = preset_config(preset, layers)
     family = family_of(config)
@@ -100,25 +101,27 @@ def write_checkpoint(
 
 
 def _check_room(folder: Path, config: ModelSpec, dtype: str, *, everything: bool) -> None:
-    """Refuse to write weights by the hundred gigabytes unasked, or more of them than the disk can take."""
+    """Raise an error for a published size without `layers`, or for more weights than disk space."""
     nbytes = DTYPES[dtype].itemsize * sum(map(math.prod, expected_tensors(config).values()))
     size, layers = f"{nbytes / 1e9:.1f} GB", config.decoder.num_layers
     if everything:
         raise InputError(
-            f"synth: this preset would write {nbytes} bytes ({size}) of random weights; pass --sparse for files of that "
-            f"size that take no disk, --layers N for its first N layers, or --layers {layers} to write them all"
+            f"synth: this preset would write {nbytes} bytes ({size}) of random weights; pass "
+            "--sparse for files of that size that take no disk, --layers N for its first N layers, "
+            f"or --layers {layers} to write them all"
         )
     place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.is_dir())
     free = shutil.disk_usage(place).free
     if nbytes > free:
         raise InputError(
-            f"synth: {layers} layers would write {nbytes} bytes ({size}), but {place} has {free / 1e9:.1f} GB free; "
-            "pass a smaller --layers, or --sparse for files that take no disk"
+            f"synth: {layers} layers would write {nbytes} bytes ({size}), but {place} has "
+            f"{free / 1e9:.1f} GB free; pass a smaller --layers, or --sparse for files that take no "
+            "disk"
         )
 
 
 def _plan_shards(config: ModelSpec, itemsize: int, shard_bytes: int) -> dict[str, Shapes]:
-    """Deal the tensors out in the model's order, to at least two shards; returns them by file name."""
+    """Return the tensors of each shard by file name: in the model's order, at least two shards."""
     shapes = expected_tensors(config)
     total = itemsize * sum(map(math.prod, shapes.values()))
     limit = min(shard_bytes, math.ceil(total / 2))
@@ -139,7 +142,7 @@ def _plan_shards(config: ModelSpec, itemsize: int, shard_bytes: int) -> dict[str
 def _write_shard(
     path: Path, shapes: Shapes, dtype: str, *, seed: int, paths: Mapping[str, str]
 ) -> None:
-    """Write one shard, one tensor in memory at a time; without the tensors' paths its data is a hole."""
+    """Write one shard with one tensor in memory at a time; a sparse file if ``paths`` is empty."""
     tensors = {name: (shape, dtype) for name, shape in shapes.items()}
     layout = layout_safetensors(path.name, tensors, metadata=PYTORCH)
     if not paths:

@@ -12,7 +12,7 @@ __all__ = ["preset_config"]
 
 
 def preset_config(preset: str, layers: int | None = None) -> ModelSpec:
-    """Return a preset, or its first decoder layers alone.
+    """Return a preset, or only its first decoder layers.
 
     Raises:
         InputError: If there is no such preset, or it has fewer layers.

@@ -1,7 +1,8 @@
-"""A small tokenizer in the form of the published one, trained on the spot on the text below.
+"""A small tokenizer in the form of the published one, trained on the text below when needed.
 
-Same file layout, normalizer, decoder, byte fallback and special ids as the published tokenizer, so that whatever reads
-that one reads this one; and a piece for each part of the prompt protocol's markers. Two trainings give the same file.
+It has the file layout, normalizer, decoder, byte fallback and special ids of the published
+tokenizer, so that the same code reads both, and a piece for each part of the chat format's markers.
+Two trainings give the same file.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ __all__ = [
 ]
 
 SPECIAL_TOKENS = ("<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|unk|>")
-"""Special tokens; the place is the id."""
+"""Special tokens; the index is the id."""
 
 _BYTES = tuple(f"<0x{byte:02X}>" for byte in range(256))
 BYTE_IDS = range(len(SPECIAL_TOKENS), len(SPECIAL_TOKENS) + len(_BYTES))
-"""Ids of the pieces that spell what the vocabulary lacks, one byte each."""
+"""Ids of the pieces for single bytes, which spell characters that the vocabulary lacks."""
 
 TEXT_VOCABULARY = 512
-"""Ids that the text below can fill; a model with more of them has ids that no text gives."""
+"""Number of ids that the text below can fill; a larger vocabulary has ids that no text gives."""
 
 # each is one piece of the published vocabulary; `<` and `>` stay apart from the words between them
 _MARKERS = ("<", "|", "User", "Assistant", "|>", "img", "vid", ">", "</", "t", "><", "></")
@@ -63,21 +64,22 @@ def train_tokenizer(vocab_size: int) -> str:
         vocab_size: Number of ids: special tokens, bytes, characters, then merged pieces.
 
     Raises:
-        InputError: If the text cannot fill so many ids, or they cannot hold its characters and the markers.
+        InputError: If the text is too short for `vocab_size` ids, or the ids are too few for its
+            characters and the markers.
     """
     tokenizer = Tokenizer(models.BPE())
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=[*SPECIAL_TOKENS, *_BYTES], show_progress=False
     )
-    # merges must not cross words or digits; the trained file has no pre-tokenizer to say so
+    # merges must not cross words or digits; the trained file has no pre-tokenizer that prevents it
     words = re.findall(r"▁?[A-Za-z]+|▁?[^\sA-Za-z▁]", _TEXT.replace(" ", "▁"))
     tokenizer.train_from_iterator([*words, *_MARKERS * _MARKER_WEIGHT], trainer)
     model = json.loads(tokenizer.to_str())["model"]
     missing = [marker for marker in _MARKERS if marker not in model["vocab"]]
     if missing or len(model["vocab"]) != vocab_size:
         raise InputError(
-            f"synthetic tokenizer: vocab_size {vocab_size} gives {len(model['vocab'])} pieces and leaves out "
-            f"{missing or 'no marker'}; choose about 512"
+            f"synthetic tokenizer: vocab_size {vocab_size} gives {len(model['vocab'])} pieces and "
+            f"leaves out {missing or 'no marker'}; choose about 512"
         )
     return _json(_published_form(model))
 

@@ -1,8 +1,8 @@
-"""Numbers for the tensors of a synthetic checkpoint, each from its own generator.
+"""Values of a synthetic checkpoint's tensors, each from its own generator.
 
-The generator is seeded by the seed and the tensor's name, so no tensor depends on another's shape or on their order.
-The initialisation of Mamba's step sizes and decays is that of the Mamba paper's code; the gains were chosen by looking
-at activations and greedy tokens.
+The generator's seed comes from the seed and the tensor's name, so no tensor depends on another's
+shape or on their order. Mamba's step sizes and decays are initialised as in the Mamba paper's code;
+the gains were chosen by looking at activations and greedy tokens.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ Array = npt.NDArray[np.float32]
 
 _GAINS = {
     HEAD: 3.0,  # logits spread by about 3
-    ".router.weight": 2.0,  # experts are preferred clearly, by different tokens differently
-    # attention picks positions out instead of averaging them away
+    ".router.weight": 2.0,  # clear preferences, different for different tokens
+    # attention selects positions instead of averaging over them
     ".attention.q_proj.weight": 2.0,
     ".self_attn.q_proj.weight": 2.0,  # the vision tower's
 }
@@ -35,13 +35,13 @@ def draw_tensor(path: str, shape: tuple[int, ...], *, name: str, seed: int) -> A
     """Draw one tensor.
 
     Args:
-        path: Of the parameter; decides the distribution.
-        shape: Any.
-        name: The checkpoint's; decides the numbers, with the seed.
-        seed: Of the checkpoint.
+        path: Path of the parameter; selects the distribution.
+        shape: Shape of the tensor.
+        name: Name in the checkpoint; with the seed, it selects the numbers.
+        seed: Seed of the checkpoint.
 
     Returns:
-        Row-major, float32.
+        Row-major array of that shape, float32.
     """
     digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
     rng = np.random.Generator(np.random.PCG64(int.from_bytes(digest, "little")))
@@ -49,7 +49,7 @@ def draw_tensor(path: str, shape: tuple[int, ...], *, name: str, seed: int) -> A
         return _step_size_bias(rng.random(shape))
     noise = rng.standard_normal(shape, dtype=np.float32)
     if path.endswith("mamba.A_log"):
-        # exactly log(1..d_state) in Mamba; the noise makes channels tell apart
+        # exactly log(1..d_state) in Mamba; the noise makes channels different
         decay: Array = np.log(np.arange(1, shape[-1] + 1, dtype=np.float32))
         return decay + np.float32(0.05) * noise
     if path.endswith((".D", "norm.weight", "norm1.weight", "norm2.weight")):
@@ -65,7 +65,14 @@ def draw_tensor(path: str, shape: tuple[int, ...], *, name: str, seed: int) -> A
 
 
 def _step_size_bias(uniform: npt.NDArray[np.float64]) -> Array:
-    """Return the bias whose softplus is log-uniform over Mamba's range of step sizes."""
+    """Return the bias whose softplus is log-uniform over Mamba's range of step sizes.
+
+    Args:
+        uniform: Numbers from 0 to 1, of any shape, float64.
+
+    Returns:
+        Array of the same shape, float32.
+    """
     low, high = np.log(_DT_RANGE)
     step = np.exp(low + uniform * (high - low))
     bias: Array = np.log(np.expm1(step)).astype(np.float32)
@@ -73,10 +80,11 @@ def _step_size_bias(uniform: npt.NDArray[np.float64]) -> Array:
 
 
 def _quieten(lm_head: Array) -> Array:
-    """Keep special tokens, bare bytes and ids without a text from being generated.
+    """Return lm_head [vocab_size, hidden_size], float32, that generates only ids with a text.
 
-    A zero row has logit 0, which the best of hundreds of others always exceeds, so decoding never stops by itself;
-    faint rows make a byte without its neighbours, which is no character, rare.
+    Special tokens and ids without a text get zero rows: their logit is 0, and the best of hundreds
+    of other logits is always larger, so decoding never stops by itself. Single bytes get small
+    rows, so they are rare, because one byte of several is no character.
     """
     lm_head[: len(SPECIAL_TOKENS)] = 0
     lm_head[TEXT_VOCABULARY:] = 0

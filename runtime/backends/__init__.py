@@ -1,4 +1,4 @@
-"""What runs a bundle's stages.
+"""Backends, which run a bundle's stages.
 
 base.py           the protocols, and the limits a backend states
 ort/              ONNX Runtime on a CPU

@@ -1,7 +1,8 @@
-"""A captured decode step is used only after it has proved itself: this is the comparison.
+"""Comparison that a captured decode step must pass before it is used.
 
-Some steps are taken twice without a graph and once replayed. A replay must give what the first run gave, or come as near to
-it as the second did: two runs differ only where a kernel adds in no fixed order.
+Some steps are run twice without a graph and once as a replay. The replay must give the results of
+the first run, or be as near to them as the second run is: two runs differ only where a kernel adds
+in no fixed order.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["PROOF_STEPS", "first_difference"]
 
 PROOF_STEPS = 4
-"""Even, so that double buffers end as they began; each way round is tried twice."""
+"""Even, so that double buffers end as they began; each of the two orders is tried twice."""
 
 
 def first_difference(run: Callable[[bool], Results]) -> str | None:
-    """Name the first result that a replay gets wrong, None if it gets all right.
+    """Return the name of the first result that a replay gets wrong; None if all are right.
 
     Args:
-        run: Takes `PROOF_STEPS` steps from one point and goes back to it; replays them if asked to. Its results are
-            compared in their order.
+        run: Runs `PROOF_STEPS` steps from one point and goes back to that point; True asks for a
+            replay. Results are arrays by name, of any shape and float dtype, compared in order.
     """
     first, second, replayed = (run(is_graph) for is_graph in (False, False, True))
     for name, want in first.items():
@@ -37,6 +38,6 @@ def first_difference(run: Callable[[bool], Results]) -> str | None:
 
 
 def _distance(a: NDArray[Any], b: NDArray[Any]) -> float:
-    """Return the largest difference; NaN where either is not finite, and so never within any limit."""
+    """Return the largest difference. NaN if either is not finite, which no limit accepts."""
     wide = a.astype(np.float64) - b.astype(np.float64)
     return float(np.abs(wide).max()) if wide.size else 0.0

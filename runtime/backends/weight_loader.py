@@ -1,9 +1,9 @@
 """Weights of engines, from a bundle's files into memory that an engine can be given.
 
-Files are read from front to back by several threads through a ring of small buffers. Each block goes from the file
-into a buffer, is cast on the way if need be, and from there to its place in the weight: experts are put together where
-they end up, and no tensor is ever whole in the host's memory on its way to a device. Knows no ONNX: what a weight is
-made of is in engine.json.
+Several threads read the files from front to back through a ring of small buffers. Each block goes
+from the file into a buffer, is cast if needed, and is copied to its place in the weight. So experts
+are joined at their final place, and no tensor is ever whole in the host's memory on its way to a
+device. Knows no ONNX: engine.json lists the parts of each weight.
 """
 
 from __future__ import annotations
@@ -37,24 +37,33 @@ Buffer = TypeVar("Buffer")
 _BLOCK_BYTES = 16 * 2**20
 _READERS = 4
 _SLOTS = 2 * _READERS
-"""Twice the readers, so that a block may still be on its way to the device while the next is read."""
+"""Twice the readers, so that one block is copied to the device while the next is read."""
 
 
 class WeightMemory(Protocol[Buffer]):
-    """Where weights go. `write` is called from several threads at once."""
+    """Memory for weights. `write` is called from several threads at once."""
 
     def allocate(self, nbytes: int) -> Buffer:
         """Return memory for one weight."""
 
     def staging(self, nbytes: int) -> Bytes:
-        """Return host memory that `write` reads fast: pinned, if there is such a thing."""
+        """Return host memory [nbytes], uint8, that `write` reads fast: pinned, if possible."""
 
     def write(self, buffer: Buffer, place: int, block: Bytes) -> Callable[[], None]:
-        """Begin to copy a block to its place, in bytes; what is returned waits until the block may be reused."""
+        """Begin to copy a block to a weight.
+
+        Args:
+            buffer: Memory of the weight.
+            place: First byte to write.
+            block: Bytes. [nbytes], uint8.
+
+        Returns:
+            Function that waits until the block may be reused.
+        """
 
 
 class HostMemory:
-    """Weights as NumPy arrays of bytes: for a CPU, and to compare with."""
+    """Weights as NumPy arrays of bytes: for a CPU, and for comparisons."""
 
     def allocate(self, nbytes: int) -> Bytes:
         """Return memory for one weight."""
@@ -65,7 +74,7 @@ class HostMemory:
         return np.empty(nbytes, np.uint8)
 
     def write(self, buffer: Bytes, place: int, block: Bytes) -> Callable[[], None]:
-        """Copy a block to its place."""
+        """Copy a block to byte `place` of a weight."""
         buffer[place : place + len(block)] = block
         return _done
 
@@ -75,17 +84,17 @@ class _Block:
     """Some elements of one weight that lie together in a file."""
 
     part: WeightPart
-    """Only these bytes of it."""
+    """Bytes in the file."""
     dtype: str
-    """To cast to."""
+    """Dtype to cast to."""
     weight: int
-    """Place of the weight in the list."""
+    """Index of the weight in the list."""
     place: int
-    """First byte in the weight."""
+    """First byte to write in the weight."""
 
 
 class _Slot:
-    """One buffer of the ring, and how to wait until what was written from it has arrived."""
+    """One buffer of the ring, and a function that waits until its last copy has arrived."""
 
     def __init__(self, buffer: Bytes) -> None:
         self.buffer = buffer
@@ -104,16 +113,17 @@ def load_weights(
 
     Args:
         bundle: Folder that the weights' files are in.
-        weights: What to load, from engine.json; each name once.
-        memory: Where to.
+        weights: Weights to load, from engine.json; each name once.
+        memory: Memory that they are copied to.
         progress: Called as bytes are read.
-        block_bytes: Size of one buffer of the ring; eight are taken.
+        block_bytes: Size of one buffer of the ring, which has eight.
 
     Returns:
         The memory of each weight, row-major, by name.
 
     Raises:
-        CheckpointError: If a file is missing or too short, or a weight's parts do not make up its shape.
+        CheckpointError: If a file is missing or too short, or a weight's parts do not have the
+            number of elements of its shape.
     """
     for weight in weights:
         _check_parts(weight)
@@ -124,7 +134,7 @@ def load_weights(
         files = {name: stack.enter_context(_opened(bundle / name)) for name in names}
         ring = _Ring(memory, buffers, files, block_bytes)
         report = _Counter(progress, sum(block.part.nbytes for block in blocks))
-        # in reverse: after a failure nothing more is begun, and what was begun is waited for
+        # in reverse: after a failure nothing new is begun, and work that was begun is waited for
         stack.callback(ring.wait)
         pool = ThreadPoolExecutor(_READERS)
         stack.callback(pool.shutdown, cancel_futures=True)
@@ -134,7 +144,7 @@ def load_weights(
 
 
 class _Ring(Generic[Buffer]):
-    """What the readers share: open files, buffers in turn, and where each weight goes."""
+    """Data that the readers share: open files, a ring of buffers, each weight's target."""
 
     def __init__(
         self,
@@ -151,7 +161,7 @@ class _Ring(Generic[Buffer]):
             self._slots.put(_Slot(memory.staging(block_bytes)))
 
     def carry(self, block: _Block) -> int:
-        """Take a block from its file to its place; returns the bytes read."""
+        """Copy a block from its file to its place; returns the number of bytes read."""
         slot = self._slots.get()
         try:
             slot.wait()
@@ -163,7 +173,7 @@ class _Ring(Generic[Buffer]):
         return block.part.nbytes
 
     def wait(self) -> None:
-        """Wait until all that was written has arrived."""
+        """Wait until all copies have arrived."""
         for _ in range(_SLOTS):
             self._slots.get().wait()
 
@@ -187,8 +197,8 @@ class _Ring(Generic[Buffer]):
             count = os.preadv(self._files[block.part.file], [content[done:].data], at)
             if not count:
                 raise CheckpointError(
-                    f"{block.part.file}: ends at byte {at}, within '{block.part.name}'; it was changed or cut off "
-                    "after the bundle was made: export it again"
+                    f"{block.part.file}: ends at byte {at}, within '{block.part.name}'; it was "
+                    "changed or cut off after the bundle was made: export it again"
                 )
             done += count
 
@@ -237,7 +247,8 @@ def _opened(path: Path) -> Iterator[int]:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError as err:
         raise CheckpointError(
-            f"{path}: cannot be read ({err.strerror}); the bundle points into its checkpoint, which must stay in place"
+            f"{path}: cannot be read ({err.strerror}); the bundle links to files of its checkpoint, "
+            "which must stay in place"
         ) from err
     try:
         yield descriptor
@@ -246,4 +257,4 @@ def _opened(path: Path) -> Iterator[int]:
 
 
 def _done() -> None:
-    """Nothing to wait for."""
+    """Return at once: there is nothing to wait for."""

@@ -1,7 +1,9 @@
-"""From images to embeddings in a bounded ring: worker threads decode, the vision stage and the projector follow in batches.
+"""Images to embeddings with bounded memory.
 
-At any moment a handful of images' pixel values and one batch of embeddings exist, however many images are to come. Order is
-that of the prompt, whichever thread is first. Knows no text and no decoder.
+Worker threads decode images; the vision stage and the projector then run on batches. At any moment
+there are the pixel values of a few images and one batch of embeddings, for any number of images.
+The order is that of the prompt, even if a later image is decoded first. Knows no text and no
+decoder.
 """
 
 from __future__ import annotations
@@ -60,15 +62,15 @@ def decode_images(
 ) -> Iterator[DecodedImage | InputError]:
     """Yield each image in order, decoding at most ``depth`` images ahead.
 
-    A group that cannot be used yields one error in place of its remaining images; the next group
-    goes on.
+    A group that cannot be used yields one error instead of its remaining images; then the next
+    group follows.
 
     Args:
         groups: Images that are shown together, such as a still's tiles.
-        processor: What the vision stage expects.
-        cutter: How stills in high resolution are cut.
-        num_workers: Threads; by default one a core, up to four.
-        depth: Images that may be decoded and not yet taken.
+        processor: Format of the pixels that the vision stage expects.
+        cutter: Cuts stills in high resolution.
+        num_workers: Threads; by default one for each core, up to four.
+        depth: Largest number of decoded images that wait.
     """
     workers = min(num_workers or os.cpu_count() or 1, _MAX_WORKERS)
     ring: deque[Future[DecodedImage | InputError]] = deque()
@@ -113,12 +115,12 @@ class ImageEncoder:
 
     Args:
         vision: Runs the vision stage on pixels [num_images, 3, image_size, image_size] float32.
-        projector: Runs the projector on what ``vision`` returns; gives embeddings
+        projector: Runs the projector on the result of ``vision``; returns embeddings
             [num_images, num_image_tokens, hidden_size] float32.
-        processor: What the vision stage expects.
-        cutter: How stills in high resolution are cut.
+        processor: Format of the pixels that the vision stage expects.
+        cutter: Cuts stills in high resolution.
         batch_size: Images encoded at a time.
-        num_workers: Threads that decode images; by default one a core, up to four.
+        num_workers: Threads that decode images; by default one for each core, up to four.
     """
 
     def __init__(

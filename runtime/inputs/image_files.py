@@ -1,6 +1,6 @@
 """Still images: from a file or a PIL image to RGB, or to an error that names it.
 
-Pillow alone. Knows nothing of video, of tiles, of what the vision stage takes, or of the prompt.
+Uses Pillow only. Knows nothing about video, tiles, the vision stage or the prompt.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ ImageSource = str | Path | Image.Image | bytes
 """A file's path, an image that is already open, or the bytes of a file."""
 
 MAX_IMAGE_PIXELS = 178_956_970
-"""Most pixels a header may announce: where Pillow itself stops warning and refuses."""
+"""Largest number of pixels in a header: above it, Pillow itself refuses."""
 
 MAX_IMAGE_SIDE = 32_768
-"""Longest side accepted: time grows with its square, however few pixels a thin image has."""
+"""Longest side accepted: time grows with its square, even for a thin image of few pixels."""
 
 _VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".flv", ".webm"})
 
@@ -40,15 +40,15 @@ _VIDEO_SUFFIXES = frozenset({".mp4", ".avi", ".mov", ".mkv", ".flv", ".webm"})
 def load_image(source: ImageSource, *, position: int) -> Image.Image:
     """Read one still image as RGB.
 
-    Alpha is dropped, not blended; 16-bit grey keeps its upper byte; of an animation the first frame
-    counts. The header's size is checked before anything is decoded.
+    Alpha is dropped, not blended; 16-bit grey keeps its upper byte; an animation gives its first
+    frame. The size in the header is checked before anything is decoded.
 
     Args:
         source: A file's path, an image that is already open, or the bytes of a file.
         position: The image's place among the user's images, counted from 1; errors name it.
 
     Raises:
-        InputError: Names the position and the path, and says what is wrong with the image.
+        InputError: Names the position and the path, and the image's fault.
     """
     with _opened(source, position) as (image, where):
         return _convert_to_rgb(image, where)
@@ -62,7 +62,7 @@ def read_image_size(source: ImageSource, *, position: int) -> tuple[int, int]:
 
 @contextmanager
 def _opened(source: ImageSource, position: int) -> Iterator[tuple[Image.Image, str]]:
-    """Lend an image of acceptable size, and the where that errors name."""
+    """Yield an open image of acceptable size, and its name in errors."""
     if isinstance(source, Image.Image):
         where = f"image {position}"
         _check_size(source.size, where)
@@ -90,7 +90,7 @@ def _opened(source: ImageSource, position: int) -> Iterator[tuple[Image.Image, s
 def _read_header(file: Path | BytesIO, where: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
-            # our own limit, checked by the caller, stands in for Pillow's warning at half of it
+            # the caller checks our own limit; Pillow warns at half of it
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             return Image.open(file)
     except UnidentifiedImageError as err:
@@ -98,13 +98,12 @@ def _read_header(file: Path | BytesIO, where: str) -> Image.Image:
     except Image.DecompressionBombError as err:
         raise InputError(f"{where}: too large ({err}); scale it down first") from err
     except Exception as err:
-        # header parsers of some thirty formats raise whatever they meet
+        # header parsers of about thirty formats raise many kinds of exceptions
         raise InputError(f"{where}: its header cannot be read ({err}); check the file") from err
 
 
 def _convert_to_rgb(image: Image.Image, where: str) -> Image.Image:
-    # the EXIF orientation is left alone: the original never applies it, and answers about the
-    # pixels as they are stored
+    # the EXIF orientation is ignored, as in the original, which sees the pixels as they are stored
     if image.mode in ("I", "F"):
         raise InputError(
             f"{where}: pixels are 32-bit (mode {image.mode}), whose range is not known; "
@@ -115,16 +114,16 @@ def _convert_to_rgb(image: Image.Image, where: str) -> Image.Image:
             # Pillow's own conversion clips at 255, which turns almost every 16-bit picture white
             image = Image.fromarray((np.asarray(image.convert("I")) >> 8).astype(np.uint8))
         elif image.mode == "P" and "transparency" in image.info:
-            # straight to RGB gives the same colours and a warning
+            # converting directly to RGB gives the same colours and a warning
             image = image.convert("RGBA")
         return image.convert("RGB")
     except Exception as err:
-        # decoders of some thirty formats raise whatever they meet
+        # decoders of about thirty formats raise many kinds of exceptions
         raise InputError(f"{where}: cannot be decoded ({err}); is it cut off or damaged?") from err
 
 
 def check_file(path: Path, where: str) -> None:
-    """Refuse what is no file or an empty one.
+    """Raise an error if a path is no file or the file is empty.
 
     Raises:
         InputError: Begins with ``where``.

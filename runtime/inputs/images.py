@@ -1,6 +1,7 @@
-"""One image of a prompt: where its pixels come from, and which text stands around it.
+"""One image of a prompt: the source of its pixels, and the text around it.
 
-A still, a tile of one and a frame of a video are all one image here. Nothing is decoded before it is asked for.
+A still, a tile of a still and a frame of a video are each one image here. Images are decoded only
+when they are needed.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ __all__ = [
 ]
 
 Load: TypeAlias = Callable[[], Image.Image]
-"""Decodes one image, in whatever thread it is called; raises `InputError` if that cannot be done."""
+"""Decodes one image, in the thread that calls it; raises `InputError` if it cannot."""
 
 FileStamp: TypeAlias = tuple[int, int]
-"""Length in bytes and time of the last change in nanoseconds: enough to notice another file under the same name."""
+"""Length in bytes and time of the last change in nanoseconds; differs if a file was replaced."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,32 +42,32 @@ class ImageInput:
     """One image, and the text that belongs to it."""
 
     source: ImageSource | None
-    """A file's path, or the image itself; None for one that was in memory when its session was saved."""
+    """A file's path, or the image itself; None in a saved session if it came from memory."""
     position: int
-    """Among the stills, or the videos, of its message, counted from 1; errors name it."""
+    """Position among the stills, or the videos, of its message, counted from 1; errors name it."""
     opening: str
-    """Text between the image before and this one that belongs to this one: `<img>`."""
+    """Text directly before the image that belongs to it: `<img>`."""
     ending: str
-    """Text that closes what is open, were this the last image: `</img>`."""
+    """Text that closes all open tags if this is the last image: `</img>`."""
     grid: TileGrid | None = None
-    """Of the still whose tiles are shown."""
+    """Tile grid of the still, if its tiles are shown."""
     tile: int = 0
-    """Which of them, counted from 1; 0 is the still itself."""
+    """Index of the tile, counted from 1; 0 is the still itself."""
     frame: int | None = None
-    """Which frame of a video, counted from 0."""
+    """Index of the frame in its video, counted from 0."""
     stamp: FileStamp | None = None
-    """Of the file as it was shown."""
+    """Stamp of the file when it was shown."""
 
     @property
     def where(self) -> str:
-        """How errors name it."""
+        """Name of the image in errors."""
         kind = "image" if self.frame is None else "video"
         where = f" ({self.source})" if isinstance(self.source, str | Path) else ""
         return f"{kind} {self.position}{where}"
 
 
 def file_stamp(source: ImageSource | None) -> FileStamp | None:
-    """Return what tells a file from its successor; None where there is no file."""
+    """Return a stamp that changes when the file is replaced; None if there is no file."""
     if not isinstance(source, str | Path):
         return None
     try:
@@ -77,21 +78,21 @@ def file_stamp(source: ImageSource | None) -> FileStamp | None:
 
 
 def check_unchanged(images: Sequence[ImageInput]) -> None:
-    """Refuse files that are not what was shown.
+    """Raise an error if a file has changed since it was shown.
 
     Raises:
-        InputError: Names the first.
+        InputError: Names the first such image.
     """
     for image in images:
         if image.stamp is not None and file_stamp(image.source) != image.stamp:
             raise InputError(
-                f"rewind: {image.where} is gone or has changed since it was shown, and it must be encoded again; "
-                "put it back, or rewind to a checkpoint"
+                f"rewind: {image.where} is gone or has changed since it was shown, and it must be "
+                "encoded again; put it back, or rewind to a checkpoint"
             )
 
 
 class ViewCutter(NamedTuple):
-    """How stills in high resolution are cut."""
+    """Rules by which stills in high resolution are cut."""
 
     policy: ImagePolicy
     image_size: int
@@ -107,30 +108,31 @@ class ViewCutter(NamedTuple):
 
 
 def open_images(shown: Sequence[ImageInput], cutter: ViewCutter) -> Iterator[Load]:
-    """Yield what decodes each image, in order.
+    """Yield a function for each image, in order, that decodes it.
 
-    Stills in files decode when called, so that threads can share the work. Whatever has a common source decodes here, once:
-    a still with its tiles, the frames of a clip.
+    Stills in files are decoded when that is called, so that threads can share the work. Images of
+    one source are decoded here, once: a still with its tiles, the frames of a clip.
 
     Args:
         shown: Images that are shown together.
-        cutter: How stills in high resolution are cut.
+        cutter: Cuts stills in high resolution.
 
     Raises:
-        InputError: If such a source cannot be used.
+        InputError: If a source with several images cannot be used.
     """
     for run in _runs(shown):
         first = run[0]
         if first.source is None:
             raise InputError(
-                f"{first.where}: was shown from memory, and a saved session keeps no pixels; rewind to a checkpoint"
+                f"{first.where}: was shown from memory, and a saved session keeps no pixels; "
+                "rewind to a checkpoint"
             )
         if first.frame is not None:
             yield from _frames(run)
         elif first.grid is not None:
             yield from _tiles(run, first.grid, cutter)
         elif isinstance(first.source, Image.Image):
-            # Pillow reads lazily, and not from two threads at once if an image is shown twice
+            # Pillow reads lazily, and two threads must not read one image that is shown twice
             yield partial(_same, load_image(first.source, position=first.position))
         else:
             yield partial(load_image, first.source, position=first.position)

@@ -1,4 +1,4 @@
-"""Options for images and videos: what is shown of them."""
+"""Options for images and videos."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ OnBroken = Literal["stop", "skip"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MediaOptions:
-    """How images and videos are shown."""
+    """Options for showing images and videos."""
 
     high_resolution: bool = False
-    """Show each still as an overview and its tiles of the vision tower's own size. Frames of a video are never tiled."""
+    """Show each still as an overview and tiles of the vision tower's size; video frames never."""
     seconds_per_frame: float = 1.0
-    """One frame is shown for this many seconds of video."""
+    """Seconds of video for each frame that is shown."""
     max_frames: int = 128
-    """Most frames of a video, evenly spread; the model was shown up to 1200."""
+    """Largest number of frames of a video, evenly spread; the model has been shown up to 1200."""
     official_compat: bool = False
-    """Write the original's strings byte for byte, faults included."""
+    """Write the same strings as the original code, faults included."""
     on_broken: OnBroken = "stop"
-    """What a still that cannot be used does: `stop` with an error, or `skip` it and say so in the result."""
+    """Policy for a still that cannot be used: `stop` with an error, or `skip` it and report it."""
 
     def __post_init__(self) -> None:
         seconds = "a number from 0 (every frame)"

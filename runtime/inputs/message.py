@@ -1,7 +1,7 @@
-"""A message from what a caller says and shows.
+"""A message from a caller's text, images and videos.
 
 Headers are opened and video frames counted at once, so that a request that cannot fit is refused
-before any work; pixels are decoded later, as `longllava_trt.runtime.inputs.images` is asked for them.
+before any work; `longllava_trt.runtime.inputs.images` decodes pixels later.
 """
 
 from __future__ import annotations
@@ -32,25 +32,26 @@ def build_message(
     options: MediaOptions,
     form: MessageFormat,
 ) -> Message:
-    """Put together what one message says and shows.
+    """Return one message with text, images and videos.
 
-    Each video becomes a clip of its own before the text, in the order given; stills stand at the
-    placeholders of the query or, without any, in front of it. With `official_compat` and any video,
-    all frames and then all stills become one clip, as in the original.
+    Each video becomes a clip before the text, in the order given. Stills go to the placeholders of
+    the query; if it has none, before it. With `official_compat` and any video, all frames and then
+    all stills become one clip, as in the original.
 
-    Special tokens that are written out in the query keep their meaning, as in the original: a query
-    can open a turn of its own. No role has privileges here, so this endangers the asker's own answer
-    only; a service that pastes strangers' text into its prompts must clean that text itself.
+    Special tokens in the query's text keep their meaning, as in the original, so a query can open
+    another turn. No role has privileges here, so users can harm only their own answers; a service
+    that puts strangers' text into its prompts must clean that text itself.
 
     Args:
-        query: What the message says; None if it goes on later.
+        query: Text of the message; None if the text comes later.
         images: One image or several, as `image_sources` takes them.
         videos: One path or several.
-        options: How they are shown.
-        form: How the model family writes them.
+        options: Options for showing them.
+        form: Format of the model family.
 
     Raises:
-        InputError: If the question is blank or no text, placeholders and stills do not match, or a file cannot be used.
+        InputError: If the question is blank or no text, placeholders and stills do not match, or a
+            file cannot be used.
     """
     if query is not None and not isinstance(query, str):
         raise InputError(f"prompt: expected a text, got {type(query).__name__}")

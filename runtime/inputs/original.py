@@ -1,4 +1,4 @@
-"""A message as the original code of a model family writes it, faults included: `official_compat`."""
+"""A message as a model family's original code writes it, faults included: `official_compat`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ def original_message(
         raise InputError("media: official_compat means nothing for this model; leave it out")
     if query is None:
         raise InputError(
-            "media: official_compat needs images and question together; give the images with the question"
+            "media: official_compat needs images and question together; "
+            "give the images with the question"
         )
     if videos:
         return _original_clip(query, stills, videos, writer, original)
@@ -43,7 +44,7 @@ def _original_clip(
     writer: MessageWriter,
     original: OriginalFormat,
 ) -> Message:
-    """Make all frames and then all stills one clip, capped again."""
+    """Make all frames and then all stills one clip, limited to `max_frames` again."""
     placeholder = writer.chat.image_placeholder
     if writer.options.high_resolution:
         raise InputError(
@@ -51,8 +52,8 @@ def _original_clip(
         )
     if placeholder in query:
         raise InputError(
-            f"prompt: official_compat makes a video and all images one clip, and got '{placeholder}' in the "
-            "text; remove it, or leave out official_compat"
+            f"prompt: official_compat makes a video and all images one clip, and got '{placeholder}' "
+            "in the text; remove it, or leave out official_compat"
         )
     bare = Slot("", "", "")
     groups = [*writer.clips(videos), *(writer.still(bare, s, i) for i, s in enumerate(stills, 1))]

@@ -12,7 +12,7 @@ __all__ = ["ImageGroup", "Message", "MessageFormat", "Text"]
 
 
 class MessageFormat(NamedTuple):
-    """How a model family writes a message."""
+    """Format in which a model family writes a message."""
 
     chat: ChatFormat
     cutter: ViewCutter
@@ -32,14 +32,14 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class ImageGroup:
-    """Images that are shown whole or, where one is broken, not at all: a still with its tiles, or a clip."""
+    """Images that are shown together or not at all: a still with its tiles, or a clip."""
 
     images: tuple[ImageInput, ...]
     closing: str
     """Text behind the last image that belongs to it."""
 
     def written(self, placeholder: str) -> str:
-        """Return its text with a placeholder for each image."""
+        """Return the group's text with a placeholder for each image."""
         return "".join(image.opening + placeholder for image in self.images) + self.closing
 
 
@@ -50,12 +50,15 @@ class Message:
     parts: tuple[Text | ImageGroup, ...]
 
     def written(self, placeholder: str) -> str:
-        """Return the whole as one text with a placeholder for each image; for people, not for ids."""
+        """Return the message as one text with a placeholder for each image.
+
+        For people to read; not for tokenization.
+        """
         return "".join(part.written(placeholder) for part in self.parts)
 
     @property
     def groups(self) -> list[ImageGroup]:
-        """What is shown, in order."""
+        """Images and videos, in order."""
         return [part for part in self.parts if isinstance(part, ImageGroup)]
 
     @property

@@ -1,8 +1,8 @@
 """RGB images to the pixel values the vision stage takes.
 
-Pillow and numpy only. It must give what the tower's own image processor gives after the original's
-padding to a square, so the resampling filter and the rounding to bytes between its two passes are
-kept.
+Pillow and numpy only. The result must equal that of the original's padding to a square and the
+tower's own image processor, so the resampling filter and the rounding to bytes between its two
+passes are the same.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STRIP_ROWS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageProcessorConfig:
-    """What the vision tower expects of its pixels."""
+    """Format of the pixels that the vision tower expects."""
 
     image_size: int
     """Side of the square the tower sees, in pixels."""
@@ -64,7 +64,7 @@ _FIXED: dict[str, Any] = {
     "resample": int(Image.Resampling.BICUBIC),
     "rescale_factor": _RESCALE_FACTOR,
 }
-"""Keys that change the pixels; older files leave them out and mean these values."""
+"""Keys that change the pixels, with the values that older files mean when they leave them out."""
 
 _REQUIRED = ("image_mean", "image_std", "size")
 
@@ -130,7 +130,11 @@ def preprocess(image: Image.Image, config: ImageProcessorConfig) -> NDArray[np.f
 def preprocess_batch(
     images: Sequence[Image.Image], config: ImageProcessorConfig
 ) -> NDArray[np.float32]:
-    """Return many images' pixel values. [num_images, 3, image_size, image_size], float32."""
+    """Return the pixel values of several images; see `preprocess`.
+
+    Returns:
+        [num_images, 3, image_size, image_size], float32.
+    """
     shape = (len(images), 3, config.image_size, config.image_size)
     pixel_values = np.empty(shape, dtype=np.float32)
     for i, image in enumerate(images):
@@ -139,11 +143,12 @@ def preprocess_batch(
 
 
 def _resize_on_square(image: Image.Image, config: ImageProcessorConfig) -> Image.Image:
-    """Pad to a square, the image in its centre, and resize that, without holding the square.
+    """Pad to a square with the image in its centre, and resize it, without storing the square.
 
     Pillow resizes the rows first, rounds to bytes, then the columns. Rows are independent of each
     other, so they are padded and resized a strip at a time; rows of padding alone stay as they are.
-    The result is the same to the bit, and memory grows with the longest side instead of its square.
+    The result is bit for bit the same, and memory grows with the longest side instead of its
+    square.
     """
     size, colour = config.image_size, config.pad_colour
     side = max(image.size)
@@ -159,7 +164,7 @@ def _resize_on_square(image: Image.Image, config: ImageProcessorConfig) -> Image
 
 
 def _side(value: Any) -> int | None:
-    """Return the side of the square that `size` or `crop_size` describes; None if it is none."""
+    """Return the side of the square that `size` or `crop_size` describes, or None."""
     if isinstance(value, dict):
         square = value.keys() == {"height", "width"} and value["height"] == value["width"]
         value = value["height"] if square else value.get("shortest_edge")

@@ -1,6 +1,7 @@
-"""Runs an iterator one item ahead, in a thread: the next images are encoded while the decoder reads a chunk.
+"""Runs an iterator one item ahead, in a thread: images are encoded while the decoder runs.
 
-Both wait for the GPU without holding the interpreter, each on its own stream, so their work overlaps there.
+Both wait for the GPU without Python's interpreter lock, each on its own stream, so their work
+overlaps on the GPU.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ Item = TypeVar("Item")
 
 
 def prefetch(items: Iterator[Item]) -> Iterator[Item]:
-    """Yield the same items in the same order; the next is being made while one is used.
+    """Yield the same items in the same order; while one is used, the next is made.
 
-    Closing this closes ``items``, once the item under way is done. What ``items`` raises is raised at its place.
+    Closing this closes ``items`` when the item in progress is done. An exception of ``items`` is
+    raised at its place in the order.
     """
     end = object()
     pool = ThreadPoolExecutor(1, thread_name_prefix="run-ahead")

@@ -1,4 +1,4 @@
-"""What a caller may give as images and videos, brought into one form: lists of sources."""
+"""Images and videos in any form that a caller may give, as lists of sources."""
 
 from __future__ import annotations
 

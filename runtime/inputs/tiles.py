@@ -1,8 +1,7 @@
 """Tiles of a still in high resolution, cut in memory.
 
-Pixels only: `longllava_trt.models.image_policy` says where the tiles lie and which text stands
-around them. The original writes each tile to a JPEG file and reads it back; that loss is not
-reproduced.
+Pixels only: `longllava_trt.models.image_policy` gives the tiles' boxes and the text around them.
+The original writes each tile to a JPEG file and reads it back; that loss is not reproduced.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ def overview_and_tiles(
 
     Args:
         image: RGB.
-        policy: Where tiles lie.
+        policy: Gives the tiles' boxes.
         image_size: Side of the square that the vision tower sees, in pixels.
     """
     yield image

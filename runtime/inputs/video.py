@@ -1,7 +1,8 @@
-"""Video files: which frames are shown, and their pixels.
+"""Video files: the frames that are shown, and their pixels.
 
-PyAV decodes; the frames are chosen by index as the original chooses them, not by time stamp. Knows nothing of the
-prompt. Nothing is kept: a clip is decoded once to count its frames, and once more as far as the last chosen one.
+PyAV decodes. Frames are chosen by index, as in the original, not by time stamp. Knows nothing about
+the prompt. Nothing is kept: a clip is decoded once to count its frames, and again up to the last
+chosen frame.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["VideoClip", "choose_frames", "open_clip", "subsample"]
 def choose_frames(
     num_frames: int, *, fps: float, seconds_per_frame: float, max_frames: int
 ) -> tuple[int, ...]:
-    """Return the indices of the frames to show: one an interval, thinned out evenly if they are too many."""
+    """Return the indices of the frames to show: one for each interval, at most `max_frames`."""
     interval = max(int(min(fps * seconds_per_frame, num_frames)), 1)
     kept = range(0, num_frames, interval)
     return tuple(kept[i] for i in subsample(len(kept), limit=max_frames))
@@ -40,16 +41,16 @@ def subsample(num_items: int, *, limit: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VideoClip:
-    """A video file and the frames of it that are shown."""
+    """A video file and its frames that are shown."""
 
     path: Path
     where: str
-    """How errors name it."""
+    """Name of the video in errors."""
     indices: tuple[int, ...]
     """Frames to show, counted from 0, ascending."""
 
     def frames(self) -> Iterator[Image.Image]:
-        """Yield the chosen frames as RGB, upright, decoding as they are asked for.
+        """Yield the chosen frames as RGB, upright; each is decoded when it is needed.
 
         Raises:
             InputError: If the file has changed since it was opened.
@@ -72,8 +73,8 @@ def open_clip(
     Args:
         source: A file's path.
         position: Its place among the user's videos, counted from 1; errors name it.
-        seconds_per_frame: One frame is shown for so many seconds of video.
-        max_frames: At most so many frames.
+        seconds_per_frame: Seconds of video for each frame that is shown.
+        max_frames: Largest number of frames.
 
     Raises:
         InputError: If the file cannot be read, holds no video, or no frame.
@@ -128,7 +129,7 @@ def _decode(path: Path, where: str) -> Iterator[Any]:
 
 
 def _upright(frame: Any) -> Image.Image:
-    """Return a frame as it is meant to be seen: telephones store a turn instead of turning pixels."""
+    """Return a frame turned upright: phones store the rotation, not rotated pixels."""
     image: Image.Image = frame.to_image()
     return image.rotate(frame.rotation, expand=True) if frame.rotation else image
 

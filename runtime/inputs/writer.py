@@ -1,6 +1,6 @@
 """Writes stills and clips as parts of a message, in one model family's format.
 
-Tags are never written into a text and looked for again: a query is cut at its placeholders once.
+Tags are never written into a text and searched there: a query is cut at its placeholders once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["MessageWriter", "Slot"]
 
 
 class Slot(NamedTuple):
-    """Place of one still: the text before it, and what belongs to the image itself."""
+    """Place of one still: the text before it, and the text that belongs to the image."""
 
     before: str
     opening: str
@@ -50,14 +50,14 @@ class MessageWriter:
             yield Text(rest)
 
     def slots(self, query: str | None, num_stills: int) -> tuple[list[Slot], str]:
-        """Return where stills stand in a query, and the text behind the last.
+        """Return the places of the stills in a query, and the text after the last.
 
         Raises:
             InputError: If there are placeholders but not one for each still.
         """
         chat = self.chat
         texts = [""] if query is None else query.split(chat.image_placeholder)
-        # a query that holds a closing tag was marked up by its author, and is left as it is
+        # a query with a closing tag has its author's own markup, and is left as it is
         tags = (chat.image_open, chat.image_close)
         opening, closing = (
             ("", "") if chat.image_close and chat.image_close in (query or "") else tags
@@ -79,9 +79,9 @@ class MessageWriter:
     def _slot_between(
         self, before: str, after: str, opening: str, closing: str
     ) -> tuple[Slot, str]:
-        """Return the slot between two texts, and what is left of the second.
+        """Return the slot between two texts, and the rest of the second.
 
-        The query's own tags around it, and a newline directly behind it, go with the image.
+        The query's own tags around it, and a newline directly after it, belong to the image.
         """
         chat = self.chat
         if not opening and not closing:
@@ -94,7 +94,7 @@ class MessageWriter:
         return Slot(before, opening, closing), after
 
     def still(self, slot: Slot, source: ImageSource, position: int) -> ImageGroup:
-        """Return one still, tiled if that is asked for."""
+        """Return one still, with tiles if the options say so."""
         grid = self._grid(source, position) if self.options.high_resolution else None
         image = ImageInput(
             source=source,
@@ -114,7 +114,7 @@ class MessageWriter:
         except InputError:
             if self.options.on_broken == "stop":
                 raise
-            # found to be broken once more when it is decoded, and skipped there
+            # decoding it later will fail too, and it is skipped then
             return None
 
     def clips(self, videos: Sequence[Path]) -> Iterator[ImageGroup]:
@@ -139,8 +139,8 @@ class MessageWriter:
 def _tiled(
     image: ImageInput, grid: TileGrid, texts: ViewTexts, slot: Slot, chat: ChatFormat
 ) -> ImageGroup:
-    """Return a still's overview and tiles; markup of the slot stays around them."""
-    # the policy writes the usual tags: where the slot has none, or has the user's own, those count
+    """Return a still's overview and tiles; the slot's markup stays around them."""
+    # the policy writes the usual tags: if the slot has none, or the user's own, the slot's are used
     first = slot.opening + texts.openings[0].removeprefix(chat.image_open)
     tail = slot.closing.removeprefix(chat.image_close)
     outer = slot.closing.removesuffix(tail)
@@ -149,7 +149,7 @@ def _tiled(
         replace(image, opening=opening, ending=closing, grid=grid, tile=tile)
         for tile, opening in enumerate((first, *texts.openings[1:]))
     ]
-    # the overview's tag is the outer one: were it the last image, no tile's would be open
+    # the overview's tag is the outer one: if it were the last image, no tile's tag would be open
     views[0] = replace(views[0], ending=outer + tail)
     return ImageGroup(tuple(views), closing)
 

@@ -1,4 +1,4 @@
-"""The answer as text: from ids as they arrive to pieces that may be shown, up to a stop text."""
+"""Ids of an answer, one at a time, to text that can be shown at once, up to a stop text."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ __all__ = ["GenerationOutput", "IncrementalDetokenizer"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GenerationOutput:
-    """One answer and what it cost."""
+    """One answer and its cost."""
 
     text: str
-    """Up to the stop text, without it, and without white space at its ends."""
+    """Text before the stop text, without white space at its ends."""
     token_ids: tuple[int, ...]
-    """All that were generated; a stop text's own are among them."""
+    """All ids that were generated, those of a stop text too."""
     finish_reason: Literal["stop", "length"]
-    """`stop`: the model ended it, or a stop text did. `length`: `max_new_tokens` did."""
+    """`stop`: the model or a stop text ended the answer. `length`: `max_new_tokens` ended it."""
     prompt_tokens: int
     """Positions of the prompt, images included."""
     num_images: int
     """Images in the context; each tile and each frame of a video is one."""
     prefill_s: float
-    """From the call to the first token's logits: image decoding, vision, projector and prompt."""
+    """Seconds from the call to the first token's logits: images, vision, projector and prompt."""
     decode_s: float
-    """For all tokens after the first."""
+    """Seconds for all tokens after the first."""
     timings: Mapping[str, float]
-    """Seconds by stage: `decode_image`, summed over threads, `vision`, `projector`, `embed`, `prefill`, `decode`."""
+    """Seconds by stage: `decode_image` (sum over threads), `vision`, `projector`, `embed`,
+    `prefill`, `decode`."""
     skipped: tuple[str, ...] = ()
     """Images that were left out, each with the reason."""
 
@@ -44,8 +45,8 @@ class GenerationOutput:
 class IncrementalDetokenizer:
     """Turns ids into text and ends it before the first stop text.
 
-    The answer ends with the first id after which its text holds a stop text. What `push` and `finish` return, joined,
-    is the answer: nothing in it could still become a part of a stop text, however that is spread over ids.
+    The answer ends with the first id after which its text contains a stop text. The joined results
+    of `push` and `finish` are the answer: text that could be the start of a stop text is held back.
 
     Args:
         stream: The decoder of a new answer.
@@ -62,15 +63,15 @@ class IncrementalDetokenizer:
 
     @property
     def text(self) -> str:
-        """All that was returned so far."""
+        """All text returned so far."""
         return "".join(self._shown)
 
     def push(self, token_id: int) -> str:
-        """Take the next id and return the text that became certain; often empty."""
+        """Take the next id and return the text that is certain now; often empty."""
         self._held += self._stream.push(token_id)
         if not self._stop:
             return self._release(keep=0)
-        # newlines are byte pieces, which the stream holds until their run ends: they may be the stop text
+        # newlines are byte pieces, which the stream holds back: they may be the stop text
         readable = self._held + self._stream.pending()
         found = [at for stop in self._stop if (at := readable.find(stop)) >= 0]
         if found:
@@ -80,7 +81,7 @@ class IncrementalDetokenizer:
         return self._release(keep=max(_overlap(self._held, s) for s in self._stop))
 
     def finish(self) -> str:
-        """Return what is still held back."""
+        """Return the text that is still held back."""
         if self.is_stopped:
             return ""
         self._held += self._stream.finish()
@@ -97,6 +98,6 @@ class IncrementalDetokenizer:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """Return the length of the longest end of a text with which a stop text begins."""
+    """Return the length of the longest end of ``text`` that is a beginning of ``stop``."""
     longest = min(len(text), len(stop) - 1)
     return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,7 +1,8 @@
 """Text to token ids and back, from a bundle's tokenizer.json.
 
 Uses the `tokenizers` package alone: transformers 5 rebuilds this tokenizer with a space before
-every text, which changes the ids after each image. Knows no role and no marker; a chat format does.
+every text, which changes the ids after each image. Roles and markers are known to chat formats
+only.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class ChatTokenizer:
-    """The model's tokenizer: adds nothing to a text, and shows no special token in an answer.
+    """The model's tokenizer. It adds nothing to a text, and leaves special tokens out of answers.
 
     Args:
         bundle: Folder that holds tokenizer.json.
-        chat: Format that it will tokenise; None to take any tokenizer.
+        chat: Format that it will tokenize; None to accept any tokenizer.
 
     Raises:
         ManifestError: If the file is missing or damaged, or is not this model family's tokenizer.
@@ -41,11 +42,11 @@ class ChatTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as err:
-            # the package raises the bare class for everything that is wrong with a file
+            # the package raises the class Exception itself for any fault of a file
             raise ManifestError(
                 f"{path}: not a tokenizer ({err}); export the bundle again"
             ) from err
-        # some files carry the limits of the last program that used them
+        # some files contain the limits of the last program that used them
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._special_ids = frozenset(
@@ -57,11 +58,11 @@ class ChatTokenizer:
     def encode(self, text: str) -> list[int]:
         """Return the ids of a text, with no special token added.
 
-        A special token that is written out in the text, such as `<|startoftext|>`, becomes its id.
+        A special token in the text, such as `<|startoftext|>`, becomes its id.
 
         Raises:
-            InputError: If the text is not valid Unicode, as command lines in a wrong encoding are
-            not.
+            InputError: If the text is not valid Unicode, such as a command line in a wrong
+                encoding.
         """
         try:
             text.encode()
@@ -72,7 +73,7 @@ class ChatTokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of the ids, without special tokens.
 
-        Of a run of byte pieces that is not UTF-8, every byte becomes U+FFFD, as in the tokenizers
+        In a run of byte pieces that is not UTF-8, every byte becomes U+FFFD, as in the tokenizers
         package.
         """
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -82,7 +83,7 @@ class ChatTokenizer:
         return TokenStream(self)
 
     def _prints(self, token_id: int) -> bool:
-        """Tell whether a decode shows this id at all."""
+        """Return whether decoding shows this id."""
         known = self._tokenizer.id_to_token(token_id) is not None
         return known and token_id not in self._special_ids
 
@@ -90,7 +91,7 @@ class ChatTokenizer:
         return _BYTE_PIECE.fullmatch(self._tokenizer.id_to_token(token_id) or "") is not None
 
     def _check_format(self, path: Path, chat: ChatFormat) -> None:
-        """Refuse a tokenizer under which every prompt would be silently wrong."""
+        """Raise an error for a tokenizer that would make every prompt wrong without notice."""
         token = chat.role_token
         if token and (len(self.encode(token)) != 1 or self.decode(self.encode(token))):
             raise ManifestError(
@@ -107,11 +108,10 @@ class ChatTokenizer:
 
 
 class TokenStream:
-    """Decodes ids as they arrive, and prints nothing that a later id could change.
+    """Decodes ids one at a time, and returns no text that a later id could change.
 
-    All that `push` and `finish` return, joined, equals `ChatTokenizer.decode` of all the ids. A run
-    of byte pieces is therefore held back until it ends: whether its bytes are text is known only
-    then.
+    The joined results of `push` and `finish` equal `ChatTokenizer.decode` of all ids. So a run of
+    byte pieces is held back until it ends: only then is it known whether its bytes are text.
     """
 
     def __init__(self, tokenizer: ChatTokenizer) -> None:
@@ -119,8 +119,8 @@ class TokenStream:
         self._held: list[int] = []
 
     def push(self, token_id: int) -> str:
-        """Take the next id and return the text that became certain; often empty."""
-        # an id that does not print also does not end a run of bytes
+        """Take the next id and return the text that is certain now; often empty."""
+        # an id that is not shown does not end a run of bytes either
         if not self._tokenizer._prints(token_id):
             return ""
         self._held.append(token_id)
@@ -134,11 +134,11 @@ class TokenStream:
         return text
 
     def pending(self) -> str:
-        """Return what `finish` would, and go on; a later id may change it."""
+        """Return the text that `finish` would return; a later id may change it."""
         return self._tokenizer.decode(self._held) if self._held else ""
 
     def finish(self) -> str:
-        """Return what is still held back; the stream is then ready for another answer."""
+        """Return the text that is still held back; then the stream is ready for another answer."""
         text = self.pending()
         self._held.clear()
         return text

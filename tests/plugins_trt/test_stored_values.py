@@ -1,4 +1,4 @@
-"""Which stored bytes a value of a graph is made of."""
+"""Stored bytes that a value of a graph is made of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Python callers may give: every kind of image, and errors of ours for everything else."""
+"""Python callers may give every kind of image; everything else gets an error of ours."""
 
 from __future__ import annotations
 

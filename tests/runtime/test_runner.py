@@ -1,4 +1,4 @@
-"""What a bundle's side files say is used whole, or refused when the bundle is opened."""
+"""The values in a bundle's side files are all used, or refused when the bundle is opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole model on PyTorch and this project's Triton kernels, on any CUDA card without TensorRT.
+"""The whole model on PyTorch and this project's Triton kernels, on any CUDA GPU without TensorRT.
 
 requirements.py   what a machine must have, and what it lacks
 weight_plan.py    which fused tensors there are, and what they are made of
@@ -11,5 +11,5 @@ graph.py          a captured step
 stages.py         vision, projector and embed
 backend.py        all of it as a `Backend`
 
-PyTorch and Triton are imported by modules of this folder only, and by none of `requirements` and `weight_plan`.
+Only modules of this folder import PyTorch and Triton; `requirements` and `weight_plan` do not.
 """

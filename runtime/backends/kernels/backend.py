@@ -1,4 +1,4 @@
-"""A bundle on our kernels: its weights go to the device stage by stage, its graphs are not read."""
+"""A bundle on our kernels. Weights go to the device stage by stage; the graphs are not read."""
 
 from __future__ import annotations
 
@@ -44,17 +44,19 @@ ReadWeights: TypeAlias = Callable[
 
 
 class KernelsBackend:
-    """PyTorch and Triton on the GPU at hand; on the CPU where TRITON_INTERPRET=1 is set.
+    """PyTorch and Triton on this machine's GPU, or on the CPU if TRITON_INTERPRET=1 is set.
 
     Args:
         bundle: Folder.
         manifest: Its manifest.
-        max_context: Positions that a sequence gets room for at once; on a CPU room is made as it is asked for.
+        max_context: Positions that a sequence gets memory for at once; on a CPU, memory is taken
+            when it is needed.
         chunk_size: Positions fed at a time.
-        read_weights: Stands in for `load_fused`, as benchmarks without a checkpoint need.
+        read_weights: Called instead of `load_fused`; benchmarks without a checkpoint need it.
 
     Raises:
-        MissingDependencyError: If this machine lacks PyTorch, Triton, a GPU, or one that has the bundle's dtype.
+        MissingDependencyError: If this machine lacks PyTorch, Triton, a GPU, or a GPU that supports
+            the bundle's dtype.
         ManifestError: If the bundle does not say how its model is built.
         InputError: If the GPU's memory is too small.
     """
@@ -88,11 +90,11 @@ class KernelsBackend:
 
     @property
     def limits(self) -> BackendLimits:
-        """None: memory is all that limits it, and that was looked at when it was opened."""
+        """No limits: only memory limits this backend, and it was checked at the start."""
         return BackendLimits()
 
     def load_stage(self, stage: str) -> KernelsStage:
-        """Load a stage and its weights. Vision and projector share a stream beside the decoder's."""
+        """Load a stage and its weights. Vision and projector share a stream, not the decoder's."""
         record = self._manifest.stage(stage)
         if stage in {"vision", "projector"}:
             self._vision_stream = self._vision_stream or DeviceStream(self._device)
@@ -119,13 +121,13 @@ class KernelsBackend:
         return self._decoder
 
     def new_state(self, *, capacity: int) -> KernelsState:
-        """Return a fresh state on the device, with room for the longest context."""
+        """Return a new state on the device, with room for the longest context."""
         if self._device.type == "cuda":
             capacity = max(capacity, self._max_context)
         return self.load_decoder().new_state(capacity=capacity)
 
     def overlap(self, items: Iterator[Item]) -> Iterator[Item]:
-        """Yield them one ahead on a GPU, where vision and decoder have streams of their own."""
+        """Yield the items; on a GPU the next is made at the same time, on a stream of its own."""
         return prefetch(items) if self._device.type == "cuda" else items
 
     def _need(self, chunk_size: int) -> MemoryNeed:
@@ -137,7 +139,7 @@ class KernelsBackend:
             for spec in manifest.stage("decoder").spec.inputs
             if spec.name.startswith(PAST_PREFIX)
         )
-        # what a feed-forward of one position holds at once
+        # values that the feed-forward of one position holds at once
         widths = [
             f.intermediate_size * (f.top_k if isinstance(f, ExpertsSpec) else 1)
             for f in (layer.feed_forward for layer in decoder.layers)

@@ -1,7 +1,8 @@
-"""The decoder on our kernels: `Decoder`'s methods, steps of several sequences at once, decode steps as CUDA graphs.
+"""The decoder on our kernels: steps of one sequence or of several, decode steps as CUDA graphs.
 
-A sequence's first decode step launches its kernels one by one, which compiles what has not been compiled; the next two are
-captured, one for each half of its states, and those after them are replayed. A decoder's very first proves that replays are right, as `graph_proof` has it.
+Has the methods of `Decoder`. The first decode step of a sequence launches its kernels one by one;
+this compiles them. The next two steps are captured, one for each half of the states, and later
+steps are replayed. The first step of a decoder checks with `graph_proof` that replays are right.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ logger = logging.getLogger(__name__)
 
 
 class KernelsDecoder:
-    """Feeds a decoder.
+    """Runs the decoder.
 
     Args:
-        model: Its weights.
-        spec: Its stage, as the bundle or `stage_specs` has it.
-        stream: Where it runs.
-        use_graphs: Replay decode steps as graphs, if they prove right; on a CPU there are none.
+        model: Weights.
+        spec: Contract of its stage, from the bundle or `stage_specs`.
+        stream: Stream that it runs on.
+        use_graphs: Replay decode steps as graphs, if the check finds them right; never on a CPU.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class KernelsDecoder:
     ) -> None:
         self.model, self.stream = model, stream
         self.embeds_spec = spec.inputs[0]
-        """What `step` takes."""
+        """Contract of the embeddings that `step` takes."""
         self.vocab_size = int(spec.outputs[0].shape[-1])
         self.graphs_are_right: bool | None = None if use_graphs and stream.cuda else False
         """None until the first decode step has tried."""
@@ -61,20 +62,20 @@ class KernelsDecoder:
         self._graph_memory = torch.cuda.graph_pool_handle() if stream.cuda else None
 
     def new_state(self, *, capacity: int) -> KernelsState:
-        """Return the state of a sequence that has not begun, in a pool of its own.
+        """Return the state of a new sequence, in a pool of its own.
 
-        The pool of a state that is gone is used again, with its captured steps, if it is large enough.
+        If it is large enough, the pool of a deleted state is used again, with its captured steps.
         """
         idle = self._idle.pop() if self._idle else None
         if idle is None or idle.capacity < capacity:
-            # of two large pools there may be no room for both
+            # there may be no memory for two large pools
             del idle
             return self._kept_when_gone(self.new_states(1, capacity=capacity)[0])
         idle.clear()
         return self._kept_when_gone(KernelsState(idle, 0))
 
     def new_states(self, count: int, *, capacity: int) -> list[KernelsState]:
-        """Return the states of sequences that `step_batch` takes together; they share memory and capacity."""
+        """Return new states for `step_batch`; they share memory and capacity."""
         pool = StatePool(self._carried, num_slots=count, capacity=capacity, stream=self.stream)
         return [KernelsState(pool, slot) for slot in range(count)]
 
@@ -88,14 +89,15 @@ class KernelsDecoder:
             self._idle.append(pool)
 
     def step(self, inputs_embeds: NDArray[Any], state: KernelsState) -> NDArray[np.float32]:
-        """Feed one or more positions and carry the state on.
+        """Feed one or more positions and advance the state.
 
         Args:
             inputs_embeds: [1, seq_len, hidden_size], of the bundle's dtype.
-            state: Moves on when the call is done; one that is cut off or fails leaves it as it was.
+            state: Changes only when the call is done; a call that is interrupted or fails leaves it
+                as it was.
 
         Returns:
-            Logits of the token that follows. [vocab_size].
+            Logits of the token that follows. [vocab_size], float32.
 
         Raises:
             InputError: If the state has no room for them.
@@ -108,14 +110,14 @@ class KernelsDecoder:
     def step_batch(
         self, inputs_embeds: NDArray[Any], states: Sequence[KernelsState]
     ) -> NDArray[np.float32]:
-        """Feed one position to each of several sequences, which may be of any lengths.
+        """Feed one position to each of several sequences; their lengths may differ.
 
         Args:
             inputs_embeds: [len(states), 1, hidden_size], of the bundle's dtype.
-            states: Of one call of `new_states`, each once. As for `step`.
+            states: From one call of `new_states`, each once. As for `step`.
 
         Returns:
-            Logits of each one's token that follows. [len(states), vocab_size].
+            Logits of the token that follows in each sequence. [len(states), vocab_size], float32.
 
         Raises:
             InputError: If the states are not of one pool, or one has no room.
@@ -130,11 +132,13 @@ class KernelsDecoder:
         return self._feed_array(inputs_embeds, states)
 
     def feed(self, inputs_embeds: torch.Tensor, states: Sequence[KernelsState]) -> torch.Tensor:
-        """Feed positions that are on the device. Call it while the stream is active; does not wait for the device.
+        """Feed positions that are on the device. Does not wait for the device.
+
+        Call it while the stream is active.
 
         Args:
-            inputs_embeds: [len(states), seq_len, hidden_size], T.
-            states: One, or of one pool.
+            inputs_embeds: [len(states), seq_len, hidden_size], of the model's dtype.
+            states: One state, or several of one pool.
 
         Returns:
             Logits, valid until the next call. [len(states), vocab_size], float32.
@@ -146,7 +150,7 @@ class KernelsDecoder:
     def _feed_array(
         self, inputs_embeds: NDArray[Any], states: Sequence[KernelsState]
     ) -> NDArray[np.float32]:
-        """Feed positions and wait; the states move on once their logits are here."""
+        """Feed positions and wait; the states change once their logits have arrived."""
         with self.stream.active():
             logits = self._begin(self.stream.to_device(inputs_embeds), states)
             found: NDArray[np.float32] = self.stream.to_host(logits)
@@ -154,7 +158,7 @@ class KernelsDecoder:
         return found
 
     def _begin(self, inputs_embeds: torch.Tensor, states: Sequence[KernelsState]) -> torch.Tensor:
-        """Launch what computes the logits and the states after them."""
+        """Launch the kernels that compute the logits and the next states."""
         pool, slots = self._slots_of(states)
         for state in states:
             state.make_room(inputs_embeds.shape[1])
@@ -167,7 +171,7 @@ class KernelsDecoder:
     def _launch(
         self, inputs_embeds: torch.Tensor, pool: StatePool, slots: list[int], *, is_graph: bool
     ) -> torch.Tensor:
-        """Run on all slots between the first and the last; those not asked for keep their states."""
+        """Run on all slots from the first to the last; others than ``slots`` keep their states."""
         first, last = min(slots), max(slots) + 1
         others = sorted(set(range(pool.num_slots)) - set(slots))
         if slots == list(range(first, last)):
@@ -199,7 +203,7 @@ class KernelsDecoder:
         return pool.graphs[key](inputs_embeds)
 
     def _prove(self, inputs_embeds: torch.Tensor, states: Sequence[KernelsState]) -> bool:
-        """Say whether replayed steps give what launched ones give; leaves the states as they were."""
+        """Return whether replayed steps give the results of launched ones; keeps the states."""
         pool, slots = self._slots_of(states)
 
         def take_steps(is_graph: bool) -> Results:
@@ -241,14 +245,15 @@ class KernelsDecoder:
         pool, slots = states[0].pool, [state.slot for state in states]
         if any(state.pool is not pool for state in states) or len(set(slots)) < len(slots):
             raise InputError(
-                "decoder: sequences of a batch must be different ones from one call of new_states; step others alone"
+                "decoder: sequences of a batch must be different ones from one call of new_states; "
+                "step others alone"
             )
         return pool, slots
 
     def _check(self, inputs_embeds: NDArray[Any], *, batch: int) -> None:
         dtype = str(inputs_embeds.dtype)
         dims = {"batch": batch}
-        self.embeds_spec.check(inputs_embeds.shape, dtype, dims=dims, place="decoder")
+        self.embeds_spec.check(inputs_embeds.shape, dtype, dims=dims, where="decoder")
 
 
 def _publish(states: Sequence[KernelsState], seq_len: int) -> None:

@@ -1,7 +1,7 @@
-"""The decoder's forward pass as functions over our kernels; the mathematics is the reference's.
+"""The decoder's forward pass as functions over our kernels; it computes the same as the reference.
 
-Every layer is h = x + mixer(norm(x)); out = h + feed_forward(norm(h)). A sum is taken with the norm after it, in one kernel,
-so a layer hands on both terms.
+Every layer is h = x + mixer(norm(x)); out = h + feed_forward(norm(h)). One kernel adds and takes
+the norm that follows, so a layer returns both terms of its sum.
 """
 
 from __future__ import annotations
@@ -63,17 +63,18 @@ class DecoderModel:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of arithmetic."""
+        """Dtype of arithmetic."""
         return self.lm_head.dtype
 
 
 def decode(model: DecoderModel, inputs_embeds: torch.Tensor, span: SlotSpan) -> torch.Tensor:
-    """Feed positions to neighbouring slots, as many to each, and carry their states on.
+    """Feed the same number of positions to each of some neighbouring slots; advance their states.
 
     Args:
         model: Weights.
-        inputs_embeds: Contiguous; never written. [slots, seq_len, hidden_size], T.
-        span: What is read, and where the next states go.
+        inputs_embeds: Contiguous; never written. [slots, seq_len, hidden_size], of the model's
+            dtype.
+        span: States to read, and memory for the next states.
 
     Returns:
         Scores of the token that follows. [slots, vocab_size], float32.
@@ -147,7 +148,7 @@ def _scan(
 
 
 def _project_in(weight: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scan's input and its gate, both contiguous: the scan takes no rows of twice their length."""
+    """Return the scan's input and its gate, both contiguous, as the scan needs them."""
     if h.shape[0] * h.shape[1] == 1:
         u, z = linear(h, weight).chunk(2, dim=-1)
         return u, z

@@ -1,6 +1,7 @@
-"""A place to compute with a stream of its own, and arrays on their way there and back.
+"""A device with a stream of its own, and copies of arrays to it and back.
 
-NumPy has no bfloat16 of its own and PyTorch does not know ml_dtypes': such arrays travel as integers of the same bits.
+NumPy has no bfloat16 and PyTorch does not know that of ml_dtypes: such arrays are copied as
+integers of the same bits.
 """
 
 from __future__ import annotations
@@ -20,17 +21,20 @@ __all__ = ["DeviceStream", "torch_dtype"]
 
 _CARRIERS = {torch.bfloat16: torch.int16}
 _PINNED_BYTES = 64 * 2**20
-"""Larger arrays, such as a saved session's caches, go through pageable memory: pinned memory is not given back."""
+"""Larger arrays, such as a saved session's caches, go through pageable memory.
+
+Pinned memory would not be given back.
+"""
 
 
 def torch_dtype(name: str) -> torch.dtype:
-    """Return PyTorch's dtype of NumPy's name."""
+    """Return PyTorch's dtype for NumPy's name of it."""
     found: torch.dtype = getattr(torch, name)
     return found
 
 
 class DeviceStream:
-    """One stream of a device; on a CPU there is none, and calls wait for themselves.
+    """One stream of a device. A CPU has no stream: there, calls return when they are done.
 
     Args:
         device: `cuda`, or `cpu` for Triton's interpreter.
@@ -43,12 +47,15 @@ class DeviceStream:
 
     @contextmanager
     def active(self) -> Iterator[None]:
-        """What is launched inside goes to this stream, and nothing is kept for gradients."""
+        """Launch the work inside on this stream, and keep nothing for gradients."""
         with torch.no_grad(), torch.cuda.stream(self.cuda):
             yield
 
     def to_device(self, array: NDArray[Any]) -> torch.Tensor:
-        """Begin to copy an array to the device; it may be changed at once. Call it while active."""
+        """Begin to copy an array to the device; the caller may change the array at once.
+
+        Call it while active. Any shape; a dtype that PyTorch has, or bfloat16.
+        """
         held = _as_tensor(array)
         if self.cuda is None:
             return held.clone()
@@ -59,7 +66,10 @@ class DeviceStream:
         return pinned.to(self.device, non_blocking=True)
 
     def to_host(self, tensor: torch.Tensor) -> NDArray[Any]:
-        """Return a tensor's values, once all that was launched is done. Call it while active."""
+        """Wait for all launched work and return a tensor's values, of its shape and dtype.
+
+        Call it while active.
+        """
         carrier = _CARRIERS.get(tensor.dtype)
         bits = (tensor if carrier is None else tensor.view(carrier)).contiguous()
         if self.cuda is None:
@@ -78,7 +88,7 @@ def _as_tensor(array: NDArray[Any]) -> torch.Tensor:
     dtype = torch_dtype(array.dtype.name)
     whole = np.ascontiguousarray(array)
     if not whole.flags.writeable:
-        # PyTorch warns of such an array, though nothing here writes to it
+        # PyTorch warns about a read-only array, but nothing here writes to it
         whole = whole.copy()
     carrier = _CARRIERS.get(dtype)
     if carrier is None:

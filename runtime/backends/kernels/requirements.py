@@ -1,4 +1,7 @@
-"""What a machine must have to run our kernels, and what this one lacks. Asks; imports PyTorch only to ask."""
+"""Requirements of our kernels, and those that this machine does not meet.
+
+PyTorch is imported only when they are checked.
+"""
 
 from __future__ import annotations
 
@@ -21,24 +24,24 @@ class MemoryNeed(NamedTuple):
 
     weights: int
     caches: int
-    """Of one sequence of the longest context."""
+    """Bytes of one sequence of the longest context."""
     work: int
-    """Of one chunk, more or less."""
+    """Bytes of one chunk, about."""
     max_context: int
     is_quantised: bool
-    """Whether experts are, or there are none."""
+    """Whether the experts are quantised, or the model has none."""
 
 
 def is_interpreted() -> bool:
-    """Say whether kernels run on the CPU, under Triton's interpreter: slow, for tests."""
+    """Return whether kernels run on the CPU, under Triton's interpreter: slow, for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def missing(dtype: str = "float32") -> str | None:
-    """Return what this machine lacks, and what to do; None if it can run our kernels.
+    """Return a text that says what this machine lacks, and what to do; None if it lacks nothing.
 
     Args:
-        dtype: Of arithmetic.
+        dtype: Dtype of arithmetic.
     """
     for package, least in _LEAST.items():
         found = _version(package)
@@ -56,14 +59,14 @@ def missing(dtype: str = "float32") -> str | None:
             f"PyTorch for CUDA {built} sees none" if built else "this PyTorch is built without CUDA"
         )
         return (
-            f"needs an NVIDIA GPU, and {why}; use --backend ort, or set TRITON_INTERPRET=1 to run the kernels "
-            "on the CPU, slowly, for tests"
+            f"needs an NVIDIA GPU, and {why}; use --backend ort, or set TRITON_INTERPRET=1 to run "
+            "the kernels on the CPU, slowly, for tests"
         )
-    card, name = torch.cuda.get_device_capability(), torch.cuda.get_device_name()
-    if dtype == "bfloat16" and card < _LEAST_BF16:
+    capability, name = torch.cuda.get_device_capability(), torch.cuda.get_device_name()
+    if dtype == "bfloat16" and capability < _LEAST_BF16:
         return (
-            f"needs a GPU with bfloat16, compute capability 8.0 or later, got {name} with {card[0]}.{card[1]}; "
-            "export the bundle with --dtype float16"
+            "needs a GPU with bfloat16, compute capability 8.0 or later, got "
+            f"{name} with {capability[0]}.{capability[1]}; export the bundle with --dtype float16"
         )
     return None
 
@@ -76,14 +79,14 @@ def check_machine(dtype: str) -> None:
 
 
 def check_memory(need: MemoryNeed, *, free: int) -> None:
-    """Refuse what does not fit on the device, before anything is loaded.
+    """Raise an error if the model does not fit on the device, before anything is loaded.
 
     Args:
-        need: What it takes.
-        free: Bytes of the device.
+        need: Bytes that it takes.
+        free: Free bytes of the device.
 
     Raises:
-        InputError: Says what would fit.
+        InputError: Says what was needed, what is free, and what would fit.
     """
     total = need.weights + need.caches + need.work
     if total <= free:

@@ -1,4 +1,4 @@
-"""The stages without carried state: CLIP's tower, the projector, and the embeddings' table."""
+"""The stages without carried state: CLIP's tower, the projector, and the embedding table."""
 
 from __future__ import annotations
 
@@ -40,7 +40,10 @@ class KernelsStage(ABC):
 
     @abstractmethod
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Run on a tensor of the device; on PyTorch's current stream, without waiting."""
+        """Run on a tensor on the device, of the contract's shape and dtype; does not wait.
+
+        Uses PyTorch's current stream.
+        """
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run once on arrays of the contract's names, shapes and dtypes.
@@ -50,7 +53,7 @@ class KernelsStage(ABC):
         """
         spec = self.spec.inputs[0]
         value = inputs[spec.name]
-        spec.check(value.shape, str(value.dtype), dims={}, place=self.spec.name)
+        spec.check(value.shape, str(value.dtype), dims={}, where=self.spec.name)
         self.check_values(value)
         with self.stream.active():
             result = self.forward(self.stream.to_device(value))
@@ -64,7 +67,14 @@ class VisionStage(KernelsStage):
     """CLIP's tower up to the last layer that the feature needs."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Encode [num_images, 3, image_size, image_size], float32, to [num_images, num_features, feature_size], T."""
+        """Encode images.
+
+        Args:
+            x: Pixel values. [num_images, 3, image_size, image_size], float32.
+
+        Returns:
+            Patch features. [num_images, num_features, feature_size], of the model's dtype.
+        """
         vision, w = self.config.require_vision(), self.weights
         patches = linear(_patch_rows(x.to(w["patches"].dtype), vision), w["patches"])
         first = w["class_embedding"].expand(x.shape[0], 1, -1)
@@ -72,7 +82,7 @@ class VisionStage(KernelsStage):
         states = [self._norm(h, "pre_norm")]
         for layer in range(vision.num_run_layers):
             h = self._layer(states[-1], f"layers.{layer}.")
-            # a state that is no feature is not kept
+            # only states that become features are kept
             states = [*states, h] if len(vision.feature_states) > 1 else [h]
         last = vision.num_run_layers
         chosen = [states[i - last - 1] for i in vision.feature_states]
@@ -104,7 +114,14 @@ class ProjectorStage(KernelsStage):
     """Pooling, and the linear layers behind it."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Project [num_images, num_features, feature_size], T, to [num_images, num_image_tokens, hidden_size], T."""
+        """Project patch features to embeddings.
+
+        Args:
+            x: [num_images, num_features, feature_size], of the model's dtype.
+
+        Returns:
+            [num_images, num_image_tokens, hidden_size], of the same dtype.
+        """
         spec, w = self.config.require_connector(), self.weights
         if spec.pooling > 1:
             side = self.config.require_vision().patches_per_side // spec.pooling
@@ -119,11 +136,18 @@ class EmbedStage(KernelsStage):
     """Token ids to embeddings."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Look up [batch, seq_len], int64, to [batch, seq_len, hidden_size]."""
+        """Look up ids [batch, seq_len], int64.
+
+        Returns:
+            Embeddings. [batch, seq_len, hidden_size], of the model's dtype.
+        """
         return self.weights["embed_tokens"][x]
 
     def check_values(self, value: NDArray[Any]) -> None:
-        """Refuse ids that the table does not have: on a device they would end the process."""
+        """Raise an error for ids [batch, seq_len] that the table does not have.
+
+        On a device they would end the process.
+        """
         size = self.config.decoder.vocab_size
         if value.size and not 0 <= value.min() <= value.max() < size:
             raise InputError(
@@ -142,12 +166,20 @@ _STAGES: dict[str, type[VisionStage | ProjectorStage | EmbedStage]] = {
 def make_stage(
     spec: StageSpec, config: ModelSpec, weights: Weights, stream: DeviceStream
 ) -> KernelsStage:
-    """Return the stage of a contract."""
+    """Return the stage for a contract."""
     return _STAGES[spec.name](spec, config, weights, stream)
 
 
 def _patch_rows(pixels: torch.Tensor, config: VisionSpec) -> torch.Tensor:
-    """Cut images into rows of pixels: [num_images, num_patches, 3 * patch_size ** 2]."""
+    """Cut images into patches, one row of pixels each.
+
+    Args:
+        pixels: [num_images, 3, image_size, image_size], float32.
+        config: The tower.
+
+    Returns:
+        [num_images, num_patches, 3 * patch_size ** 2], float32.
+    """
     side, patch = config.patches_per_side, config.patch_size
     grid = pixels.unflatten(2, (side, patch)).unflatten(4, (side, patch))
     rows: torch.Tensor = grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)

@@ -1,9 +1,10 @@
-"""What sequences carry between calls, in slots of tensors that are allocated once.
+"""State that sequences carry between calls, in slots of tensors that are allocated once.
 
-A pool has the caches and the recurrent states of several slots; kernels work on neighbouring slots at once. Keys and values
-are appended in place. All that is rewritten, lengths too, is there twice: a call reads one half and writes the other, and
-one assignment then makes that the present one. A call that is cut off has changed nothing. How long each sequence is, the
-device knows as well as the host, so that a captured step stays right as they grow.
+A pool has the caches and the recurrent states of several slots; kernels work on neighbouring slots
+at once. Keys and values are appended in place. Everything that is rewritten, lengths too, exists
+twice: a call reads one half and writes the other half, and then one assignment makes that the
+present half. A call that is interrupted has changed nothing. The device has the sequences' lengths
+too, not only the host, so a captured step stays right when they grow.
 """
 
 from __future__ import annotations
@@ -32,18 +33,21 @@ class SlotSpan(NamedTuple):
     """Neighbouring slots, as the kernels take them."""
 
     layers: tuple[Pair, ...]
-    """Of each layer key and value [slots, kv_heads, capacity, head_dim], written in place; or conv state [slots, d_inner,
-    d_conv - 1] and recurrent state [slots, d_inner, d_state], only read."""
+    """Two tensors for each layer.
+
+    Key and value [slots, kv_heads, capacity, head_dim], written in place; or conv state
+    [slots, d_inner, d_conv - 1] and recurrent state [slots, d_inner, d_state], only read.
+    """
     written: tuple[Pair, ...]
-    """Where the next of these go; keys and values have one place."""
+    """Tensors for the next states; keys and values are the same tensors as in `layers`."""
     past_len: torch.Tensor
     """Positions fed; only read. [slots], int32."""
     next_len: torch.Tensor
-    """Where those after the call go. [slots], int32."""
+    """Memory for the positions fed after the call. [slots], int32."""
 
 
 class _Point(NamedTuple):
-    """Which half is the present one, and how many positions each slot was fed."""
+    """Index of the present half, and the positions that each slot was fed."""
 
     half: int
     lengths: tuple[int, ...]
@@ -55,8 +59,8 @@ class StatePool:
     Args:
         specs: The decoder's carried state, layer by layer, two tensors each.
         num_slots: Sequences.
-        capacity: Positions that each has room for.
-        stream: Where it lies; what is done here is enqueued there.
+        capacity: Positions that each slot has room for.
+        stream: Its device holds the pool, and all work of the pool is enqueued on it.
     """
 
     def __init__(
@@ -69,23 +73,23 @@ class StatePool:
     ) -> None:
         self.stream, self.num_slots, self.capacity = stream, num_slots, capacity
         self.graphs: dict[tuple[int, int, int], CapturedStep] = {}
-        """Captured steps by the span of slots, first and one past the last, and the half that is read."""
+        """Captured steps, by first slot, one past the last slot, and the half that is read."""
         self.warm: set[tuple[int, int]] = set()
-        """Spans of which a step has been launched, so that all its kernels are compiled."""
+        """Spans with a step that was launched, so that all its kernels are compiled."""
         self._specs = {spec.name: spec for spec in specs if spec.name.startswith(PAST_PREFIX)}
         self.caches = tuple(n for n, s in self._specs.items() if "capacity" in s.shape)
         """Names of keys and values."""
         self.recurrent = tuple(name for name in self._specs if name not in self.caches)
-        """Names of all that is rewritten in each call."""
+        """Names of the tensors that each call rewrites."""
         with stream.active():
-            # zeros, not garbage: a position that is weighed with zero must be finite
+            # zeros, not garbage: a position with weight zero must be finite
             tensors = {name: self._zeros(spec) for name, spec in self._specs.items()}
             other = {
                 n: torch.zeros_like(t) if n in self.recurrent else t for n, t in tensors.items()
             }
             self._halves = (tensors, other)
-            # two tensors, not the rows of one: Triton compiles anew for an address that is aligned otherwise, and a
-            # step of one half stands for the other's before a capture
+            # two tensors, not two rows of one: Triton compiles again for an address of another
+            # alignment, and before a capture the step of one half must compile those of both
             self._lengths = tuple(
                 torch.zeros(num_slots, dtype=torch.int32, device=stream.device) for _ in range(2)
             )
@@ -93,7 +97,7 @@ class StatePool:
 
     @property
     def half(self) -> int:
-        """Which half is read next: 0 or 1."""
+        """Index of the half that is read next: 0 or 1."""
         return self._point.half
 
     @property
@@ -112,7 +116,7 @@ class StatePool:
         return self._lengths[self.half]
 
     def span(self, first: int, last: int) -> SlotSpan:
-        """Return slots from the first to one before the last, as the next call takes them; views."""
+        """Return views of the slots from `first` to `last - 1`, as the next call takes them."""
         read, write = (
             [tensor[first:last] for tensor in self._halves[half].values()]
             for half in (self.half, 1 - self.half)
@@ -125,7 +129,10 @@ class StatePool:
         )
 
     def carry_over(self, slots: Sequence[int]) -> None:
-        """Copy what is rewritten to the half that is written, for slots that a call leaves alone. Call it while active."""
+        """Copy the states of slots that a call skips to the half that the call writes.
+
+        Call it while the stream is active.
+        """
         if not slots:
             return
         for slot in slots:
@@ -137,14 +144,14 @@ class StatePool:
                 for half in (self.half, 1 - self.half)
             )
             if now:
-                # one launch for all that are of one dtype
+                # one launch for all tensors of one dtype
                 torch._foreach_copy_(then, now)
 
     def publish(self, lengths: Mapping[int, int]) -> None:
-        """Make the half just written the present one.
+        """Make the half that was just written the present one.
 
         Args:
-            lengths: Of the slots whose length is another now.
+            lengths: New lengths by slot, for slots whose length has changed.
         """
         kept = self._point.lengths
         self._point = _Point(
@@ -152,7 +159,7 @@ class StatePool:
         )
 
     def clear(self) -> None:
-        """Make every slot one that has not begun; keys and values stay, and are never read."""
+        """Make all slots empty. Keys and values stay in memory, but are never read."""
         with self.stream.active():
             for name in self.recurrent:
                 self.tensors[name].zero_()
@@ -160,7 +167,7 @@ class StatePool:
         self._point = _Point(self.half, (0,) * self.num_slots)
 
     def set_length(self, slot: int, past_len: int) -> None:
-        """Say that a slot was fed so many positions."""
+        """Set the number of positions that a slot was fed."""
         with self.stream.active():
             self._lengths[self.half][slot] = past_len
         lengths = list(self.lengths)
@@ -168,7 +175,7 @@ class StatePool:
         self._point = _Point(self.half, tuple(lengths))
 
     def reserve(self, capacity: int) -> None:
-        """Make room for more positions in every slot; copies the caches, and captured steps are forgotten."""
+        """Make room for more positions in every slot; copies the caches, drops captured steps."""
         if capacity <= self.capacity:
             return
         self.graphs.clear()
@@ -184,11 +191,16 @@ class StatePool:
     def write_slot(
         self, slot: int, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]
     ) -> None:
-        """Give a slot another state; what ``arrays`` lacks stays as it is.
+        """Write a state to a slot; tensors that ``arrays`` lacks stay as they are.
+
+        Args:
+            slot: Index of the slot.
+            past_len: Positions that the state was fed.
+            arrays: As for `KernelsState.load_state_dict`.
 
         Raises:
-            ContractError: If an array is none of this model's, or of another shape. The slot is then as it was, but for
-                its keys and values.
+            ContractError: If an array has a name or a shape that this model does not have. Only the
+                slot's keys and values may have changed then.
         """
         with self.stream.active():
             self.carry_over(range(self.num_slots))
@@ -210,7 +222,14 @@ class StatePool:
     def rows_of(
         self, name: str, slot: int, past_len: int, *, half: int | None = None
     ) -> torch.Tensor:
-        """Return a slot's part of a tensor, of the present half by default; of keys and values the positions that were fed."""
+        """Return a view of one slot of a tensor: [1, …], of the tensor's dtype.
+
+        Args:
+            name: Input name of the tensor.
+            slot: Index of the slot.
+            past_len: Keys and values are returned up to this position.
+            half: Half to read; by default the present one.
+        """
         rows = self._halves[self.half if half is None else half][name][slot : slot + 1]
         return rows[:, :, :past_len] if name in self.caches else rows
 
@@ -224,8 +243,8 @@ class KernelsState:
     """One sequence: a slot of a pool. Has the methods of `DecoderState`.
 
     Args:
-        pool: Whose slot.
-        slot: Which.
+        pool: Pool that has the slot.
+        slot: Index of the slot.
     """
 
     def __init__(self, pool: StatePool, slot: int) -> None:
@@ -233,7 +252,7 @@ class KernelsState:
 
     @property
     def past_len(self) -> int:
-        """Positions fed so far. Setting it says so of whatever the state holds: for measurements alone."""
+        """Positions fed so far. Only measurements set it; states and caches stay as they are."""
         return self.pool.lengths[self.slot]
 
     @past_len.setter
@@ -246,11 +265,11 @@ class KernelsState:
         return self.pool.capacity
 
     def reserve(self, capacity: int) -> None:
-        """Make room for so many positions in all, in all slots of the pool."""
+        """Make room for `capacity` positions in all, in all slots of the pool."""
         self.pool.reserve(capacity)
 
     def make_room(self, seq_len: int) -> None:
-        """Refuse positions that do not fit.
+        """Raise an error if positions do not fit.
 
         Raises:
             InputError: If they exceed the capacity.
@@ -262,28 +281,38 @@ class KernelsState:
             )
 
     def snapshot(self) -> StateSnapshot:
-        """Return the present point; copies the recurrent states alone."""
+        """Return a snapshot of the present state; copies only conv and recurrent states."""
         return StateSnapshot(self.past_len, dict(self._read(self.pool.recurrent)))
 
     def restore(self, mark: StateSnapshot) -> None:
-        """Go back to a point of this sequence; keys and values after it are given up, and overwritten later."""
+        """Go back to a snapshot of this sequence; later keys and values will be overwritten."""
         self.pool.write_slot(self.slot, mark.past_len, mark.recurrent.items())
 
     def load_state_dict(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
-        """Take over a state of so many positions, as `state_dict` returns it. There must be room for it.
+        """Take over a state of `past_len` positions, as `state_dict` returns it.
+
+        Args:
+            past_len: Positions fed; there must be room for them.
+            arrays: By input name: keys and values [1, kv_heads, past_len, head_dim], conv states
+                [1, d_inner, d_conv - 1], recurrent states [1, d_inner, d_state]; of the
+                contract's dtypes.
 
         Raises:
             InputError: If there is none.
-            ContractError: If an array is none of this model's, or of another shape.
+            ContractError: If an array has a name or a shape that this model does not have.
         """
         if past_len > self.capacity:
             raise InputError(
-                f"decoder: a state of {past_len} positions exceeds the cache of {self.capacity}; reserve more"
+                f"decoder: a state of {past_len} positions exceeds the cache of {self.capacity}; "
+                "reserve more"
             )
         self.pool.write_slot(self.slot, past_len, arrays)
 
     def state_dict(self, *, copy: bool = False) -> dict[str, NDArray[Any]]:
-        """Return the state by input name, keys and values up to `past_len` only; always copies, off the device."""
+        """Return copies of the state on the host, by input name.
+
+        Shapes and dtypes are those of `load_state_dict`; keys and values end at `past_len`.
+        """
         del copy
         return dict(self._read(self.pool.tensors))
 

@@ -1,7 +1,7 @@
-"""Which tensors the kernels read, and which of the checkpoint's tensors each is made of.
+"""Tensors that the kernels read, and the checkpoint's tensors that each is made of.
 
-What is multiplied with the same input is one matrix: query, key and value; gate and up; an expert after another. In
-memory that is no more than one tensor behind another. Knows neither files nor PyTorch.
+Matrices that are multiplied with the same input become one: query, key and value; gate and up; all
+experts. In memory they just lie one behind another. Knows neither files nor PyTorch.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class FusedWeight:
     """One tensor on the device."""
 
     name: str
-    """`layers.3.qkv`: what the model's functions call it."""
+    """Name in the model's functions, such as `layers.3.qkv`."""
     shape: tuple[int, ...]
     dtype: str
     parts: tuple[str, ...]
-    """Of the checkpoint, one behind another."""
+    """Names of the checkpoint's tensors, in their order in memory."""
 
     @property
     def nbytes(self) -> int:
@@ -64,8 +64,8 @@ def plan_decoder(spec: ModelSpec, dtype: str, quant: MoeQuant) -> tuple[FusedWei
 
     Args:
         spec: The model.
-        dtype: Of arithmetic, and of all that is not quantised.
-        quant: How experts are stored.
+        dtype: Dtype of arithmetic and of everything that is not quantised.
+        quant: Format of the experts.
     """
     decoder = spec.decoder
     hidden = decoder.hidden_size

@@ -1,7 +1,7 @@
-"""Weights on the device: from a bundle's files through the ring of `weight_loader`, or random.
+"""Weights on the device: from a bundle's files through the buffers of `weight_loader`, or random.
 
-From files no tensor is ever whole in the host's memory, and parts are put together where they end up. Random ones are
-drawn on the device, so that the published sizes can be measured where no checkpoint is.
+A tensor from a file is never whole in the host's memory; parts are joined on the device. Random
+weights are drawn on the device, so that published sizes can be measured without a checkpoint.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 __all__ = ["Weights", "load_fused", "random_weights"]
 
 Weights = Mapping[str, torch.Tensor]
-"""By the name of a `FusedWeight`."""
+"""Tensors by the name of their `FusedWeight`; shapes and dtypes are those of `weight_plan`."""
 
 _MEAN_SQUARE_OF_CODES = {torch.int8: 127**2 / 3, torch.uint8: 21.5}
-"""Of codes that are all equally likely; of int4 after 8 is taken off."""
+"""Mean square of codes that are all equally likely; for int4, of the code minus 8."""
 _SMALL_STEP = -4.6
-"""dt's bias: softplus of it is 0.01, a step of a trained model."""
+"""Bias of dt: softplus of it is 0.01, a step of a trained model."""
 
 
 class TorchMemory:
-    """Where weights go: a `WeightMemory` of PyTorch's, on a device or on the host.
+    """Memory for weights: a `WeightMemory` of PyTorch's, on a device or on the host.
 
     Args:
-        stream: Where copies are enqueued.
+        stream: Stream that copies are enqueued on.
     """
 
     def __init__(self, stream: DeviceStream) -> None:
@@ -59,7 +59,7 @@ class TorchMemory:
         return buffer
 
     def write(self, buffer: torch.Tensor, place: int, block: Bytes) -> Callable[[], None]:
-        """Begin to copy a block to its place."""
+        """Begin to copy a block to byte `place` of a weight; see `WeightMemory.write`."""
         cuda = self._stream.cuda
         with self._stream.active():
             target = buffer[place : place + len(block)]
@@ -78,13 +78,13 @@ def load_fused(
     plan: tuple[FusedWeight, ...],
     stream: DeviceStream,
 ) -> Weights:
-    """Load weights from a bundle's files; those of another dtype are cast on the way.
+    """Load weights from a bundle's files, cast to the plan's dtypes.
 
     Args:
         bundle: Folder.
         records: The manifest's weights.
-        plan: What to load.
-        stream: Where to.
+        plan: Weights to load.
+        stream: Stream that copies are enqueued on.
 
     Raises:
         ManifestError: If the bundle lacks one.
@@ -93,8 +93,8 @@ def load_fused(
     missing = sorted({part for weight in plan for part in weight.parts} - records.keys())
     if missing:
         raise ManifestError(
-            f"{bundle}: lacks {len(missing)} weights that its config.json asks for, such as '{missing[0]}'; "
-            "export it again"
+            f"{bundle}: lacks {len(missing)} weights that its config.json asks for, such as "
+            f"'{missing[0]}'; export it again"
         )
     wanted = [
         EngineWeight(
@@ -114,12 +114,12 @@ def load_fused(
 def random_weights(
     plan: tuple[FusedWeight, ...], stream: DeviceStream, *, seed: int = 0
 ) -> Weights:
-    """Return weights that no one has trained, but that keep numbers in a model's usual range.
+    """Return random weights that keep a model's numbers in their usual range.
 
     Args:
-        plan: Which; its parts are not looked at.
-        stream: Where they are drawn.
-        seed: Of the draw.
+        plan: Weights to draw; their parts are not used.
+        stream: Stream that they are drawn on.
+        seed: Seed of the draw.
     """
     with stream.active():
         generator = torch.Generator(stream.device).manual_seed(seed)
@@ -167,4 +167,4 @@ def _part(name: str, record: WeightRecord) -> WeightPart:
 
 
 def _done() -> None:
-    """Nothing to wait for."""
+    """Return at once: there is nothing to wait for."""

@@ -52,9 +52,9 @@ class OrtBackend:
         return Decoder(self.load_stage("decoder"))
 
     def new_state(self, *, capacity: int) -> DecoderState:
-        """Return a fresh state; the decoder need not be loaded for it."""
+        """Return a new state; this does not load the decoder."""
         return DecoderState.of_stage(self._manifest.stage("decoder").spec, capacity=capacity)
 
     def overlap(self, items: Iterator[Item]) -> Iterator[Item]:
-        """Yield them as they are: all stages share the cores."""
+        """Yield the items as they are: all stages share the cores."""
         return items

@@ -1,9 +1,10 @@
 """The decoder stage with its carried state.
 
-Keys and values are written in place: one buffer is bound both as input and as output, and ONNX Runtime's
-TensorScatter then copies nothing. Its attention costs time and memory for every position of the buffer, used or not; so
-the buffer grows with the sequence, by an eighth at a time. Convolution and recurrent states are double-buffered,
-because a kernel may read a state after it has begun to write the next.
+Keys and values are written in place: one buffer is bound both as input and as output, so that ONNX
+Runtime's TensorScatter copies nothing. Attention takes time and memory for every position of the
+buffer, used or not; so the buffer grows with the sequence, by an eighth at a time. Convolution and
+recurrent states are double-buffered, because a kernel may read a state after it has begun to write
+the next.
 """
 
 from __future__ import annotations
@@ -38,25 +39,25 @@ class _Buffer(NamedTuple):
 
     @classmethod
     def over(cls, array: NDArray[Any]) -> _Buffer:
-        """Share an array, which must be contiguous."""
+        """Share a contiguous array of any shape and dtype."""
         import onnxruntime
 
         return cls(array, onnxruntime.OrtValue.ortvalue_from_numpy(array))
 
     @classmethod
     def zeros(cls, spec: TensorSpec, *, extent: int = 1) -> _Buffer:
-        """Allocate a tensor for a single sequence, with room for ``extent`` positions if it is a cache."""
+        """Allocate a tensor for one sequence; a cache has room for ``extent`` positions."""
         named = {"capacity": extent}
         shape = [d if isinstance(d, int) else named.get(d, 1) for d in spec.shape]
         return cls.over(np.zeros(shape, dtype=spec.dtype))
 
 
 class _Buffers:
-    """All buffers of a sequence, for one size of its caches; which are current depends on the turn.
+    """All buffers of a sequence, for one size of its caches.
 
     Args:
         caches: Keys and values by input name, each [1, num_key_value_heads, extent, head_dim].
-        rewritten: Convolution and recurrent states by input name, twice.
+        rewritten: Two sets of convolution and recurrent states by input name; they take turns.
     """
 
     def __init__(
@@ -65,22 +66,22 @@ class _Buffers:
         self.caches = caches
         self.rewritten = rewritten
         self.bindings: dict[int, tuple[onnxruntime.IOBinding, NDArray[np.float32]]] = {}
-        """Made once for each turn; they name these very buffers."""
+        """Bindings of these buffers, made once for each turn."""
 
     def grown(self, spec: TensorSpec, extent: int, *, used: int) -> _Buffers:
-        """Return buffers of which one cache holds more positions, the ``used`` ones copied."""
-        # zeros, not garbage: attention weighs positions beyond the last with zero, and 0 * NaN is NaN
+        """Return buffers with room for more positions in one cache; copies the ``used`` ones."""
+        # zeros, not garbage: attention gives positions after the last weight 0, and 0 * NaN is NaN
         cache = _Buffer.zeros(spec, extent=extent)
         cache.array[:, :, :used] = self.caches[spec.name].array[:, :, :used]
         return _Buffers({**self.caches, spec.name: cache}, self.rewritten)
 
 
 class _Live(NamedTuple):
-    """What a state is at one moment; replaced as a whole."""
+    """Contents of a state at one moment; replaced as a whole."""
 
     past_len: int
     turn: int
-    """Which of the two sets of convolution and recurrent states is current."""
+    """Index of the current set of convolution and recurrent states: 0 or 1."""
     buffers: _Buffers
 
 
@@ -92,7 +93,7 @@ class DecoderState:
 
     Args:
         spec: The decoder's carried-state inputs.
-        capacity: Positions to make room for. Memory is taken as they are fed.
+        capacity: Positions to allow. Memory is taken when they are fed.
     """
 
     def __init__(self, spec: tuple[TensorSpec, ...], *, capacity: int) -> None:
@@ -106,7 +107,7 @@ class DecoderState:
 
     @classmethod
     def of_stage(cls, stage: StageSpec, *, capacity: int) -> DecoderState:
-        """Return the state of a sequence that has not begun; the stage need not be loaded."""
+        """Return the state of a new sequence; this does not load the stage."""
         carried = tuple(t for t in stage.inputs if t.name.startswith(_PAST))
         return cls(carried, capacity=capacity)
 
@@ -117,13 +118,13 @@ class DecoderState:
 
     @property
     def current(self) -> dict[str, _Buffer]:
-        """What the next call reads, by input name."""
+        """Buffers that the next call reads, by input name."""
         _, turn, buffers = self._live
         return {**buffers.rewritten[turn], **buffers.caches}
 
     @property
     def spare(self) -> dict[str, _Buffer]:
-        """Where the next call writes convolution and recurrent states, by input name."""
+        """Buffers that the next call writes convolution and recurrent states to, by input name."""
         _, turn, buffers = self._live
         return buffers.rewritten[1 - turn]
 
@@ -133,11 +134,11 @@ class DecoderState:
         self._live = _Live(past_len + seq_len, 1 - turn, buffers)
 
     def reserve(self, capacity: int) -> None:
-        """Allow more positions; memory is taken as they are fed."""
+        """Allow more positions; memory is taken when they are fed."""
         self.capacity = max(capacity, self.capacity)
 
     def make_room(self, seq_len: int) -> None:
-        """Show the decoder enough of the cache for the next positions.
+        """Make the caches long enough for the next positions.
 
         Raises:
             InputError: If they exceed the capacity.
@@ -150,30 +151,31 @@ class DecoderState:
                 f"{self.capacity}; reserve more, shorten the prompt or show fewer images"
             )
         extent = min(self.capacity, needed + needed // _SPARE_SHARE)
-        # one after another, so that no more than one is in memory twice
+        # one after another, so that only one cache is in memory twice
         for name, spec in self._cache_specs.items():
             if buffers.caches[name].array.shape[2] < needed:
                 buffers = buffers.grown(spec, extent, used=past_len)
                 self._live = _Live(past_len, turn, buffers)
 
     def snapshot(self) -> StateSnapshot:
-        """Return the present point; copies the recurrent states alone."""
+        """Return a snapshot of the present state; copies only conv and recurrent states."""
         past_len, turn, buffers = self._live
         held = buffers.rewritten[turn]
         return StateSnapshot(past_len, {name: held[name].array.copy() for name in held})
 
     def restore(self, mark: StateSnapshot) -> None:
-        """Go back to a point of this sequence; keys and values after it are given up, and overwritten later."""
+        """Go back to a snapshot of this sequence; later keys and values will be overwritten."""
         _, turn, buffers = self._live
         for name, array in mark.recurrent.items():
             buffers.rewritten[1 - turn][name].array[...] = array
         self._live = _Live(mark.past_len, 1 - turn, buffers)
 
     def binding(self, session: OnnxSession) -> tuple[onnxruntime.IOBinding, NDArray[np.float32]]:
-        """Return a binding of all that lasts, and the logits it writes, for the one decoder that this state is fed to.
+        """Return a binding of all buffers, and the logits [1, vocab_size], float32, that it writes.
 
-        It is made once for each turn of the double buffers: naming every value again would cost more than the rest of a
-        step outside ONNX Runtime.
+        Always pass the same decoder's session. The binding is made once for each turn of the double
+        buffers: binding every value again would take longer than the rest of a step outside ONNX
+        Runtime.
         """
         past_len, turn, buffers = self._live
         self._position.array[0] = past_len
@@ -190,9 +192,15 @@ class DecoderState:
         return buffers.bindings[turn]
 
     def load_state_dict(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
-        """Take over a state of so many positions, as `state_dict` returns it. There must be room for it.
+        """Take over a state of `past_len` positions, as `state_dict` returns it.
 
         Meant for a fresh state: if it fails, drop the state.
+
+        Args:
+            past_len: Positions fed; there must be room for them.
+            arrays: By input name, of the contract's dtypes: keys and values
+                [1, num_key_value_heads, past_len, head_dim], conv states
+                [1, d_inner, d_conv - 1], recurrent states [1, d_inner, d_state].
         """
         _, turn, buffers = self._live
         self._live = _Live(0, turn, buffers)
@@ -207,7 +215,13 @@ class DecoderState:
         self._live = _Live(past_len, 1 - turn, buffers)
 
     def state_dict(self, *, copy: bool = False) -> dict[str, NDArray[Any]]:
-        """Return the state by input name, keys and values up to `past_len` only; views are valid until the next step."""
+        """Return the state by input name; keys and values end at `past_len`.
+
+        Shapes and dtypes are those of `load_state_dict`.
+
+        Args:
+            copy: Return copies. Without it, arrays are views that are valid until the next step.
+        """
         past_len, turn, buffers = self._live
         views = {name: buffer.array for name, buffer in buffers.rewritten[turn].items()}
         for name, buffer in buffers.caches.items():
@@ -221,7 +235,7 @@ class DecoderState:
 
 
 class Decoder:
-    """Feeds a decoder stage.
+    """Runs a decoder stage.
 
     Args:
         session: The loaded stage.
@@ -232,18 +246,18 @@ class Decoder:
         self.vocab_size = int(session.spec.outputs[0].shape[-1])
 
     def new_state(self, *, capacity: int) -> DecoderState:
-        """Return the state of a sequence that has not begun."""
+        """Return the state of a new sequence."""
         return DecoderState.of_stage(self._session.spec, capacity=capacity)
 
     def step(self, inputs_embeds: NDArray[np.float32], state: DecoderState) -> NDArray[np.float32]:
-        """Feed one or more positions and carry the state on.
+        """Feed one or more positions and advance the state.
 
         Args:
-            inputs_embeds: [1, seq_len, hidden_size].
+            inputs_embeds: [1, seq_len, hidden_size], float32.
             state: Changed in place; if the call fails it is as it was.
 
         Returns:
-            Logits of the token that follows. [vocab_size].
+            Logits of the token that follows. [vocab_size], float32.
 
         Raises:
             InputError: If the state has no room for them.

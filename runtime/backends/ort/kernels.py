@@ -1,4 +1,4 @@
-"""Name of what computes a graph's operators in ONNX Runtime."""
+"""Names of the kernels that compute a graph's operators in ONNX Runtime."""
 
 from __future__ import annotations
 

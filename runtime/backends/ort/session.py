@@ -1,8 +1,8 @@
 """One stage of a bundle in ONNX Runtime on a CPU.
 
-The file on disk stays what it is. With `fast` kernels the graph is rewritten in memory as it is loaded: our
-operators and every product with stored weights become compiled kernels. With `onnx` ONNX Runtime runs the
-file's own function bodies and nothing of ours is registered.
+The file on disk does not change. With `fast` kernels the graph is rewritten in memory when it is
+loaded: our operators and every product with stored weights become compiled kernels. With `onnx`,
+ONNX Runtime runs the ONNX functions in the file, and none of our kernels is registered.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class OnnxSession:
         manifest: Its manifest.
         stage: Name of the stage.
         kernels: `fast`, or `onnx` for plain ONNX Runtime.
-        num_threads: Threads of one operator; by default one a core.
+        num_threads: Threads of one operator; by default one for each core.
         extra_outputs: Values inside the graph to return as well, such as `layer_output_names`.
 
     Raises:
@@ -58,8 +58,8 @@ class OnnxSession:
         record = manifest.stage(stage)
         if manifest.dtype != "float32":
             raise InputError(
-                f"{bundle}: graphs are {manifest.dtype}, which ONNX Runtime does not run on a CPU; export with "
-                "--dtype float32 (weights stay as they are on disk)"
+                f"{bundle}: graphs are {manifest.dtype}, which ONNX Runtime does not run on a CPU; "
+                "export with --dtype float32 (weights stay as they are on disk)"
             )
         self.spec: StageSpec = record.spec
         self.session = _load(
@@ -76,7 +76,7 @@ class OnnxSession:
         dims: dict[str, int] = {}
         for spec in self.spec.inputs:
             value = inputs[spec.name]
-            spec.check(value.shape, str(value.dtype), dims=dims, place=self.spec.name)
+            spec.check(value.shape, str(value.dtype), dims=dims, where=self.spec.name)
         outputs = self.session.run(self.output_names, dict(inputs))
         return dict(zip(self.output_names, outputs, strict=True))
 
@@ -94,9 +94,10 @@ def _load(
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    # it plans one block for each shape it meets, and the decoder meets a new one whenever its context grows
+    # it plans a block for each new shape, and the decoder has a new shape when its context grows
     options.enable_mem_pattern = False
-    # threads of a session that has answered would spin for milliseconds on the cores that the next stage needs
+    # else threads of a session that is done spin for milliseconds on cores that the next stage
+    # needs
     options.add_session_config_entry("session.force_spinning_stop", "1")
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
@@ -123,10 +124,10 @@ def _load(
 
 
 def _weight_files(bundle: Path, options: onnxruntime.SessionOptions) -> list[mmap.mmap]:
-    """Tell ONNX Runtime where external data lies; returns what must live until the session is built.
+    """Give ONNX Runtime the external data; returns maps that must live until the session is built.
 
-    It maps files below the bundle by itself. It refuses symbolic links that lead elsewhere, so these are mapped
-    here and handed over.
+    It maps files below the bundle by itself. It refuses symbolic links to files elsewhere, so these
+    are mapped here and given to it.
     """
     folder = str(bundle.resolve())
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
@@ -149,7 +150,7 @@ def _weight_files(bundle: Path, options: onnxruntime.SessionOptions) -> list[mma
 
 
 def _load_failures() -> tuple[type[Exception], ...]:
-    """Return what a damaged graph or weight file makes the libraries raise."""
+    """Return the exceptions that the libraries raise for a damaged graph or weight file."""
     from google.protobuf.message import DecodeError
     from onnxruntime.capi import onnxruntime_pybind11_state as state
 

@@ -1,4 +1,4 @@
-"""TensorRT engines on the GPU at hand as a backend."""
+"""TensorRT engines on this machine's GPU as a backend."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Item = TypeVar("Item")
 
 
 class TrtBackend:
-    """TensorRT engines on the GPU at hand.
+    """TensorRT engines on this machine's GPU.
 
     Args:
-        engines: The bundle's, from `open_engines`.
+        engines: Engines of the bundle, from `open_engines`.
     """
 
     materialises_scores = False
@@ -51,18 +51,18 @@ class TrtBackend:
         return self._decoder
 
     def new_state(self, *, capacity: int) -> SequenceState:
-        """Return a fresh state on the device."""
+        """Return a new state on the device."""
         return self.load_decoder().new_state(capacity=capacity)
 
     def overlap(self, items: Iterator[Item]) -> Iterator[Item]:
-        """Yield them one ahead: vision and decoder have streams of their own."""
+        """Yield the items; the next is made at the same time, on a stream of its own."""
         from longllava_trt.runtime.inputs.prefetch import prefetch
 
         return prefetch(items)
 
 
 def engine_limits(stages: Mapping[str, EngineStage]) -> BackendLimits:
-    """Return what recorded engines take; a stage without an engine sets no limit."""
+    """Return the limits of recorded engines; a stage without an engine sets no limit."""
     decoder, vision = stages.get("decoder"), stages.get("vision")
     return BackendLimits(
         capacity=None if decoder is None else _capacity(decoder),

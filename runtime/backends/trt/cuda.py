@@ -1,6 +1,7 @@
-"""The CUDA runtime as far as engines need it: memory, streams, events, graphs. No PyTorch.
+"""The part of the CUDA runtime that engines need: memory, streams, events, graphs. No PyTorch.
 
-Knows nothing of TensorRT and nothing of models. Addresses are integers; a call that fails raises with CUDA's own words.
+Knows nothing about TensorRT and models. Addresses are integers; a call that fails raises an error
+with CUDA's own words.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ class DeviceBlock:
     """Memory on the device; freed when nothing refers to it any more.
 
     Args:
-        cuda: Whose memory.
-        nbytes: How much.
+        cuda: Device that has the memory.
+        nbytes: Size in bytes.
     """
 
     def __init__(self, cuda: Cuda, nbytes: int) -> None:
@@ -69,26 +70,33 @@ class Cuda:
         return int(self._call("cudaMemGetInfo"))
 
     def free(self, address: int) -> None:
-        """Give memory on the device back; waits for the work that uses it."""
+        """Free memory on the device; waits for the work that uses it."""
         self._runtime.cudaFree(address)
 
     def pinned(self, nbytes: int) -> Bytes:
-        """Return host memory that the device copies from and to by itself; freed with the array."""
+        """Return pinned host memory, which the device reads and writes; freed with the array.
+
+        Returns:
+            [nbytes], uint8.
+        """
         address = int(self._call("cudaMallocHost", max(nbytes, 1)))
         block = (ctypes.c_uint8 * nbytes).from_address(address)
         weakref.finalize(block, self._runtime.cudaFreeHost, address)
         return np.ctypeslib.as_array(block)
 
     def stream(self) -> Any:
-        """Return a new stream, which waits for no other."""
+        """Return a new stream, which does not wait for other streams."""
         return self._call("cudaStreamCreateWithFlags", _NON_BLOCKING)
 
     def synchronize(self, stream: Any) -> None:
-        """Wait until a stream is done."""
+        """Wait until all work on a stream is done."""
         self._call("cudaStreamSynchronize", stream)
 
     def copy(self, target: int, source: int, nbytes: int, *, stream: Any) -> None:
-        """Begin a copy between any two places; both must stay until it is done. Fast where host memory is pinned."""
+        """Begin a copy between host or device addresses; it is fast if host memory is pinned.
+
+        Both memories must live until it is done.
+        """
         kind = self._runtime.cudaMemcpyKind.cudaMemcpyDefault
         self._call("cudaMemcpyAsync", target, source, nbytes, kind, stream)
 
@@ -97,7 +105,7 @@ class Cuda:
         self._call("cudaMemsetAsync", block.address, 0, block.nbytes, stream)
 
     def record(self, stream: Any) -> Callable[[], None]:
-        """Return a function that waits for what a stream has been given up to now; call it once."""
+        """Return a function that waits for the work given to a stream so far; call it once."""
         event = self._call("cudaEventCreateWithFlags", _WITHOUT_TIMING)
         self._call("cudaEventRecord", event, stream)
 
@@ -108,13 +116,13 @@ class Cuda:
         return wait
 
     def capture(self, launch: Callable[[], None], *, stream: Any) -> Callable[[], None]:
-        """Return a function that launches again, as one graph, what a function launches on a stream."""
+        """Capture the work that ``launch`` gives to a stream; return a function that replays it."""
         mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
         self._call("cudaStreamBeginCapture", stream, mode)
         try:
             launch()
         finally:
-            # a capture that failed must be ended too, or the stream can do nothing else
+            # a capture that failed must be ended too, or the stream accepts no other work
             status, graph = self._runtime.cudaStreamEndCapture(stream)
         self._check("cudaStreamEndCapture", status)
         executable = self._call("cudaGraphInstantiate", graph, 0)
@@ -144,10 +152,10 @@ class Cuda:
 
 
 class CudaMemory:
-    """Where weights go: a `WeightMemory` on the device.
+    """Memory for weights: a `WeightMemory` on the device.
 
     Args:
-        cuda: Whose memory.
+        cuda: Device that has the memory.
     """
 
     def __init__(self, cuda: Cuda) -> None:
@@ -163,7 +171,7 @@ class CudaMemory:
         return self._cuda.pinned(nbytes)
 
     def write(self, buffer: DeviceBlock, place: int, block: Bytes) -> Callable[[], None]:
-        """Begin to copy a block to its place."""
+        """Begin to copy a block to byte `place` of a weight; see `WeightMemory.write`."""
         source = block.__array_interface__["data"][0]
         self._cuda.copy(buffer.address + place, source, len(block), stream=self._stream)
         return self._cuda.record(self._stream)

@@ -1,8 +1,9 @@
-"""The decoder stage as a TensorRT engine: `Decoder`'s methods, its state on the device, decode steps as CUDA graphs.
+"""The decoder stage as a TensorRT engine: its state on the device, decode steps as CUDA graphs.
 
-A captured step is used only after it has proved itself: some steps are replayed and must give what the same steps gave
-without a graph, or as near as two such runs are to each other. Else every step is launched anew, and a warning says
-which layer differed.
+Has the methods of `Decoder`. A captured step is used only after a check: some steps are replayed
+and must give the results of the same steps without a graph, or be as near to them as two such runs
+are to each other. Otherwise every step is launched without a graph, and a warning says which layer
+differed.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ logger = logging.getLogger(__name__)
 
 
 class TrtDecoder:
-    """Feeds a decoder's engine.
+    """Runs a decoder's engine.
 
     Args:
-        engines: The bundle's.
-        use_graphs: Replay decode steps as graphs, if they prove right.
+        engines: Engines of the bundle.
+        use_graphs: Replay decode steps as graphs, if the check finds them right.
     """
 
     def __init__(self, engines: Engines, *, use_graphs: bool = True) -> None:
@@ -47,7 +48,7 @@ class TrtDecoder:
         self._stream = engines.cuda.stream()
         self._contexts, self._memory = make_contexts(engines, loaded, stream=self._stream)
         self.largest = largest_dims(loaded)
-        """The most positions that a call takes, as `seq_len`."""
+        """Largest number of positions of one call."""
         carried = {s.input for s in loaded.stage.states} | {s.output for s in loaded.stage.states}
         specs = (*loaded.spec.inputs, *loaded.spec.outputs)
         self._staged = {
@@ -59,31 +60,31 @@ class TrtDecoder:
             for name, tensor in self._staged.items():
                 context.bind(name, tensor.address)
         self.embeds_spec = self._staged["inputs_embeds"].spec
-        """What `step` takes."""
+        """Contract of the embeddings that `step` takes."""
         self.vocab_size = int(loaded.spec.outputs[0].shape[-1])
         self.graphs_are_right: bool | None = None if use_graphs else False
         """None until the first decode step has tried."""
 
     def new_state(self, *, capacity: int = 0) -> TrtDecoderState:
-        """Return the state of a sequence that has not begun; ``capacity`` is the engine's own."""
+        """Return the state of a new sequence; ``capacity`` is ignored, the engine has its own."""
         del capacity
         return TrtDecoderState(self._cuda, self._loaded, stream=self._stream)
 
     def step(self, inputs_embeds: NDArray[Any], state: TrtDecoderState) -> NDArray[np.float32]:
-        """Feed one or more positions and carry the state on.
+        """Feed one or more positions and advance the state.
 
         Args:
             inputs_embeds: [1, seq_len, hidden_size], of the bundle's dtype.
             state: Changed in place; if the call fails it is as it was.
 
         Returns:
-            Logits of the token that follows. [vocab_size].
+            Logits of the token that follows. [vocab_size], float32.
 
         Raises:
-            InputError: If the state has no room for them, or they are more than the engine takes at once.
+            InputError: If the state has no room for them, or the engine takes fewer in one call.
         """
         self.embeds_spec.check(
-            inputs_embeds.shape, str(inputs_embeds.dtype), dims={}, place="decoder"
+            inputs_embeds.shape, str(inputs_embeds.dtype), dims={}, where="decoder"
         )
         seq_len = inputs_embeds.shape[1]
         state.make_room(seq_len)
@@ -110,7 +111,7 @@ class TrtDecoder:
             launch()
         else:
             if state.turn not in state.graphs:
-                # TensorRT wants a launch between a new shape and a capture; the same step twice gives the same
+                # TensorRT needs a launch between a new shape and a capture; a step may run twice
                 launch()
                 state.graphs[state.turn] = self._cuda.capture(launch, stream=self._stream)
             state.graphs[state.turn]()
@@ -121,7 +122,7 @@ class TrtDecoder:
         return found
 
     def _prove(self, inputs_embeds: NDArray[Any], state: TrtDecoderState) -> bool:
-        """Say whether replayed steps give what launched ones give; leaves the state as it was."""
+        """Return whether replayed steps give the results of launched ones; keeps the state."""
         try:
             wrong = first_difference(
                 lambda is_graph: self._try(inputs_embeds, state, is_graph=is_graph)
@@ -143,7 +144,7 @@ class TrtDecoder:
     def _try(
         self, inputs_embeds: NDArray[Any], state: TrtDecoderState, *, is_graph: bool
     ) -> Results:
-        """Take some steps and go back; returns states layer by layer, and the logits last."""
+        """Run some steps and go back; returns the states layer by layer, then the logits."""
         mark = state.snapshot()
         try:
             logits = [

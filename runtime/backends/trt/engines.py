@@ -1,6 +1,6 @@
-"""Opens the engines of a bundle: those for the GPU at hand, with the TensorRT and the plugins that they were built with.
+"""Engines of a bundle for this machine's GPU, opened with the TensorRT that built them.
 
-A record that does not fit is refused here with what to do about it, before TensorRT says so in its own words.
+A record that does not fit this machine is refused here with advice, before TensorRT refuses it.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class LoadedEngine:
     engine: Any
     """TensorRT's ICudaEngine."""
     weights: dict[str, DeviceBlock]
-    """By input name; one copy, whatever profiles are run."""
+    """Memory by input name; one copy for all profiles."""
 
 
 class Engines:
-    """One folder of engines, each loaded when it is asked for. Build it with `open_engines`."""
+    """One folder of engines; each is loaded when it is needed. Build it with `open_engines`."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Engines:
         self.tensorrt = tensorrt
         self._bundle, self._folder = bundle, folder
         self._read_weights = read_weights
-        # TensorRT wants its logger and runtime to outlive the engines
+        # TensorRT needs its logger and runtime for as long as the engines live
         self._log = tensorrt.module.Logger(tensorrt.module.Logger.WARNING)
         load_plugins(tensorrt, folder / record.plugins.file)
         self._runtime = tensorrt.module.Runtime(self._log)
@@ -84,8 +84,9 @@ class Engines:
         engine = self._runtime.deserialize_cuda_engine(plan)
         if engine is None:
             raise ManifestError(
-                f"{self._folder / found.file}: TensorRT cannot load an engine for {self.record.target} here (the lines "
-                f"above say why); run 'longllava-trt build {self._bundle} --force' for this GPU"
+                f"{self._folder / found.file}: TensorRT cannot load an engine for "
+                f"{self.record.target} here (the lines above say why); "
+                f"run 'longllava-trt build {self._bundle} --force' for this GPU"
             )
         require_memory(self.cuda, stage, found)
         memory = CudaMemory(self.cuda)
@@ -107,18 +108,19 @@ def open_engines(
     target: str | None = None,
     read_weights: ReadWeights | None = None,
 ) -> Engines:
-    """Open the engines of a bundle for the GPU at hand.
+    """Open the engines of a bundle for this machine's GPU.
 
     Args:
-        bundle: With `engines/` inside.
-        folder: Which of them, whatever GPU it was built for; by default the one for ``target``.
+        bundle: Folder with `engines/` inside.
+        folder: Folder of engines, for whatever GPU; by default the newest for ``target``.
         cuda: The device; by default the first GPU.
-        tensorrt: Who runs them; by default the flavour that built them.
-        target: Architecture of the GPU, such as `sm80`; by default the driver is asked.
-        read_weights: Where weights come from; by default from the bundle's files.
+        tensorrt: TensorRT that runs them; by default the flavour that built them.
+        target: Architecture of the GPU, such as `sm80`; by default the driver's answer.
+        read_weights: Loads the weights; by default from the bundle's files.
 
     Raises:
-        MissingDependencyError: If there is no GPU, no driver, no cuda-python, or not the TensorRT that built them.
+        MissingDependencyError: If there is no GPU, no driver, no cuda-python, or the TensorRT that
+            built them is missing.
         InputError: If there are none for this GPU.
         ManifestError: If they are damaged, or of another version of TensorRT.
     """
@@ -128,8 +130,9 @@ def open_engines(
     tensorrt = tensorrt or import_tensorrt(record.flavour)
     if (tensorrt.flavour, tensorrt.version) != (record.flavour, record.tensorrt_version):
         raise ManifestError(
-            f"{folder}: engines need {record.flavour} {record.tensorrt_version}, got {tensorrt.flavour} "
-            f"{tensorrt.version}; install that one, or run 'longllava-trt build {bundle}'"
+            f"{folder}: engines need {record.flavour} {record.tensorrt_version}, got "
+            f"{tensorrt.flavour} {tensorrt.version}; install that one, or run "
+            f"'longllava-trt build {bundle}'"
         )
     differences = record.differences(folder)
     if differences:

@@ -1,4 +1,4 @@
-"""Memory that a stage takes on the device, counted before its weights are read: that may be minutes."""
+"""Memory of a stage on the device, computed before its weights are read, which may take minutes."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ __all__ = ["require_memory", "stage_bytes"]
 
 
 def stage_bytes(stage: EngineStage) -> dict[str, int]:
-    """Return what a loaded stage takes, by what it is for; inputs and outputs that are small are not counted.
+    """Return the bytes that a loaded stage takes, by purpose; small inputs and outputs not counted.
 
-    What TensorRT works in is known only where the kernels were recorded.
+    TensorRT's own memory is known only if the kernels were recorded.
     """
     sizes = {
         spec.name: _nbytes(spec.shape, spec.dtype) for spec in stage.inputs if _fixed(spec.shape)
@@ -34,18 +34,19 @@ def stage_bytes(stage: EngineStage) -> dict[str, int]:
 
 
 def require_memory(cuda: Cuda, name: str, stage: EngineStage) -> None:
-    """Refuse a stage that the device has no room for.
+    """Raise an error if the device has too little free memory for a stage.
 
     Raises:
-        InputError: Says what is needed for what.
+        InputError: Says how much is needed for which purpose.
     """
     needed = stage_bytes(stage)
     free = cuda.free_bytes()
     if sum(needed.values()) > free:
         parts = ", ".join(f"{_gb(nbytes)} of {what}" for what, nbytes in needed.items())
         raise InputError(
-            f"{name}: needs {_gb(sum(needed.values()))} of the GPU's memory ({parts}), got {_gb(free)} free; "
-            "build with a smaller --max-context or --chunk, quantise the experts, or end what else runs there"
+            f"{name}: needs {_gb(sum(needed.values()))} of the GPU's memory ({parts}), got "
+            f"{_gb(free)} free; build with a smaller --max-context or --chunk, quantise the experts, "
+            "or end other programs on the GPU"
         )
 
 

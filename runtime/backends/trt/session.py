@@ -1,7 +1,7 @@
 """One stage of a bundle as a TensorRT engine: the same contract as `OnnxSession`.
 
-What is common to all stages is here: profiles, contexts, memory, the way in and out. The decoder's carried state is in
-`trt_decoder`.
+Parts that all stages share: profiles, contexts, memory, copies in and out. The decoder's carried
+state is in `state.py`.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class StagedTensor:
     """A tensor on the device with pinned memory beside it, large enough for every profile.
 
     Args:
-        engines: Whose device.
-        spec: Its contract.
+        engines: Engines on the same device.
+        spec: Contract of the tensor.
         largest: Size of each dim name.
-        stream: Where copies are enqueued.
+        stream: Stream that copies are enqueued on.
     """
 
     def __init__(
@@ -53,17 +53,22 @@ class StagedTensor:
 
     @property
     def address(self) -> int:
-        """On the device."""
+        """Address on the device."""
         return self._block.address
 
     def write(self, value: NDArray[Any]) -> None:
-        """Begin to copy a value to the device."""
+        """Begin to copy a value, of the contract's shape and dtype, to the device."""
         staged = self._host[: value.nbytes]
         staged.view(self._dtype).reshape(value.shape)[...] = value
         self._copy(self.address, _address(staged), value.nbytes)
 
     def begin_read(self, dims: Mapping[str, int]) -> NDArray[Any]:
-        """Begin to copy the result back. What is returned holds it once the stream is done, and until the next run."""
+        """Begin to copy the result back.
+
+        Returns:
+            Array of the contract's shape and dtype. It holds the result when the stream is done,
+            and until the next run.
+        """
         shape = _shape(self.spec, dims)
         staged = self._host[: math.prod(shape) * self._dtype.itemsize]
         self._copy(_address(staged), self.address, staged.nbytes)
@@ -84,7 +89,7 @@ class ProfileContext:
             self.bind(weight, block.address)
 
     def takes(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Say whether all shapes are within the profile."""
+        """Return whether all shapes are within the profile."""
         return all(
             all(
                 low <= size <= high for low, size, high in zip(r.min, shapes[n], r.max, strict=True)
@@ -98,20 +103,20 @@ class ProfileContext:
             _need(self.context.set_input_shape(name, shapes[name]), f"set_input_shape({name})")
 
     def bind(self, name: str, address: int) -> None:
-        """Say where a tensor lies."""
+        """Set the address of a tensor."""
         _need(self.context.set_tensor_address(name, address), f"set_tensor_address({name})")
 
     def enqueue(self, stream: Any) -> None:
-        """Launch; does not wait."""
+        """Launch on a stream; does not wait."""
         _need(self.context.execute_async_v3(int(stream)), "execute_async_v3")
 
 
 def make_contexts(
     engines: Engines, loaded: LoadedEngine, *, stream: Any
 ) -> tuple[dict[str, ProfileContext], DeviceBlock]:
-    """Return a context for each profile, and the memory they share; they must not run at the same time.
+    """Return a context for each profile, and their shared memory; they must not run together.
 
-    A context of its own for each, so that a graph captured from one outlives calls of the other.
+    Each profile has its own context: a graph captured from one stays valid when another runs.
     """
     names = list(loaded.stage.profiles)
     size = loaded.engine.get_device_memory_size_for_profile_v2
@@ -139,7 +144,7 @@ def _make_context(engines: Engines, engine: Any) -> Any:
         return engine.create_execution_context(managed)
     config = engine.create_runtime_config()
     config.set_execution_context_allocation_strategy(managed)
-    # kernels that were replaced in the background would end a comparison of two runs, and any timing
+    # kernels that are replaced in the background would spoil comparisons of two runs, and timings
     eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
     config.dynamic_shapes_kernel_specialization_strategy = eager
     return engine.create_execution_context(config)
@@ -149,8 +154,8 @@ class TrtSession:
     """A loaded stage without carried state.
 
     Args:
-        engines: The bundle's.
-        stage: Its name.
+        engines: Engines of the bundle.
+        stage: Name of the stage.
     """
 
     def __init__(self, engines: Engines, stage: str) -> None:
@@ -160,7 +165,7 @@ class TrtSession:
         self._contexts, self._memory = make_contexts(engines, loaded, stream=self._stream)
         self._loaded = loaded
         self.largest = largest_dims(loaded)
-        """The largest size of each dim that varies."""
+        """Largest size of each dim that varies."""
         self._staged = {
             spec.name: StagedTensor(engines, spec, largest=self.largest, stream=self._stream)
             for spec in (*self.spec.inputs, *self.spec.outputs)
@@ -179,7 +184,7 @@ class TrtSession:
         dims: dict[str, int] = {}
         for spec in self.spec.inputs:
             value = inputs[spec.name]
-            spec.check(value.shape, str(value.dtype), dims=dims, place=self.spec.name)
+            spec.check(value.shape, str(value.dtype), dims=dims, where=self.spec.name)
         shapes = {spec.name: inputs[spec.name].shape for spec in self.spec.inputs}
         context = choose(self._contexts, shapes, largest=self.largest, where=self.spec.name)
         for name in shapes:
@@ -198,18 +203,19 @@ def choose(
     largest: Mapping[str, int],
     where: str,
 ) -> ProfileContext:
-    """Return the context of the narrowest profile that takes some shapes.
+    """Return the context of the narrowest profile that accepts the shapes.
 
     Raises:
         InputError: If none does.
     """
-    # profiles are listed from the widest on
+    # profiles are listed from the widest to the narrowest
     for context in reversed(list(contexts.values())):
         if context.takes(shapes):
             return context
     limits = ", ".join(f"{name} up to {size}" for name, size in largest.items())
     raise InputError(
-        f"{where}: its engine was built for {limits}, got {shapes}; feed less at once, or build with larger limits"
+        f"{where}: its engine was built for {limits}, got {shapes}; "
+        "feed less at once, or build with larger limits"
     )
 
 

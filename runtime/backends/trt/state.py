@@ -1,7 +1,8 @@
-"""What one sequence carries between calls of the decoder's engine, on the device.
+"""State that one sequence carries between calls of the decoder's engine, on the device.
 
-Has the methods of `DecoderState`. Where engine.json says `alias`, one buffer is input and output; where it says
-`double-buffer`, two swap, since a kernel may read a state after it has begun to write the next.
+Has the methods of `DecoderState`. If engine.json says `alias`, one buffer is input and output; if
+it says `double-buffer`, two take turns, since a kernel may read a state after it has begun to write
+the next.
 """
 
 from __future__ import annotations
@@ -26,27 +27,27 @@ __all__ = ["TrtDecoderState"]
 
 
 class _Live(NamedTuple):
-    """What a state is at one moment; replaced as a whole."""
+    """Contents of a state at one moment; replaced as a whole."""
 
     past_len: int
     turn: int
 
 
 class TrtDecoderState:
-    """Everything one sequence carries. Room for all positions of the engine is there from the start.
+    """State of one sequence. Memory for all positions of the engine is allocated at the start.
 
     Every change is published in one assignment, so that a call that is broken off anywhere leaves
     the state as it was.
 
     Args:
-        cuda: Whose memory.
+        cuda: Device that has the memory.
         loaded: The decoder's engine.
-        stream: Where copies are enqueued.
+        stream: Stream that copies are enqueued on.
     """
 
     def __init__(self, cuda: Cuda, loaded: LoadedEngine, *, stream: Any) -> None:
         self.graphs: dict[int, Callable[[], None]] = {}
-        """A captured decode step for each way round that the buffers can be."""
+        """Captured decode steps, one for each order of the double buffers."""
         self._live = _Live(0, 0)
         self._cuda, self._stream = cuda, stream
         self._specs = {spec.name: spec for spec in loaded.spec.inputs}
@@ -65,11 +66,11 @@ class TrtDecoderState:
 
     @property
     def turn(self) -> int:
-        """Which of the two sets of double buffers is current: 0 or 1."""
+        """Index of the current set of double buffers: 0 or 1."""
         return self._live.turn
 
     def bindings(self) -> dict[str, int]:
-        """Return where inputs and outputs of the next call lie, by name."""
+        """Return the addresses of the next call's inputs and outputs, by name."""
         turn = self._live.turn
         current, spare = self._rewritten[turn], self._rewritten[1 - turn]
         found = {}
@@ -85,36 +86,43 @@ class TrtDecoderState:
         self._live = _Live(past_len + seq_len, 1 - turn)
 
     def reserve(self, capacity: int) -> None:
-        """Nothing to do: what the engine has room for is there, and `make_room` refuses more."""
+        """Do nothing: all memory is allocated already, and `make_room` refuses more positions."""
 
     def make_room(self, seq_len: int) -> None:
-        """Refuse positions that do not fit.
+        """Raise an error if positions do not fit.
 
         Raises:
-            InputError: If they exceed what the engine was built for.
+            InputError: If they exceed the capacity of the engine.
         """
         if self.past_len + seq_len > self.capacity:
             raise InputError(
-                f"decoder: {self.past_len} positions fed and {seq_len} more exceed the engine's {self.capacity}; "
-                "shorten the prompt, show fewer images, or build with a larger --max-context"
+                f"decoder: {self.past_len} positions fed and {seq_len} more exceed the engine's "
+                f"{self.capacity}; shorten the prompt, show fewer images, or build with a larger "
+                "--max-context"
             )
 
     def snapshot(self) -> StateSnapshot:
-        """Return the present point; copies the recurrent states alone."""
+        """Return a snapshot of the present state; copies only conv and recurrent states."""
         past_len, turn = self._live
         return StateSnapshot(past_len, {n: self._read(n, turn) for n in self._rewritten[turn]})
 
     def restore(self, mark: StateSnapshot) -> None:
-        """Go back to a point of this sequence; keys and values after it are given up, and overwritten later."""
+        """Go back to a snapshot of this sequence; later keys and values will be overwritten."""
         turn = 1 - self._live.turn
         for name, array in mark.recurrent.items():
             self._write(name, array, turn)
         self._live = _Live(mark.past_len, turn)
 
     def load_state_dict(self, past_len: int, arrays: Iterable[tuple[str, NDArray[Any]]]) -> None:
-        """Take over a state of so many positions, as `state_dict` returns it.
+        """Take over a state of `past_len` positions, as `state_dict` returns it.
 
-        Meant for a fresh state: if it fails, drop the state.
+        Meant for a new state: if it fails, drop the state.
+
+        Args:
+            past_len: Positions fed.
+            arrays: By input name, of the contract's dtypes: keys and values
+                [1, num_key_value_heads, past_len, head_dim], conv states
+                [1, d_inner, d_conv - 1], recurrent states [1, d_inner, d_state].
         """
         turn = 1 - self._live.turn
         self._live = _Live(0, 1 - turn)
@@ -124,12 +132,15 @@ class TrtDecoderState:
         self._live = _Live(past_len, turn)
 
     def state_dict(self, *, copy: bool = False) -> dict[str, NDArray[Any]]:
-        """Return the state by input name, keys and values up to `past_len` only; always copies, off the device."""
+        """Return copies of the state on the host, by input name.
+
+        Shapes and dtypes are those of `load_state_dict`; keys and values end at `past_len`.
+        """
         del copy
         return {state.input: self._read(state.input, self._live.turn) for state in self._states}
 
     def _read(self, name: str, turn: int) -> NDArray[Any]:
-        """Return a state, of keys and values the positions that were fed."""
+        """Return one tensor of the state; keys and values end at `past_len`."""
         spec, cache = self._specs[name], self._caches.get(name)
         shape = [int(d) for d in spec.shape]
         if cache is not None:
@@ -153,7 +164,7 @@ class TrtDecoderState:
         spec = self._specs[name]
         shape = [int(d) for d in spec.shape]
         block = DeviceBlock(self._cuda, math.prod(shape) * np.dtype(spec.dtype).itemsize)
-        # attention weighs positions beyond the last with zero, and 0 * NaN is NaN
+        # attention gives positions after the last weight 0, and 0 * NaN is NaN
         self._cuda.zero(block, stream=self._stream)
         return block
 
@@ -161,7 +172,10 @@ class TrtDecoderState:
 def _runs(
     array: NDArray[Any], device: int, spec: TensorSpec, is_cache: bool
 ) -> Iterable[tuple[int, int, int]]:
-    """Yield host address, device address and length of what lies together; each head of a cache has its own room."""
+    """Yield host address, device address and length of each contiguous part.
+
+    A cache has one part for each head, because the device has room for more positions.
+    """
     host: int = array.__array_interface__["data"][0]
     if not is_cache:
         yield host, device, array.nbytes

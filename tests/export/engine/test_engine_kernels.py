@@ -1,4 +1,4 @@
-"""What TensorRT chose is read, recorded and held against budgets, and each budget notices what it is for."""
+"""TensorRT's choices are read, recorded and compared with budgets; each budget finds its fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TensorRT is given computes what the bundle's graph does: all that was changed on the way, in numbers."""
+"""TensorRT's network computes the same numbers as the bundle's graph, after every change to it."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ RTX_ALONE = {
     "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
     "IRuntimeConfig.set_execution_context_allocation_strategy",
 }
-"""What we ask TensorRT-RTX for, and the full TensorRT not."""
+"""Names that we ask of TensorRT-RTX, but not of the full TensorRT."""
 MEMBERS = {
     "Builder": "create_network create_builder_config create_optimization_profile build_serialized_network",
     "IBuilderConfig": "clear_flag profiling_verbosity progress_monitor add_optimization_profile "
@@ -56,7 +56,7 @@ MEMBERS = {
     "IExecutionContext": "set_optimization_profile_async set_device_memory set_input_shape set_tensor_address "
     "execute_async_v3",
 }
-"""What we use of TensorRT's objects, by class."""
+"""Names that we use of TensorRT's objects, by class."""
 PROBE = """\
 import importlib, json, sys
 module = importlib.import_module(sys.argv[1])

@@ -39,7 +39,7 @@ for dtype in sys.argv[2].split(","):
                 print(variant.name, head_dim, r.registers, r.shared_bytes, r.spilled_bytes)
 """
 SHARED_KIB = {80: 163, 86: 99, 89: 99, 90: 227, 120: 99}
-"""What a program may have."""
+"""Shared memory that a program may have."""
 
 
 def by_name(shape: AttentionShape) -> dict[str, Launch]:

@@ -1,4 +1,4 @@
-"""What a machine lacks is said before anything is loaded, with what to do about it."""
+"""An error says what a machine lacks before anything is loaded, and what to do about it."""
 
 from __future__ import annotations
 
