@@ -41,7 +41,7 @@ from longllava_trt.export.bundle import export_bundle
 from longllava_trt.models.llava_jamba.presets import PRESETS
 from longllava_trt.reference.model import LongLLaVA as ReferenceLongLLaVA
 from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
-from longllava_trt.runtime.inputs.image_files import load_image
+from longllava_trt.runtime.inputs.sources import load_image
 from longllava_trt.runtime.model import LongLLaVA, RunOptions
 from longllava_trt.runtime.timings import StageTimer
 

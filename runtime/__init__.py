@@ -4,9 +4,8 @@ model.py          LongLLaVA: question, images and videos in, streamed answer out
 session.py        a sequence that is kept: ingest once, ask many, rewind, fork
 session_file.py   a session on disk
 sequence.py       text, images and state of one sequence; calls publish whole values
-draft.py          what one call adds to a sequence
+draft.py          what one call adds to a sequence, and whether it fits
 content.py        what a sequence holds, as one value
-lengths.py        positions that a message takes
 runner.py         what a sequence needs of a bundle: backend, limits, tokenizer, encoder, format
 options.py        how a bundle is run; open_backend.py opens what it asks for
 option_checks.py  what is wrong with an option's value

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from longllava_trt.core.errors import InputError
 from longllava_trt.runtime.backends.base import SequenceState, StateSnapshot
 from longllava_trt.runtime.content import RememberedTurn, SequenceContent
-from longllava_trt.runtime.draft import SequenceDraft
+from longllava_trt.runtime.draft import SequenceDraft, check_fits
 from longllava_trt.runtime.inputs.encoder import EncodedImage
 from longllava_trt.runtime.inputs.images import ImageInput, check_unchanged
 from longllava_trt.runtime.inputs.message import Message, OnBroken
-from longllava_trt.runtime.lengths import check_fits
 from longllava_trt.runtime.option_checks import check, whole_number
 from longllava_trt.runtime.runner import Runner
 from longllava_trt.runtime.timings import ProgressReporter, RequestMetrics

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from longllava_trt.bench.settings import BenchSettings
-from longllava_trt.runtime.inputs.image_files import load_image
+from longllava_trt.runtime.inputs.sources import load_image
 
 __all__ = ["DRAWN_FILES", "PICTURE_SIZE", "draw_pictures", "in_turns", "shown_pictures"]
 

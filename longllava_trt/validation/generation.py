@@ -20,8 +20,8 @@ from longllava_trt.models.chat import ChatFormat
 from longllava_trt.models.registry import family_of
 from longllava_trt.reference.generate import assemble_embeds, greedy_tokens
 from longllava_trt.reference.prompt import IMAGE_PLACEHOLDER, tokenize_prompt
-from longllava_trt.runtime.inputs.image_files import ImageSource, load_image
 from longllava_trt.runtime.inputs.pixels import load_processor_config, preprocess_batch
+from longllava_trt.runtime.inputs.sources import ImageSource, load_image
 from longllava_trt.runtime.model import LongLLaVA as RuntimeLongLLaVA
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 from longllava_trt.validation.parity_case import ParityCase, array_of

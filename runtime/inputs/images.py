@@ -1,7 +1,6 @@
-"""One image of a prompt: the source of its pixels, and the text around it.
+"""What a message shows, as data: images with the text around them, groups of images, texts; and what decodes an image.
 
-A still, a tile of a still and a frame of a video are each one image here. Images are decoded only
-when they are needed.
+A still, a tile of one and a frame of a video are all one image here. Nothing is decoded before it is asked for.
 """
 
 from __future__ import annotations
@@ -15,15 +14,20 @@ from typing import NamedTuple, TypeAlias
 from PIL import Image
 
 from longllava_trt.core.errors import InputError
+from longllava_trt.models.chat import ChatFormat
 from longllava_trt.models.image_policy import ImagePolicy, TileGrid
-from longllava_trt.runtime.inputs.image_files import ImageSource, load_image
+from longllava_trt.runtime.inputs.sources import ImageSource, load_image
 from longllava_trt.runtime.inputs.tiles import overview_and_tiles
 from longllava_trt.runtime.inputs.video import VideoClip
 
 __all__ = [
     "FileStamp",
+    "ImageGroup",
     "ImageInput",
     "Load",
+    "Message",
+    "MessageFormat",
+    "Text",
     "ViewCutter",
     "check_unchanged",
     "file_stamp",
@@ -66,6 +70,55 @@ class ImageInput:
         return f"{kind} {self.position}{where}"
 
 
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text."""
+
+    text: str
+
+    def written(self, placeholder: str) -> str:
+        """Return the text."""
+        del placeholder
+        return self.text
+
+
+@dataclass(frozen=True, slots=True)
+class ImageGroup:
+    """Images that are shown together or not at all: a still with its tiles, or a clip."""
+
+    images: tuple[ImageInput, ...]
+    closing: str
+    """Text behind the last image that belongs to it."""
+
+    def written(self, placeholder: str) -> str:
+        """Return the group's text with a placeholder for each image."""
+        return "".join(image.opening + placeholder for image in self.images) + self.closing
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A user's message."""
+
+    parts: tuple[Text | ImageGroup, ...]
+
+    def written(self, placeholder: str) -> str:
+        """Return the message as one text with a placeholder for each image.
+
+        For people to read; not for tokenization.
+        """
+        return "".join(part.written(placeholder) for part in self.parts)
+
+    @property
+    def groups(self) -> list[ImageGroup]:
+        """Images and videos, in order."""
+        return [part for part in self.parts if isinstance(part, ImageGroup)]
+
+    @property
+    def num_images(self) -> int:
+        """Stills, tiles and frames together."""
+        return sum(len(group.images) for group in self.groups)
+
+
 def file_stamp(source: ImageSource | None) -> FileStamp | None:
     """Return a stamp that changes when the file is replaced; None if there is no file."""
     if not isinstance(source, str | Path):
@@ -105,6 +158,13 @@ class ViewCutter(NamedTuple):
     def cut(self, image: Image.Image) -> Iterator[Image.Image]:
         """Yield the image and its tiles."""
         return overview_and_tiles(image, self.policy, image_size=self.image_size)
+
+
+class MessageFormat(NamedTuple):
+    """Format in which a model family writes a message."""
+
+    chat: ChatFormat
+    cutter: ViewCutter
 
 
 def open_images(shown: Sequence[ImageInput], cutter: ViewCutter) -> Iterator[Load]:

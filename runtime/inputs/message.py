@@ -7,9 +7,9 @@ before any work; `longllava_trt.runtime.inputs.images` decodes pixels later.
 from __future__ import annotations
 
 from longllava_trt.core.errors import InputError
+from longllava_trt.runtime.inputs.images import ImageGroup, Message, MessageFormat, Text
 from longllava_trt.runtime.inputs.media import MediaOptions, OnBroken
 from longllava_trt.runtime.inputs.original import original_message
-from longllava_trt.runtime.inputs.parts import ImageGroup, Message, MessageFormat, Text
 from longllava_trt.runtime.inputs.sources import Images, Videos, image_sources, video_sources
 from longllava_trt.runtime.inputs.writer import MessageWriter
 

@@ -9,9 +9,8 @@ from pathlib import Path
 
 from longllava_trt.core.errors import InputError
 from longllava_trt.models.chat import ChatFormat, OriginalFormat
-from longllava_trt.runtime.inputs.image_files import ImageSource
-from longllava_trt.runtime.inputs.images import ImageInput
-from longllava_trt.runtime.inputs.parts import ImageGroup, Message
+from longllava_trt.runtime.inputs.images import ImageGroup, ImageInput, Message
+from longllava_trt.runtime.inputs.sources import ImageSource
 from longllava_trt.runtime.inputs.video import subsample
 from longllava_trt.runtime.inputs.writer import MessageWriter, Slot
 

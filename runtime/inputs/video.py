@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longllava_trt.core.errors import InputError, MissingDependencyError
-from longllava_trt.runtime.inputs.image_files import check_file
+from longllava_trt.runtime.inputs.sources import check_file
 
 if TYPE_CHECKING:
     from PIL import Image

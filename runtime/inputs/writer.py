@@ -13,10 +13,15 @@ from typing import NamedTuple
 from longllava_trt.core.errors import InputError
 from longllava_trt.models.chat import ChatFormat
 from longllava_trt.models.image_policy import TileGrid, ViewTexts
-from longllava_trt.runtime.inputs.image_files import ImageSource, read_image_size
-from longllava_trt.runtime.inputs.images import ImageInput, file_stamp
+from longllava_trt.runtime.inputs.images import (
+    ImageGroup,
+    ImageInput,
+    MessageFormat,
+    Text,
+    file_stamp,
+)
 from longllava_trt.runtime.inputs.media import MediaOptions
-from longllava_trt.runtime.inputs.parts import ImageGroup, MessageFormat, Text
+from longllava_trt.runtime.inputs.sources import ImageSource, read_image_size
 from longllava_trt.runtime.inputs.video import VideoClip, open_clip
 
 __all__ = ["MessageWriter", "Slot"]

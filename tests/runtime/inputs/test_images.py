@@ -18,13 +18,13 @@ from PIL import Image, ImageFile
 
 from longllava_trt.core.errors import ConfigError, InputError
 from longllava_trt.runtime.inputs import pixels as pixel_values
-from longllava_trt.runtime.inputs.image_files import MAX_IMAGE_SIDE, load_image, read_image_size
 from longllava_trt.runtime.inputs.pixels import (
     ImageProcessorConfig,
     load_processor_config,
     preprocess,
     preprocess_batch,
 )
+from longllava_trt.runtime.inputs.sources import MAX_IMAGE_SIDE, load_image, read_image_size
 
 CLIP = ImageProcessorConfig(
     image_size=336,
