@@ -93,5 +93,7 @@ def test_scores_that_are_not_finite_end_the_answer_with_their_position(
 
 def test_a_model_of_another_family_is_named(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mixtral"}))
-    with pytest.raises(ManifestError, match=r"model_type 'mixtral' is not known; supported: LongLLaVA"):
+    with pytest.raises(
+        ManifestError, match=r"model_type 'mixtral' is not known; supported: LongLLaVA"
+    ):
         LongLLaVA(tmp_path, replace(Manifest.load(tiny_bundle)), RunOptions())
