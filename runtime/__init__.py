@@ -8,7 +8,7 @@ draft.py          what one call adds to a sequence
 content.py        what a sequence holds, as one value
 lengths.py        positions that a message takes
 runner.py         what a sequence needs of a bundle: backend, limits, tokenizer, encoder, format
-options.py        how a bundle is run; open_backend.py opens what it asks for
+options.py        how a bundle is run; open_backend.py opens what it asks for, usable_backends.py says what can be had
 option_checks.py  what is wrong with an option's value
 request_checks.py what is wrong with a request
 prefill.py        embeddings to the decoder, in chunks that bound attention's memory

@@ -14,10 +14,17 @@ from longllava_trt.core.manifest import VISION_CONFIG_FOLDER, Manifest, WeightRe
 from longllava_trt.core.stage_spec import PAST_PREFIX, STAGES
 from longllava_trt.models.registry import load_model_spec
 from longllava_trt.models.spec import ExpertsSpec, ModelSpec
-from longllava_trt.runtime.backends.base import BackendLimits
+from longllava_trt.runtime.backends.base import (
+    GPU_CHUNK,
+    GPU_VISION_BATCH,
+    BackendLimits,
+    BackendName,
+    ScanName,
+)
 from longllava_trt.runtime.backends.kernels.decoder import KernelsDecoder
 from longllava_trt.runtime.backends.kernels.decoder_model import DecoderModel
 from longllava_trt.runtime.backends.kernels.device import DeviceStream, torch_dtype
+from longllava_trt.runtime.backends.kernels.mamba_scan import load_mamba_scan
 from longllava_trt.runtime.backends.kernels.requirements import (
     MemoryNeed,
     check_machine,
@@ -50,15 +57,18 @@ class KernelsBackend:
         bundle: Folder.
         manifest: Its manifest.
         max_context: Positions that a sequence gets room for at once; on a CPU room is made as it is asked for.
-        chunk_size: Positions fed at a time.
+        chunk_size: Positions fed at a time; None for what `limits` prefers.
+        scan: Whose selective scan reads a sequence's first chunk, as for `RunOptions`.
         read_weights: Stands in for `load_fused`, as benchmarks without a checkpoint need.
 
     Raises:
-        MissingDependencyError: If this machine lacks PyTorch, Triton, a GPU, or one that has the bundle's dtype.
+        MissingDependencyError: If this machine lacks PyTorch, Triton, a GPU, one that has the bundle's dtype, or what
+            ``scan`` names.
         ManifestError: If the bundle does not say how its model is built.
         InputError: If the GPU's memory is too small.
     """
 
+    name: BackendName = "kernels"
     materialises_scores = False
 
     def __init__(
@@ -67,7 +77,8 @@ class KernelsBackend:
         manifest: Manifest,
         *,
         max_context: int,
-        chunk_size: int,
+        chunk_size: int | None,
+        scan: ScanName = "ours",
         read_weights: ReadWeights = load_fused,
     ) -> None:
         check_machine(manifest.dtype)
@@ -75,6 +86,7 @@ class KernelsBackend:
         self._read_weights = read_weights
         self._config = _config_of(bundle)
         self._device = torch.device("cpu" if is_interpreted() else "cuda")
+        self._first_scan = load_mamba_scan(self._device) if scan == "mamba-ssm" else None
         self._plans = {
             stage: plan_stage(stage, self._config, manifest.dtype)
             for stage in STAGES
@@ -82,14 +94,16 @@ class KernelsBackend:
         } | {"decoder": plan_decoder(self._config, manifest.dtype, manifest.moe_quant)}
         if self._device.type == "cuda":
             free, _ = torch.cuda.mem_get_info()
-            check_memory(self._need(chunk_size), free=free)
+            check_memory(self._need(chunk_size or self.limits.preferred_chunk), free=free)
         self._decoder: KernelsDecoder | None = None
         self._vision_stream: DeviceStream | None = None
 
     @property
     def limits(self) -> BackendLimits:
-        """None: memory is all that limits it, and that was looked at when it was opened."""
-        return BackendLimits()
+        """No limits: memory is all that sets one, and that was looked at when it was opened."""
+        if self._device.type == "cpu":
+            return BackendLimits()
+        return BackendLimits(preferred_chunk=GPU_CHUNK, preferred_vision_batch=GPU_VISION_BATCH)
 
     def load_stage(self, stage: str) -> KernelsStage:
         """Load a stage and its weights. Vision and projector share a stream beside the decoder's."""
@@ -115,6 +129,7 @@ class KernelsBackend:
                 DecoderModel.of(self._config.decoder, weights),
                 self._manifest.stage("decoder").spec,
                 stream,
+                first_scan=self._first_scan,
             )
         return self._decoder
 

@@ -6,7 +6,7 @@ so a layer hands on both terms.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,10 +23,12 @@ from longllava_trt.plugins_trt.kernels.sparse_moe import sparse_moe
 from longllava_trt.runtime.backends.kernels.state import SlotSpan
 from longllava_trt.runtime.backends.kernels.weights import Weights
 
-__all__ = ["DecoderModel", "decode"]
+__all__ = ["DecoderModel", "Scan", "decode"]
 
 Layer = Mapping[str, torch.Tensor]
 States = tuple[torch.Tensor, torch.Tensor]
+Scan = Callable[..., States]
+"""Has the arguments of `selective_scan` up to `state_out`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +69,16 @@ class DecoderModel:
         return self.lm_head.dtype
 
 
-def decode(model: DecoderModel, inputs_embeds: torch.Tensor, span: SlotSpan) -> torch.Tensor:
+def decode(
+    model: DecoderModel, inputs_embeds: torch.Tensor, span: SlotSpan, *, scan: Scan | None = None
+) -> torch.Tensor:
     """Feed positions to neighbouring slots, as many to each, and carry their states on.
 
     Args:
         model: Weights.
         inputs_embeds: Contiguous; never written. [slots, seq_len, hidden_size], T.
         span: What is read, and where the next states go.
+        scan: In the place of our selective scan.
 
     Returns:
         Scores of the token that follows. [slots, vocab_size], float32.
@@ -90,7 +95,7 @@ def decode(model: DecoderModel, inputs_embeds: torch.Tensor, span: SlotSpan) -> 
         if isinstance(spec.mixer, AttentionSpec):
             delta = _attend(spec.mixer, layer, h, states, span.past_len)
         else:
-            delta = _scan(layer, h, states, written, eps=eps)
+            delta = _mix(layer, h, states, written, scan=scan or selective_scan, eps=eps)
         h, x = rms_norm(x, layer["ff_norm"], eps=eps, delta=delta)
         delta = _feed_forward(spec.feed_forward, layer, h)
     torch.add(span.past_len, inputs_embeds.shape[1], out=span.next_len)
@@ -111,8 +116,8 @@ def _attend(
     return linear(y.flatten(2), layer["o_proj"])
 
 
-def _scan(
-    layer: Layer, h: torch.Tensor, states: States, written: States, *, eps: float
+def _mix(
+    layer: Layer, h: torch.Tensor, states: States, written: States, *, scan: Scan, eps: float
 ) -> torch.Tensor:
     conv_state, recurrent_state = states
     u, z = _project_in(layer["in_proj"], h)
@@ -131,7 +136,7 @@ def _scan(
         layer["C_norm"],
         eps=eps,
     )
-    y, _ = selective_scan(
+    y, _ = scan(
         u,
         linear(dt, layer["dt_proj"]),
         layer["A_log"],
