@@ -195,7 +195,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         engine,
         "--scan",
         "scan",
-        help="of kernels; ours: this project's selective scan; mamba-ssm: that package's, but only for the first chunk of "
+        help="of --backend kernels; ours: this project's selective scan; mamba-ssm: that package's, but only for the first chunk of "
         "a prompt, since it takes no state to go on from: later chunks and every generated token have ours",
     )
     RUN.add(

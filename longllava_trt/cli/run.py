@@ -45,7 +45,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "run",
         help_text="ask a bundle about images and videos",
-        description="Answer one question about any number of images and videos, on this machine's CPU. The answer streams to "
+        description="Answer one question about any number of images and videos, on this machine. The answer streams to "
         "stdout, progress and timings go to stderr; with --json nothing is streamed, the document holds the text.",
         examples=_EXAMPLES,
     )

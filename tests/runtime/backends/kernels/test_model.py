@@ -24,7 +24,7 @@ def pictures() -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def ort(tiny_bundle: Path) -> LongLLaVA:
-    return LongLLaVA.from_bundle(tiny_bundle, RunOptions(num_threads=1))
+    return LongLLaVA.from_bundle(tiny_bundle, RunOptions(backend="ort", num_threads=1))
 
 
 @pytest.fixture
