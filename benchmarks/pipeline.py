@@ -139,7 +139,7 @@ def contestants(
         checkpoint = folder / "checkpoint"
         write_checkpoint(checkpoint, preset=preset)
     export_bundle(checkpoint, folder / "bundle", dtype="float32")
-    model = LongLLaVA.from_bundle(folder / "bundle", RunOptions(num_threads=threads))
+    model = LongLLaVA.from_bundle(folder / "bundle", RunOptions(backend="ort", num_threads=threads))
     reference = ask_reference(checkpoint)
 
     def ours() -> tuple[Said, Stages]:

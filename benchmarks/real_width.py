@@ -97,9 +97,10 @@ def _run(name: str, folder: Path) -> None:
 
 
 def _onnxruntime(folder: Path) -> NDArray[np.float32]:
-    from longllava_trt.runtime.model import LongLLaVA
+    from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
-    session = LongLLaVA.from_bundle(folder / "bundle").session()
+    model = LongLLaVA.from_bundle(folder / "bundle", RunOptions(backend="ort"))
+    session = model.session()
     return session.score(QUESTION, ANSWER, images=[_picture()])
 
 

@@ -98,7 +98,7 @@ def measure(bundle: Path, folder: Path, count: int, threads: int) -> Figures:
         return step(self, inputs_embeds, state)
 
     Decoder.step = counted  # type: ignore[method-assign]
-    model = LongLLaVA.from_bundle(bundle, RunOptions(num_threads=threads))
+    model = LongLLaVA.from_bundle(bundle, RunOptions(backend="ort", num_threads=threads))
     session = model.session()
     # load all stages and compile what is compiled at first use
     session.ask("Hello", sorted(folder.iterdir())[:1], max_new_tokens=2)

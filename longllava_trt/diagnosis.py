@@ -182,26 +182,14 @@ def _tensorrt(plugins: Path | None) -> Iterator[Finding]:
 
 
 def _backends() -> Iterator[Finding]:
-    """Yield what can be said to `--backend` here, of those that a machine may lack, and why not."""
-    from longllava_trt.plugins_trt.device import current_target
-    from longllava_trt.plugins_trt.registry import import_tensorrt
-    from longllava_trt.runtime.backends.kernels.requirements import is_interpreted, missing
+    """Yield what can be said to `--backend` here, and why not the others."""
+    from longllava_trt.runtime.usable_backends import describe_auto, find_backends
 
-    target = current_target()
-    lack = None if target else "needs an NVIDIA GPU and its driver; a CPU runs ONNX bundles"
-    try:
-        import_tensorrt()
-    except LongLLaVAError as err:
-        lack = str(err)
-    lacks = {"trt": lack, "kernels": missing("bfloat16")}
-    where = "on the CPU, under Triton's interpreter" if is_interpreted() else "on the GPU"
-    able = {"trt": f"runs engines for {target}", "kernels": f"runs bundles {where}"}
-    for backend, problem in lacks.items():
-        yield Finding(
-            topic=f"--backend {backend}",
-            status="absent" if problem else "ok",
-            detail=problem or able[backend],
-        )
+    found = find_backends()
+    yield Finding(topic="--backend auto", status="ok", detail=describe_auto(found))
+    for name, backend in found.items():
+        status: Status = "ok" if backend.usable else "absent"
+        yield Finding(topic=f"--backend {name}", status=status, detail=backend.detail)
 
 
 def _kernels() -> Finding:

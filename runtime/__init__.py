@@ -7,7 +7,7 @@ sequence.py       text, images and state of one sequence; calls publish whole va
 draft.py          what one call adds to a sequence, and whether it fits
 content.py        what a sequence holds, as one value
 runner.py         what a sequence needs of a bundle: backend, limits, tokenizer, encoder, format
-options.py        how a bundle is run; open_backend.py opens what it asks for
+options.py        how a bundle is run; open_backend.py opens what it asks for, usable_backends.py says what can be had
 option_checks.py  what is wrong with an option's value
 request_checks.py what is wrong with a request
 prefill.py        embeddings to the decoder, in chunks that bound attention's memory

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from longllava_trt.models.contracts import TRAINED_CONTEXT
-from longllava_trt.runtime.backends.base import BACKENDS, BackendName
+from longllava_trt.runtime.backends.base import BACKENDS, SCANS, ScanName
 from longllava_trt.runtime.backends.ort.kernels import Kernels, kernels_named
 from longllava_trt.runtime.option_checks import check, choice, whole_number
 
-__all__ = ["RunOptions"]
+__all__ = ["BackendChoice", "RunOptions"]
+
+BackendChoice = Literal["auto", "ort", "trt", "kernels"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
     """How a bundle is run."""
 
-    backend: BackendName = "ort"
+    backend: BackendChoice = "auto"
     """`ort`, ONNX Runtime on the CPU; `trt`, the bundle's TensorRT engines on the GPU at hand; `kernels`, PyTorch with this
-    project's Triton kernels there."""
+    project's Triton kernels there; `auto`, the first of `trt` and `kernels` that runs this bundle on this machine, else `ort`."""
     kernels: Kernels = "fast"
     """Of ONNX Runtime: `fast`, or `onnx` for plain ONNX Runtime with nothing registered."""
+    scan: ScanName = "ours"
+    """Of `kernels`: `mamba-ssm` takes that package's selective scan for the first chunk of a prompt, which begins without a
+    state; all that comes later has this project's."""
     num_threads: int | None = None
     """Threads of one operator; by default one a core."""
-    chunk_size: int = 512
-    """Prompt positions fed to the decoder at a time."""
-    vision_batch: int = 4
-    """Images encoded at a time."""
+    chunk_size: int | None = None
+    """Prompt positions fed to the decoder at a time; by default what the backend runs best with."""
+    vision_batch: int | None = None
+    """Images encoded at a time; by default what the backend runs best with."""
     max_context: int = TRAINED_CONTEXT
     """Most positions of prompt and answer together; the model was trained up to this length."""
 
@@ -34,11 +40,18 @@ class RunOptions:
         check(
             "run",
             [
-                choice("backend", self.backend, BACKENDS),
+                choice("backend", self.backend, ("auto", *BACKENDS)),
+                choice("scan", self.scan, SCANS),
+                self._unused_scan(),
                 whole_number("num_threads", self.num_threads, at_least=1, or_none=True),
-                whole_number("chunk_size", self.chunk_size, at_least=1),
-                whole_number("vision_batch", self.vision_batch, at_least=1),
+                whole_number("chunk_size", self.chunk_size, at_least=1, or_none=True),
+                whole_number("vision_batch", self.vision_batch, at_least=1, or_none=True),
                 whole_number("max_context", self.max_context, at_least=1),
             ],
         )
         object.__setattr__(self, "kernels", kernels_named(self.kernels))
+
+    def _unused_scan(self) -> str | None:
+        if self.scan == "mamba-ssm" and self.backend != "kernels":
+            return f"scan mamba-ssm needs backend kernels, got {self.backend}"
+        return None

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -90,14 +91,34 @@ class Runner:
         return "raise --max-context"
 
     @cached_property
+    def chunk_size(self) -> int:
+        """Prompt positions fed at a time: what the options say, or the backend, within its limit."""
+        limits = self.backend.limits
+        wanted = self.options.chunk_size or limits.preferred_chunk
+        return _adapted("chunk_size", wanted, limits.longest_chunk)
+
+    @cached_property
+    def vision_batch(self) -> int:
+        """Images encoded at a time, likewise."""
+        limits = self.backend.limits
+        wanted = self.options.vision_batch or limits.preferred_vision_batch
+        return _adapted("vision_batch", wanted, limits.largest_vision_batch)
+
+    @cached_property
+    def used_options(self) -> RunOptions:
+        """The options with what was chosen in the place of `auto` and None."""
+        return replace(
+            self.options,
+            backend=self.backend.name,
+            chunk_size=self.chunk_size,
+            vision_batch=self.vision_batch,
+        )
+
+    @cached_property
     def chunker(self) -> PrefillChunker:
         """Length of the chunks that are fed."""
         return PrefillChunker(
-            longest=_adapted(
-                "chunk_size",
-                self.options.chunk_size,
-                self.backend.limits.longest_chunk,
-            ),
+            longest=self.chunk_size,
             num_heads=self._num_heads,
             weight_bytes=sum(weight.nbytes for weight in self.manifest.weights.values()),
             materialises_scores=self.backend.materialises_scores,
@@ -131,11 +152,7 @@ class Runner:
             lambda features: self.projector.run({"image_features": features})["image_embeds"],
             processor=self.processor,
             cutter=self.form.cutter,
-            batch_size=_adapted(
-                "vision_batch",
-                self.options.vision_batch,
-                self.backend.limits.largest_vision_batch,
-            ),
+            batch_size=self.vision_batch,
             num_workers=self.options.num_threads,
         )
 

@@ -55,7 +55,7 @@ def write_expected(bundle: Path, *, is_dry: bool = False) -> None:
     """Ask a bundle the same in ONNX Runtime, and write down its answers beside it."""
     from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
-    options = RunOptions(max_context=_DRY_CONTEXT if is_dry else _MAX_CONTEXT)
+    options = RunOptions(backend="ort", max_context=_DRY_CONTEXT if is_dry else _MAX_CONTEXT)
     model = LongLLaVA.from_bundle(bundle, options)
     counts = [(n, _DRY_DEPTHS) for n in _DRY_COUNTS]
     counts += [] if is_dry else [(n, _DEPTHS) for n in _COUNTS]

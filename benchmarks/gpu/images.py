@@ -68,7 +68,7 @@ def images(context: BenchContext) -> Iterator[dict[str, Any]]:
         for bundle in bundles:
             beside: Callable[[], dict[str, Any]] = dict
             if context.is_dry:
-                model = LongLLaVA.from_bundle(bundle, RunOptions(num_threads=1))
+                model = LongLLaVA.from_bundle(bundle, RunOptions(backend="ort", num_threads=1))
             else:
                 model, graphs = _open_with_random_weights(bundle)
                 beside = partial(_device_figures, graphs)

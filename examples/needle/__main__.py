@@ -106,7 +106,7 @@ def _run(args: argparse.Namespace) -> int:
             num_depths=args.depths,
             seeds=args.seed,
             reference=args.reference,
-            options=RunOptions(kernels=args.kernels, num_threads=args.threads),
+            options=RunOptions(backend="ort", kernels=args.kernels, num_threads=args.threads),
             progress=progress,
         )
     if args.picture is not None:

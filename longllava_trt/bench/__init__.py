@@ -52,7 +52,7 @@ def run_bench(
     """
     settings, options = settings or BenchSettings(), options or RunOptions()
     model = LongLLaVA.from_bundle(bundle, options)
-    watch = RuntimeWatch.over(model) if options.backend == "ort" else None
+    watch = RuntimeWatch.over(model) if model.runner.backend.name == "ort" else None
     with tempfile.TemporaryDirectory(prefix="longllava-bench-") as scratch:
         pictures = shown_pictures(settings, Path(scratch))
         check_fits(model, settings, pictures)
@@ -66,7 +66,7 @@ def run_bench(
         versions=describe_versions(),
         bundle=describe_bundle(model),
         settings=settings,
-        options=options,
+        options=model.runner.used_options,
         memory_method=memory_method(),
         stages=tuple(stages),
         answers=tuple(answers),

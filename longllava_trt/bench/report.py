@@ -31,6 +31,7 @@ class BenchReport:
     bundle: Mapping[str, Any]
     settings: BenchSettings
     options: RunOptions
+    """As they were used, without `auto`."""
     memory_method: str
     stages: tuple[StageFigure, ...]
     answers: tuple[AnswerFigures, ...]

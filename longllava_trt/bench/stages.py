@@ -114,7 +114,7 @@ def _cases(model: LongLLaVA) -> Iterator[_Case]:
 
 def _image_cases(model: LongLLaVA, random: np.random.Generator) -> Iterator[_Case]:
     sizes = [d for d in model.runner.vision.spec.inputs[0].shape if isinstance(d, int)]
-    for batch in sorted({1, model.options.vision_batch}):
+    for batch in sorted({1, model.runner.vision_batch}):
         pixels = {"pixel_values": random.standard_normal((batch, *sizes), dtype=np.float32)}
         yield _Case("vision", batch, "images", partial(model.runner.vision.run, pixels))
         features = model.runner.vision.run(pixels)

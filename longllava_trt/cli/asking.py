@@ -1,12 +1,10 @@
-"""Options and output of every verb that asks a question: what is shown, how it runs, how the answer is generated."""
+"""Options of every verb that asks a question: what is shown, how it runs, how the answer is generated."""
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from longllava_trt.cli.option_fields import FieldOptions, read_constant
 from longllava_trt.cli.options import count, from_zero
@@ -15,7 +13,6 @@ if TYPE_CHECKING:
     from longllava_trt.runtime.inputs.media import MediaOptions
     from longllava_trt.runtime.options import RunOptions
     from longllava_trt.runtime.sampling import SamplingParams
-    from longllava_trt.runtime.text.detokenizer import GenerationOutput
 
 __all__ = [
     "KERNELS",
@@ -28,18 +25,17 @@ __all__ = [
     "add_sampling_options",
     "add_shown_options",
     "add_threads",
-    "answer_document",
     "chosen_media",
     "chosen_run_options",
     "chosen_sampling",
     "kernels_name",
-    "print_skipped",
 ]
 
 RUN = FieldOptions("longllava_trt.runtime.options", "RunOptions")
 MEDIA = FieldOptions("longllava_trt.runtime.inputs.media", "MediaOptions")
 SAMPLING = FieldOptions("longllava_trt.runtime.sampling", "SamplingParams")
 
+_SIZES = "longllava_trt.runtime.backends.base"
 _KERNELS = "longllava_trt.runtime.backends.ort.kernels"
 KERNELS: tuple[str, ...] = read_constant(_KERNELS, "KERNELS")
 _KERNEL_ALIASES: dict[str, str] = read_constant(_KERNELS, "KERNEL_ALIASES")
@@ -191,9 +187,17 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         "--backend",
         "backend",
         help="ort: ONNX Runtime on the CPU; trt: the engines that 'build' made, on the GPU at hand; kernels: PyTorch with "
-        "this project's Triton kernels there, which needs no engines",
+        "this project's Triton kernels there, which needs no engines; auto: the first of trt and kernels that runs this "
+        "bundle on this machine, else ort ('doctor' says what is usable, -v what was chosen)",
     )
     add_kernels(engine)
+    RUN.add(
+        engine,
+        "--scan",
+        "scan",
+        help="of --backend kernels; ours: this project's selective scan; mamba-ssm: that package's, but only for the first chunk of "
+        "a prompt, since it takes no state to go on from: later chunks and every generated token have ours",
+    )
     RUN.add(
         engine,
         "--chunk",
@@ -201,6 +205,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         type=count,
         metavar="N",
         help="prompt positions fed at a time; memory grows with it",
+        default_text=_by_device("CHUNK"),
     )
     RUN.add(
         engine,
@@ -209,6 +214,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         type=count,
         metavar="N",
         help="images encoded at a time",
+        default_text=_by_device("VISION_BATCH"),
     )
     RUN.add(
         engine,
@@ -219,6 +225,12 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         help="most positions of prompt and answer together, those of images included",
     )
     add_threads(engine)
+
+
+def _by_device(size: str) -> str:
+    """Say a default that is the backend's own."""
+    on_cpu, on_gpu = read_constant(_SIZES, f"CPU_{size}"), read_constant(_SIZES, f"GPU_{size}")
+    return f"{on_cpu} on the CPU, {on_gpu} on a GPU, or the most that its engines take"
 
 
 def add_kernels(parser: argparse._ActionsContainer) -> None:
@@ -274,28 +286,3 @@ def chosen_run_options(args: argparse.Namespace) -> RunOptions:
     from longllava_trt.runtime.options import RunOptions
 
     return RunOptions(**RUN.values(args))
-
-
-def answer_document(answer: GenerationOutput, *, total_s: float) -> dict[str, Any]:
-    """Return an answer for machines."""
-    return {
-        "text": answer.text,
-        "token_ids": list(answer.token_ids),
-        "prompt_tokens": answer.prompt_tokens,
-        "finish_reason": answer.finish_reason,
-        "num_images": answer.num_images,
-        "skipped": list(answer.skipped),
-        "timings": {
-            "total_s": total_s,
-            "prefill_s": answer.prefill_s,
-            "decode_s": answer.decode_s,
-            "decode_tokens_per_s": answer.decode_tokens_per_s,
-            "stages_s": dict(answer.timings),
-        },
-    }
-
-
-def print_skipped(skipped: Sequence[str]) -> None:
-    """Say on stderr which images were left out, and why."""
-    for note in skipped:
-        print(f"skipped: {note}", file=sys.stderr)

@@ -11,16 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from longllava_trt.cli.answers import answer_document, print_skipped
 from longllava_trt.cli.asking import (
     add_engine_options,
     add_media_options,
     add_sampling_options,
     add_shown_options,
-    answer_document,
     chosen_media,
     chosen_run_options,
     chosen_sampling,
-    print_skipped,
 )
 from longllava_trt.cli.options import Subparsers, add_bundle, add_verb, chosen_images, print_json
 from longllava_trt.cli.options import shown_progress as shown
@@ -181,7 +180,9 @@ class _Chat:
         )
         if self._args.json:
             total_s = time.perf_counter() - begin
-            print_json({"question": question, **answer_document(answer, total_s=total_s)})
+            backend = self._model.runner.backend.name
+            document = answer_document(answer, backend=backend, total_s=total_s)
+            print_json({"question": question, **document})
         else:
             print(flush=True)
 

@@ -8,22 +8,22 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
+from longllava_trt.cli.answers import answer_document, print_skipped
 from longllava_trt.cli.asking import (
     add_engine_options,
     add_media_options,
     add_sampling_options,
     add_shown_options,
-    answer_document,
     chosen_media,
     chosen_run_options,
     chosen_sampling,
-    print_skipped,
 )
 from longllava_trt.cli.options import Subparsers, add_bundle, add_verb, chosen_images, print_json
 from longllava_trt.cli.options import shown_progress as shown
 from longllava_trt.core.errors import InputError
 
 if TYPE_CHECKING:
+    from longllava_trt.runtime.backends.base import BackendName
     from longllava_trt.runtime.text.detokenizer import GenerationOutput
 
 __all__ = ["add_parser", "run"]
@@ -45,7 +45,7 @@ def add_parser(subparsers: Subparsers) -> None:
         subparsers,
         "run",
         help_text="ask a bundle about images and videos",
-        description="Answer one question about any number of images and videos, on this machine's CPU. The answer streams to "
+        description="Answer one question about any number of images and videos, on this machine. The answer streams to "
         "stdout, progress and timings go to stderr; with --json nothing is streamed, the document holds the text.",
         examples=_EXAMPLES,
     )
@@ -91,7 +91,8 @@ def run(args: argparse.Namespace) -> int:
             on_text=stream,
             progress=progress,
         )
-    _finish(args, answer, total_s=time.perf_counter() - begin)
+    total_s = time.perf_counter() - begin
+    _finish(args, answer, backend=model.runner.backend.name, total_s=total_s)
     return 0
 
 
@@ -104,10 +105,12 @@ def _prompt(text: str) -> str:
         raise InputError(f"stdin: not valid UTF-8 ({err}); convert the question first") from err
 
 
-def _finish(args: argparse.Namespace, answer: GenerationOutput, *, total_s: float) -> None:
+def _finish(
+    args: argparse.Namespace, answer: GenerationOutput, *, backend: BackendName, total_s: float
+) -> None:
     """End the answer's line, and say what it cost."""
     if args.json:
-        print_json(answer_document(answer, total_s=total_s))
+        print_json(answer_document(answer, backend=backend, total_s=total_s))
     else:
         print(flush=True)
     if not args.quiet:

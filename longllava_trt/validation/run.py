@@ -109,7 +109,7 @@ def _kernel_parts(
     """Do what needs a loaded bundle; the decoder's runs are kept in ``runs``."""
     if cases.layer is not None:
         yield f"layer, {kernels}", list(layer_rows(cases.layer, subject, kernels))
-    options = RunOptions(kernels=kernels, chunk_size=CHUNK_SIZE)
+    options = RunOptions(backend="ort", kernels=kernels, chunk_size=CHUNK_SIZE)
     # its sessions load when first used, so after those of the layers are gone
     runtime = LongLLaVA(subject.bundle, subject.manifest, options)
     if cases.stage is not None:

@@ -18,9 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     "BACKENDS",
+    "CPU_CHUNK",
+    "CPU_VISION_BATCH",
+    "GPU_CHUNK",
+    "GPU_VISION_BATCH",
+    "SCANS",
     "Backend",
     "BackendLimits",
     "BackendName",
+    "ScanName",
     "SequenceState",
     "StageSession",
     "StateSnapshot",
@@ -31,12 +37,22 @@ BackendName = Literal["ort", "trt", "kernels"]
 BACKENDS: tuple[BackendName, ...] = ("ort", "trt", "kernels")
 """ONNX Runtime; TensorRT; PyTorch with our Triton kernels, in `kernels/backend.py`."""
 
+ScanName = Literal["ours", "mamba-ssm"]
+SCANS: tuple[ScanName, ...] = ("ours", "mamba-ssm")
+
+CPU_CHUNK = 512
+GPU_CHUNK = 4096
+"""Positions fed at a time where nobody says another number: a GPU wants more of them to be busy."""
+CPU_VISION_BATCH = 4
+GPU_VISION_BATCH = 16
+"""Images encoded at a time, likewise."""
+
 Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BackendLimits:
-    """Largest sizes that a backend takes; None where it sets no limit of its own."""
+    """Largest sizes that a backend takes, None where it sets no limit of its own, and the sizes it runs best with."""
 
     capacity: int | None = None
     """Positions of one sequence, prompt and answer together."""
@@ -46,6 +62,10 @@ class BackendLimits:
     """Images encoded in one call."""
     num_slots: int = 1
     """Sequences decoded in one call."""
+    preferred_chunk: int = CPU_CHUNK
+    """Positions fed in one call unless the user says another number; not above `longest_chunk`."""
+    preferred_vision_batch: int = CPU_VISION_BATCH
+    """Images encoded in one call unless the user says another number; not above `largest_vision_batch`."""
 
 
 class StateSnapshot(NamedTuple):
@@ -111,6 +131,8 @@ class StepDecoder(Protocol):
 class Backend(Protocol):
     """Place where a bundle runs."""
 
+    name: BackendName
+    """What `RunOptions.backend` calls it."""
     materialises_scores: bool
     """Whether attention holds scores for a chunk beside all of its context, so that long contexts
     want short chunks."""

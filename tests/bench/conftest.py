@@ -61,7 +61,7 @@ def make_report(make_run: MakeRun) -> MakeReport:
             versions={"python": "3.11"},
             bundle={"name": "tiny", "dtype": "float32", "manifest_sha256": "ab" * 32},
             settings=BenchSettings(),
-            options=RunOptions(),
+            options=RunOptions(backend="ort", chunk_size=512, vision_batch=4),
             memory_method="by hand",
             stages=(StageFigure(stage="vision", amount=4, unit="images", context=0, call=call),),
             answers=tuple(answers),

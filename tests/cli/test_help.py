@@ -115,7 +115,8 @@ def test_defaults_of_run_are_those_of_the_library(
     from longllava_trt.runtime.sampling import SamplingParams
 
     args, options = build_parser().parse_args(["run", "bundle", "-p", "?"]), RunOptions()
-    assert args.kernels == options.kernels
+    assert (args.backend, args.kernels) == (options.backend, options.kernels) == ("auto", "fast")
+    assert args.scan == options.scan == "ours"
     assert args.threads == options.num_threads
     assert args.chunk == options.chunk_size
     assert args.vision_batch == options.vision_batch
@@ -131,6 +132,17 @@ def test_defaults_of_run_are_those_of_the_library(
     assert cli("run", tiny_bundle, "-p", "?").code == 0
     assert passed["media"] == MediaOptions()
     assert passed["sampling"] == SamplingParams()
+
+
+def test_sizes_in_the_help_are_those_of_the_backends(cli: Callable[..., Any]) -> None:
+    from longllava_trt.runtime.backends import base
+
+    words = " ".join(cli("run", "--help").out.split())
+    for on_cpu, on_gpu in (
+        (base.CPU_CHUNK, base.GPU_CHUNK),
+        (base.CPU_VISION_BATCH, base.GPU_VISION_BATCH),
+    ):
+        assert f"(default: {on_cpu} on the CPU, {on_gpu} on a GPU" in words
 
 
 JSON_CASES: dict[str, Callable[[Path, Path, Path], list[Any]]] = {

@@ -114,6 +114,7 @@ def test_run_streams_the_text_that_json_holds(tiny_bundle: Path, pictures: Path,
     document = last_json(cli(*ask, "--json", "--chunk", 7, "--vision-batch", 1, "--threads", 1))
     assert streamed.code == 0
     assert streamed.out.strip() == document["text"]
+    assert document["backend"] == "ort"
     assert len(document["token_ids"]) <= 12
     assert document["num_images"] == 2
     assert document["prompt_tokens"] > 2 * 144
@@ -228,6 +229,9 @@ def test_doctor_approves_of_this_machine(cli: Cli) -> None:
     assert result.code == 0, result.out
     assert "✓ fast kernels" in result.out
     assert "CUDA driver" in result.out
+    for backend in ("auto", "ort", "trt", "kernels"):
+        assert f"--backend {backend}" in result.out
+    assert "✓ --backend ort" in result.out
 
 
 def test_doctor_names_what_is_missing(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:

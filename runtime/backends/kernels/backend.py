@@ -14,10 +14,17 @@ from longllava_trt.core.manifest import VISION_CONFIG_FOLDER, Manifest, WeightRe
 from longllava_trt.core.stage_spec import PAST_PREFIX, STAGES
 from longllava_trt.models.registry import load_model_spec
 from longllava_trt.models.spec import ExpertsSpec, ModelSpec
-from longllava_trt.runtime.backends.base import BackendLimits
+from longllava_trt.runtime.backends.base import (
+    GPU_CHUNK,
+    GPU_VISION_BATCH,
+    BackendLimits,
+    BackendName,
+    ScanName,
+)
 from longllava_trt.runtime.backends.kernels.decoder import KernelsDecoder
 from longllava_trt.runtime.backends.kernels.decoder_model import DecoderModel
 from longllava_trt.runtime.backends.kernels.device import DeviceStream, torch_dtype
+from longllava_trt.runtime.backends.kernels.mamba_scan import load_mamba_scan
 from longllava_trt.runtime.backends.kernels.requirements import (
     MemoryNeed,
     check_machine,
@@ -51,16 +58,18 @@ class KernelsBackend:
         manifest: Its manifest.
         max_context: Positions that a sequence gets memory for at once; on a CPU, memory is taken
             when it is needed.
-        chunk_size: Positions fed at a time.
+        chunk_size: Positions fed at a time; None for what `limits` prefers.
+        scan: Selective scan of a sequence's first chunk, as for `RunOptions`.
         read_weights: Called instead of `load_fused`; benchmarks without a checkpoint need it.
 
     Raises:
-        MissingDependencyError: If this machine lacks PyTorch, Triton, a GPU, or a GPU that supports
-            the bundle's dtype.
+        MissingDependencyError: If this machine lacks PyTorch, Triton, a GPU, a GPU that supports the
+            bundle's dtype, or the package that ``scan`` names.
         ManifestError: If the bundle does not say how its model is built.
         InputError: If the GPU's memory is too small.
     """
 
+    name: BackendName = "kernels"
     materialises_scores = False
 
     def __init__(
@@ -69,7 +78,8 @@ class KernelsBackend:
         manifest: Manifest,
         *,
         max_context: int,
-        chunk_size: int,
+        chunk_size: int | None,
+        scan: ScanName = "ours",
         read_weights: ReadWeights = load_fused,
     ) -> None:
         check_machine(manifest.dtype)
@@ -77,6 +87,7 @@ class KernelsBackend:
         self._read_weights = read_weights
         self._config = _config_of(bundle)
         self._device = torch.device("cpu" if is_interpreted() else "cuda")
+        self._first_scan = load_mamba_scan(self._device) if scan == "mamba-ssm" else None
         self._plans = {
             stage: plan_stage(stage, self._config, manifest.dtype)
             for stage in STAGES
@@ -84,14 +95,16 @@ class KernelsBackend:
         } | {"decoder": plan_decoder(self._config, manifest.dtype, manifest.moe_quant)}
         if self._device.type == "cuda":
             free, _ = torch.cuda.mem_get_info()
-            check_memory(self._need(chunk_size), free=free)
+            check_memory(self._need(chunk_size or self.limits.preferred_chunk), free=free)
         self._decoder: KernelsDecoder | None = None
         self._vision_stream: DeviceStream | None = None
 
     @property
     def limits(self) -> BackendLimits:
         """No limits: only memory limits this backend, and it was checked at the start."""
-        return BackendLimits()
+        if self._device.type == "cpu":
+            return BackendLimits()
+        return BackendLimits(preferred_chunk=GPU_CHUNK, preferred_vision_batch=GPU_VISION_BATCH)
 
     def load_stage(self, stage: str) -> KernelsStage:
         """Load a stage and its weights. Vision and projector share a stream, not the decoder's."""
@@ -117,6 +130,7 @@ class KernelsBackend:
                 DecoderModel.of(self._config.decoder, weights),
                 self._manifest.stage("decoder").spec,
                 stream,
+                first_scan=self._first_scan,
             )
         return self._decoder
 

@@ -18,7 +18,7 @@ import torch
 from longllava_trt.core.errors import ContractError, InputError
 from longllava_trt.core.stage_spec import PAST_PREFIX, StageSpec
 from longllava_trt.runtime.backends.graph_proof import PROOF_STEPS, first_difference
-from longllava_trt.runtime.backends.kernels.decoder_model import DecoderModel, decode
+from longllava_trt.runtime.backends.kernels.decoder_model import DecoderModel, Scan, decode
 from longllava_trt.runtime.backends.kernels.device import DeviceStream
 from longllava_trt.runtime.backends.kernels.graph import CapturedStep
 from longllava_trt.runtime.backends.kernels.state import KernelsState, StatePool
@@ -41,6 +41,7 @@ class KernelsDecoder:
         spec: Contract of its stage, from the bundle or `stage_specs`.
         stream: Stream that it runs on.
         use_graphs: Replay decode steps as graphs, if the check finds them right; never on a CPU.
+        first_scan: Scan used in place of ours where sequences begin, from a state of zeros.
     """
 
     def __init__(
@@ -50,8 +51,10 @@ class KernelsDecoder:
         stream: DeviceStream,
         *,
         use_graphs: bool = True,
+        first_scan: Scan | None = None,
     ) -> None:
         self.model, self.stream = model, stream
+        self._first_scan = first_scan
         self.embeds_spec = spec.inputs[0]
         """Contract of the embeddings that `step` takes."""
         self.vocab_size = int(spec.outputs[0].shape[-1])
@@ -188,8 +191,11 @@ class KernelsDecoder:
     def _run(
         self, inputs_embeds: torch.Tensor, pool: StatePool, span: tuple[int, int], *, is_graph: bool
     ) -> torch.Tensor:
+        begins = inputs_embeds.shape[1] > 1 and not any(pool.lengths[slice(*span)])
+        scan = self._first_scan if begins else None
+
         def launch(embeds: torch.Tensor) -> torch.Tensor:
-            return decode(self.model, embeds, pool.span(*span))
+            return decode(self.model, embeds, pool.span(*span), scan=scan)
 
         if not is_graph or span not in pool.warm:
             if inputs_embeds.shape[1] == 1:

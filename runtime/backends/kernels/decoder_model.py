@@ -6,7 +6,7 @@ the norm that follows, so a layer returns both terms of its sum.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -23,10 +23,12 @@ from longllava_trt.plugins_trt.kernels.sparse_moe import sparse_moe
 from longllava_trt.runtime.backends.kernels.state import SlotSpan
 from longllava_trt.runtime.backends.kernels.weights import Weights
 
-__all__ = ["DecoderModel", "decode"]
+__all__ = ["DecoderModel", "Scan", "decode"]
 
 Layer = Mapping[str, torch.Tensor]
 States = tuple[torch.Tensor, torch.Tensor]
+Scan = Callable[..., States]
+"""Has the arguments of `selective_scan` up to `state_out`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,9 @@ class DecoderModel:
         return self.lm_head.dtype
 
 
-def decode(model: DecoderModel, inputs_embeds: torch.Tensor, span: SlotSpan) -> torch.Tensor:
+def decode(
+    model: DecoderModel, inputs_embeds: torch.Tensor, span: SlotSpan, *, scan: Scan | None = None
+) -> torch.Tensor:
     """Feed the same number of positions to each of some neighbouring slots; advance their states.
 
     Args:
@@ -75,6 +79,7 @@ def decode(model: DecoderModel, inputs_embeds: torch.Tensor, span: SlotSpan) -> 
         inputs_embeds: Contiguous; never written. [slots, seq_len, hidden_size], of the model's
             dtype.
         span: States to read, and memory for the next states.
+        scan: Scan to use in place of ours.
 
     Returns:
         Scores of the token that follows. [slots, vocab_size], float32.
@@ -91,7 +96,7 @@ def decode(model: DecoderModel, inputs_embeds: torch.Tensor, span: SlotSpan) -> 
         if isinstance(spec.mixer, AttentionSpec):
             delta = _attend(spec.mixer, layer, h, states, span.past_len)
         else:
-            delta = _scan(layer, h, states, written, eps=eps)
+            delta = _mix(layer, h, states, written, scan=scan or selective_scan, eps=eps)
         h, x = rms_norm(x, layer["ff_norm"], eps=eps, delta=delta)
         delta = _feed_forward(spec.feed_forward, layer, h)
     torch.add(span.past_len, inputs_embeds.shape[1], out=span.next_len)
@@ -112,8 +117,8 @@ def _attend(
     return linear(y.flatten(2), layer["o_proj"])
 
 
-def _scan(
-    layer: Layer, h: torch.Tensor, states: States, written: States, *, eps: float
+def _mix(
+    layer: Layer, h: torch.Tensor, states: States, written: States, *, scan: Scan, eps: float
 ) -> torch.Tensor:
     conv_state, recurrent_state = states
     u, z = _project_in(layer["in_proj"], h)
@@ -132,7 +137,7 @@ def _scan(
         layer["C_norm"],
         eps=eps,
     )
-    y, _ = selective_scan(
+    y, _ = scan(
         u,
         linear(dt, layer["dt_proj"]),
         layer["A_log"],

@@ -51,8 +51,10 @@ def missing(dtype: str = "float32") -> str | None:
             return f"needs {package} {wanted} or later, got {has}; pip install 'longllava-trt[kernels]'"
     if is_interpreted():
         return None
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as err:
+        return f"needs torch, which is installed but cannot be loaded ({err}); reinstall it"
     if not torch.cuda.is_available():
         built = torch.version.cuda
         why = (

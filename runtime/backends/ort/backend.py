@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from longllava_trt.core.manifest import Manifest
-from longllava_trt.runtime.backends.base import BackendLimits
+from longllava_trt.runtime.backends.base import BackendLimits, BackendName
 from longllava_trt.runtime.backends.ort.decoder import Decoder, DecoderState
 from longllava_trt.runtime.backends.ort.kernels import Kernels, kernels_named
 from longllava_trt.runtime.backends.ort.session import OnnxSession
@@ -27,6 +27,7 @@ class OrtBackend:
         num_threads: As for `OnnxSession`.
     """
 
+    name: BackendName = "ort"
     limits = BackendLimits()
 
     def __init__(

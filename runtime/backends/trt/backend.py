@@ -7,7 +7,14 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 from longllava_trt.core.engine_record import EngineStage
-from longllava_trt.runtime.backends.base import BackendLimits, SequenceState, StageSession
+from longllava_trt.runtime.backends.base import (
+    GPU_CHUNK,
+    GPU_VISION_BATCH,
+    BackendLimits,
+    BackendName,
+    SequenceState,
+    StageSession,
+)
 from longllava_trt.runtime.backends.trt.engines import Engines
 
 if TYPE_CHECKING:
@@ -25,6 +32,7 @@ class TrtBackend:
         engines: Engines of the bundle, from `open_engines`.
     """
 
+    name: BackendName = "trt"
     materialises_scores = False
 
     def __init__(self, engines: Engines) -> None:
@@ -64,10 +72,14 @@ class TrtBackend:
 def engine_limits(stages: Mapping[str, EngineStage]) -> BackendLimits:
     """Return the limits of recorded engines; a stage without an engine sets no limit."""
     decoder, vision = stages.get("decoder"), stages.get("vision")
+    chunk = None if decoder is None else _largest(decoder, "inputs_embeds", axis=1)
+    batch = None if vision is None else _largest(vision, "pixel_values", axis=0)
     return BackendLimits(
         capacity=None if decoder is None else _capacity(decoder),
-        longest_chunk=None if decoder is None else _largest(decoder, "inputs_embeds", axis=1),
-        largest_vision_batch=None if vision is None else _largest(vision, "pixel_values", axis=0),
+        longest_chunk=chunk,
+        largest_vision_batch=batch,
+        preferred_chunk=min(GPU_CHUNK, chunk or GPU_CHUNK),
+        preferred_vision_batch=min(GPU_VISION_BATCH, batch or GPU_VISION_BATCH),
     )
 
 

@@ -15,11 +15,11 @@ _MACHINES = {
     "sse4": ("nehalem", _SSE, 4),
 }
 _KERNELS = (
-    "attention_cpu",
-    "conv_cpu",
-    "linear_cpu",
-    "moe_cpu",
-    "selective_scan_cpu",
+    "attention",
+    "conv",
+    "linear",
+    "moe",
+    "selective_scan",
     "stored_matrix",
 )
 

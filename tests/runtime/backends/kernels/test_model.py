@@ -24,7 +24,7 @@ def pictures() -> list[Image.Image]:
 
 @pytest.fixture(scope="module")
 def ort(tiny_bundle: Path) -> LongLLaVA:
-    return LongLLaVA.from_bundle(tiny_bundle, RunOptions(num_threads=1))
+    return LongLLaVA.from_bundle(tiny_bundle, RunOptions(backend="ort", num_threads=1))
 
 
 @pytest.fixture
@@ -64,6 +64,23 @@ def test_a_session_saved_on_one_backend_goes_on_on_the_other(
     want = session.ask(QUESTION, max_new_tokens=3).token_ids
     assert ours.ask(QUESTION, max_new_tokens=3).token_ids == want
     assert theirs.ask(QUESTION, max_new_tokens=3).token_ids == want
+
+
+def test_sizes_are_those_of_where_it_runs(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+
+    runner = LongLLaVA.from_bundle(tiny_bundle, RunOptions(backend="kernels")).runner
+    assert (runner.backend.name, runner.chunk_size, runner.vision_batch) == ("kernels", 512, 4)
+    monkeypatch.setattr(runner.backend, "_device", torch.device("cuda"))
+    limits = runner.backend.limits
+    assert (limits.preferred_chunk, limits.preferred_vision_batch) == (4096, 16)
+
+
+def test_another_scan_is_refused_off_a_gpu(tiny_bundle: Path) -> None:
+    with pytest.raises(InputError, match="mamba-ssm runs on an NVIDIA GPU only"):
+        LongLLaVA.from_bundle(tiny_bundle, RunOptions(backend="kernels", scan="mamba-ssm"))
 
 
 def test_bad_input_to_a_stage_is_refused(model: LongLLaVA) -> None:

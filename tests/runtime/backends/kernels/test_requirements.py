@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import PackageNotFoundError
 from types import SimpleNamespace
 
@@ -75,6 +76,15 @@ def test_a_gpu_is_needed_unless_kernels_are_interpreted(card: SimpleNamespace) -
     assert message is not None
     assert "needs an NVIDIA GPU" in message
     assert "--backend ort, or set TRITON_INTERPRET=1" in message
+
+
+def test_a_torch_that_does_not_load_is_said(
+    card: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # as Python does where a library of CUDA's is gone
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingDependencyError, match="torch, which is installed but cannot be"):
+        check_machine("float32")
 
 
 def test_bfloat16_needs_a_card_that_has_it(card: SimpleNamespace) -> None:

@@ -16,7 +16,7 @@ from longllava_trt.core.engine_record import EngineRecord, EngineStage, StateBin
 from longllava_trt.core.manifest import Manifest
 from longllava_trt.core.stage_spec import STAGES, present_name
 from longllava_trt.runtime.backends.ort.session import OnnxSession
-from longllava_trt.runtime.backends.trt.backend import TrtBackend
+from longllava_trt.runtime.backends.trt.backend import TrtBackend, engine_limits
 from longllava_trt.runtime.backends.trt.cuda import Cuda
 from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
 from longllava_trt.runtime.backends.trt.engines import Engines, open_engines
@@ -27,11 +27,13 @@ CHECKPOINT_EVERY = 2
 PICTURE_COUNT = 5
 
 
-def engine_stage(manifest: Manifest, name: str) -> EngineStage:
+def engine_stage(
+    manifest: Manifest, name: str, *, chunk: int = 4096, vision_batch: int = 16
+) -> EngineStage:
     """Return what `longllava-trt build` would record, but for weights, which ONNX Runtime holds."""
     from longllava_trt.export.engine.profiles import EngineLimits, engine_spec, stage_profiles
 
-    limits = EngineLimits(max_context=4096, chunk=4096, vision_batch=16)
+    limits = EngineLimits(max_context=max(4096, chunk), chunk=chunk, vision_batch=vision_batch)
     spec = engine_spec(manifest.stage(name).spec, limits)
     outputs = {tensor.name for tensor in spec.outputs}
     states = tuple(
@@ -103,7 +105,10 @@ def test_a_conversation_on_engines_is_that_of_onnxruntime(
     assert model.runner.backend is backend
     pictures = draw_pictures(tmp_path, PICTURE_COUNT)
     answers, scores = [], []
-    for one in (model, LongLLaVA.from_bundle(tiny_bundle, RunOptions(num_threads=1))):
+    for one in (
+        model,
+        LongLLaVA.from_bundle(tiny_bundle, RunOptions(backend="ort", num_threads=1)),
+    ):
         session = one.session(checkpoint_every=CHECKPOINT_EVERY)
         assert session.ingest(pictures).num_images == PICTURE_COUNT
         first = session.ask("What is this?", max_new_tokens=8)
@@ -116,6 +121,24 @@ def test_a_conversation_on_engines_is_that_of_onnxruntime(
     np.testing.assert_allclose(scores[0], scores[1], atol=1e-4)
     assert isinstance(model.runner.decoder, TrtDecoder)
     assert model.runner.decoder.graphs_are_right
+
+
+@pytest.mark.parametrize(
+    ("built", "preferred"), [((64, 2), (64, 2)), ((8192, 32), (4096, 16))], ids=str
+)
+def test_sizes_are_a_gpus_within_the_engines_limits(
+    tiny_bundle: Path, built: tuple[int, int], preferred: tuple[int, int]
+) -> None:
+    manifest, (chunk, batch) = Manifest.load(tiny_bundle), built
+    stages = {
+        name: engine_stage(manifest, name, chunk=chunk, vision_batch=batch)
+        for name in ("vision", "decoder")
+    }
+    limits = engine_limits(stages)
+    assert (limits.longest_chunk, limits.largest_vision_batch) == built
+    assert (limits.preferred_chunk, limits.preferred_vision_batch) == preferred
+    none = engine_limits({})
+    assert (none.preferred_chunk, none.preferred_vision_batch) == (4096, 16)
 
 
 def test_the_gpu_benchmark_shows_images_to_a_bundle_without_weights(
