@@ -50,7 +50,7 @@ $(VENV)/bin/python:
 
 $(VENV)/requirements.stamp: requirements/dev.txt requirements/constraints.txt | $(VENV)/bin/python
 	@echo "==> installing requirements/dev.txt (once; a few minutes)"
-	@$(PIP) install --quiet -r requirements/dev.txt
+	@$(PIP) install --quiet -r requirements/dev.txt || { echo "==> if pip named torch and triton: it found PyTorch's CUDA build; let it find the CPU build (PIP_FIND_LINKS or PIP_EXTRA_INDEX_URL, see README)"; exit 1; }
 	@touch $@
 
 $(VENV)/project.stamp: pyproject.toml $(VENV)/requirements.stamp
