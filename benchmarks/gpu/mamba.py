@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.compare import attempt, share
 from benchmarks.gpu.context import BenchContext
@@ -23,7 +24,12 @@ from benchmarks.gpu.roofline import scan_work
 from benchmarks.gpu.scan import D_STATE, scan_sizes
 from benchmarks.gpu.timing import time_ms
 
-__all__ = ["mamba"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from longllava_trt.runtime.backends.kernels.decoder_model import Scan
+
+__all__ = ["mamba", "source_scan"]
 
 _STAND_IN = """
 #include <torch/extension.h>
@@ -84,6 +90,35 @@ def _compile(source: Path) -> Any:
         build_directory=str(built),
         verbose=True,
     )
+
+
+def source_scan(source: Path) -> Scan:
+    """Return the compiled scan with the arguments of ours; it begins with a state of zeros."""
+    from longllava_trt.runtime.backends.kernels.mamba_scan import mamba_scan
+
+    kernels = _compile(source)
+
+    def scan(  # noqa: PLR0913 - the arguments of `selective_scan_fn`
+        u: Tensor,
+        delta: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor,
+        z: Tensor,
+        delta_bias: Tensor,
+        *,
+        delta_softplus: bool,
+        return_last_state: bool,
+    ) -> tuple[Tensor, Tensor]:
+        assert return_last_state, "Bug: ours always returns the state"
+        taken = [t.contiguous() for t in (u, delta, B[:, None], C[:, None], z)]
+        u, delta, B, C, z = taken
+        _, states, gated = kernels.fwd(u, delta, A, B, C, D, z, delta_bias, delta_softplus)
+        # pairs of decay and state after each block
+        return gated, states[:, :, -1, 1::2]
+
+    return partial(mamba_scan, scan)
 
 
 def _row(kernels: Any, context: BenchContext, seq_len: int, d_inner: int) -> dict[str, Any]:

@@ -49,6 +49,7 @@ STEPS = (
     Step("moe", "moe:moe", 90, "SparseMoE against float64, plain PyTorch and its roofline"),
     Step("conv", "conv:conv", 45, "CausalConvWithState, likewise"),
     Step("tests", "kernel_tests:kernel_tests", 240, "The kernels' own tests, on the GPU"),
+    Step("alternatives", "alternatives:alternatives", 150, "Two layers: PyTorch, compiled, ours"),
     Step(
         "baselines", "baselines:baselines", 150, "PyTorch: eager, compiled, and its own attention"
     ),
