@@ -176,8 +176,7 @@ def test_bad_attributes_are_refused(
             "",
             "",
             {"head_dim": 64},
-            "compiled for heads of 48x3, 128x4 (head_dim x heads that share a key/value head), got "
-            "64x4; rebuild",
+            "heads of 48x3, 128x4 (head_dim x heads that share a key/value head), got 64x4; rebuild",
         ),
         ("CachedAttention", "", "", {"heads": 4}, "got 128x2; rebuild"),
         ("SelectiveScan", "", "", {"batch": 65536}, "axis 1 of its grid must be 1 to 65535"),
