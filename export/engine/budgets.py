@@ -36,9 +36,8 @@ _ROWS_OF_WIDEST = 4
 """Tensors as wide as the widest product that may be alive at once."""
 _SCAN = path_ending(mamba_path(0, "A_log"))
 _QUERIES = path_ending(attention_path(0, "q_proj.weight"))
-_MIXERS = (_SCAN, _QUERIES)
 _OF_A_BATCH = 3
-"""Kernels more of a layer where the batch varies: TensorRT halves norms, and leaves a sum out of a product."""
+"""Kernels more of a layer, and of the end, where the batch varies: TensorRT halves norms, and leaves sums out of products."""
 _LAUNCHES = {
     # norm, both halves of in_proj, convolution, x_proj, three norms, dt_proj, scan, out_proj
     _SCAN: 11,
@@ -101,7 +100,7 @@ def _check_profile(
     ]
     limits = (
         ("scratch", found.scratch_bytes, _scratch_budget(facts, name, found.kernels), "bytes"),
-        ("launches", found.launches, _launch_budget(facts), "kernels"),
+        ("launches", found.launches, _launch_budget(facts, name), "kernels"),
     )
     for budget, got, limit, unit in limits:
         if got > limit and facts.decomposed:
@@ -179,7 +178,7 @@ def _workspace_bytes(kernel: Kernel) -> int:
     return sum(math.prod(tensor.shape) for tensor in kernel.outputs if tensor.dtype == "uint8")
 
 
-def _launch_budget(facts: StageFacts) -> int:
+def _launch_budget(facts: StageFacts, profile: str) -> int:
     """Return how many kernels a call may launch."""
     budget = sum(
         number
@@ -190,6 +189,8 @@ def _launch_budget(facts: StageFacts) -> int:
     if not facts.product_weights:
         # weights inside the engine are not halved: one product and two copies instead of two products
         budget += sum(name.endswith(_SCAN) for name in facts.weight_shapes)
-    if any(tensor.shape[:1] == ("batch",) for tensor in facts.spec.inputs):
-        budget += _OF_A_BATCH * sum(name.endswith(_MIXERS) for name in facts.weight_shapes)
+    taken = facts.profiles[profile].items()
+    if any(s.min[0] < s.max[0] for name, s in taken if name.startswith(PAST_PREFIX)):
+        ends = (_SCAN, _QUERIES, HEAD)
+        budget += _OF_A_BATCH * sum(name.endswith(ends) for name in facts.weight_shapes)
     return budget

@@ -12,9 +12,9 @@ __all__ = ["add_attention_body"]
 
 def add_attention_body(model: onnx.ModelProto) -> None:
     """Give a model the operator's body, in place."""
-    turn = {"perm": [0, 2, 1, 3]}
+    perm = [0, 2, 1, 3]
     nodes = [
-        helper.make_node("Transpose", ["q"], ["turned"], **turn),
+        helper.make_node("Transpose", ["q"], ["turned"], perm=perm),
         helper.make_node("Shape", ["q"], ["seq_len"], start=1, end=2),
         helper.make_node("Cast", ["past_len"], ["past"], to=TensorProto.INT64),
         helper.make_node("Add", ["past", "seq_len"], ["lengths"]),
@@ -25,7 +25,7 @@ def add_attention_body(model: onnx.ModelProto) -> None:
             is_causal=1,
             softmax_precision=TensorProto.FLOAT,
         ),
-        helper.make_node("Transpose", ["result"], ["y"], **turn),
+        helper.make_node("Transpose", ["result"], ["y"], perm=perm),
     ]
     standard = [opset for opset in model.opset_import if not opset.domain]
     body = helper.make_function(
