@@ -11,7 +11,13 @@ import re
 from dataclasses import dataclass
 
 from longllava_trt.plugins_trt.kernels.sparse_moe_formats import GROUP
-from longllava_trt.plugins_trt.spec import CAUSAL_CONV, SELECTIVE_SCAN, SPARSE_MOE, OperatorSpec
+from longllava_trt.plugins_trt.spec import (
+    CACHED_ATTENTION,
+    CAUSAL_CONV,
+    SELECTIVE_SCAN,
+    SPARSE_MOE,
+    OperatorSpec,
+)
 
 __all__ = ["FORMS", "Axis", "Form", "FormValue", "parse_axis"]
 
@@ -26,7 +32,7 @@ class FormValue:
     axes: tuple[str | int, ...]
     """As `OperatorValue.axes`; also `x/n`, which is x divided by n, rounded up."""
     dtype: str
-    """`T`, `float32`, `int8`, or `packed`: two int4 in a byte, as int8 or uint8."""
+    """`T`, `float32`, `int32`, `int8`, or `packed`: two int4 in a byte, as int8 or uint8."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,5 +101,6 @@ FORMS = (
         input=FormValue("input", _BY_TOKEN, "T"),
         output=FormValue("output", _BY_TOKEN, "T"),
     ),
+    _form(CACHED_ATTENTION),
 )
 """Every form, by operator. Formats of quantised experts: `kernels/sparse_moe_formats.py`."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 __all__ = [
+    "CACHED_ATTENTION",
     "CAUSAL_CONV",
     "OPERATORS",
     "SELECTIVE_SCAN",
@@ -28,7 +29,7 @@ class OperatorValue:
     name: str
     axes: tuple[str | int, ...]
     """Dim names, equal within one call; a number is a fixed size; `2*x` is twice `x`."""
-    dtype: Literal["T", "float32", "int64"] = "T"
+    dtype: Literal["T", "float32", "int32"] = "T"
     """`T` is the model's dtype: float32, float16 or bfloat16, the same throughout one node."""
 
 
@@ -151,5 +152,27 @@ CAUSAL_CONV = OperatorSpec(
 )
 """Depthwise causal convolution with carried columns: standard ONNX, ours for TensorRT only."""
 
-OPERATORS = (SELECTIVE_SCAN, SPARSE_MOE, CAUSAL_CONV)
+CACHED_ATTENTION = OperatorSpec(
+    domain=_DOMAIN,
+    op_type="CachedAttention",
+    version=1,
+    inputs=(
+        OperatorValue("q", ("batch", "seq_len", "heads", "head_dim")),
+        OperatorValue("key_cache", ("batch", "kv_heads", "capacity", "head_dim")),
+        OperatorValue("value_cache", ("batch", "kv_heads", "capacity", "head_dim")),
+        OperatorValue("past_len", ("batch",), "int32"),
+    ),
+    outputs=(OperatorValue("y", ("batch", "seq_len", "heads", "head_dim")),),
+)
+"""Attention over caches that hold the new keys and values already; of engines' graphs alone.
+
+Query t of a sequence sees positions 0 to past_len + t; what lies beyond is never read. Head h meets
+key/value head h / (heads / kv_heads); scores are scaled by head_dim ** -0.5. Scores, softmax and
+sums are float32; softmax's powers are cast to T before they meet the values, and y at the very end.
+
+No bundle has this node: there standard ONNX says it, with TensorScatter and Attention. A build of
+engines puts it in the place of Attention, whose kernels in TensorRT copy the caches in every call.
+"""
+
+OPERATORS = (SELECTIVE_SCAN, SPARSE_MOE, CAUSAL_CONV, CACHED_ATTENTION)
 """Every operator that some back end needs from us."""

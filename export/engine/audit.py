@@ -15,7 +15,6 @@ from longllava_trt.core.dtypes import DTYPES
 from longllava_trt.core.engine_record import EngineWeight
 from longllava_trt.core.errors import ExportError
 from longllava_trt.core.stage_spec import StageSpec, TensorSpec, present_name
-from longllava_trt.export.engine.graph import LENGTHS_INPUT
 from longllava_trt.export.engine.network import (
     StageNetwork,
     attention_layers,
@@ -30,7 +29,13 @@ from longllava_trt.models.parameters import (
     router_path,
 )
 from longllava_trt.plugins_trt.registry import CREATOR_VERSION, TensorRT
-from longllava_trt.plugins_trt.spec import CAUSAL_CONV, OPERATORS, SELECTIVE_SCAN, SPARSE_MOE
+from longllava_trt.plugins_trt.spec import (
+    CACHED_ATTENTION,
+    CAUSAL_CONV,
+    OPERATORS,
+    SELECTIVE_SCAN,
+    SPARSE_MOE,
+)
 
 __all__ = ["AuditReport", "audit_network"]
 
@@ -38,10 +43,9 @@ _TOLD_BY = {
     SELECTIVE_SCAN.op_type: path_ending(mamba_path(0, "A_log")),
     CAUSAL_CONV.op_type: path_ending(mamba_path(0, "conv1d.weight")),
     SPARSE_MOE.op_type: path_ending(router_path(0)),
+    CACHED_ATTENTION.op_type: path_ending(attention_path(0, "q_proj.weight")),
 }
 """The parameter that each operator has exactly one of."""
-_QUERIES = (path_ending(attention_path(0, "q_proj.weight")), VISION_QUERIES)
-"""The parameter that each attention layer has exactly one of, in the decoder and in the tower."""
 _MATRIX_LAYERS = ("MATRIX_MULTIPLY", "CONVOLUTION", "EINSUM")
 _DTYPES = {dtype.tensorrt: dtype.name for dtype in DTYPES.values()}
 
@@ -54,7 +58,7 @@ class AuditReport:
     plugins: Mapping[str, int]
     """Plugin layers by name."""
     attention: Mapping[str, str]
-    """By node: `fused` or `decomposable`."""
+    """TensorRT's own, by node: `fused` or `decomposable`."""
 
 
 def audit_network(
@@ -141,17 +145,15 @@ def _plugin_problems(trt: Any, parsed: StageNetwork, paths: list[str]) -> Iterat
 
 
 def _attention_problems(trt: Any, parsed: StageNetwork, paths: list[str]) -> Iterator[str]:
-    must = sum(path.endswith(_QUERIES) for path in paths)
+    must = sum(path.endswith(VISION_QUERIES) for path in paths)
     found = list(attention_layers(trt, parsed))
     if len(found) != must:
-        yield f"must have {must} attention layers, one for each parameter '*{_QUERIES[0]}' or '*{_QUERIES[1]}', got {len(found)}"
+        yield f"must have {must} attention layers of TensorRT's, one for each parameter '*{VISION_QUERIES}', got {len(found)}"
     for node, attention in found:
-        over_cache = len(node.input) > LENGTHS_INPUT
-        kinds = trt.CausalMaskKind
-        if attention.causal_kind != (kinds.LOWER_RIGHT if over_cache else kinds.NONE):
+        if attention.causal_kind != trt.CausalMaskKind.NONE:
             yield f"attention '{node.name}' must not be {attention.causal_kind}"
-        if over_cache != (attention.key_value_lengths is not None):
-            yield f"attention '{node.name}' must {'' if over_cache else 'not '}have key/value lengths"
+        if attention.key_value_lengths is not None:
+            yield f"attention '{node.name}' must not have key/value lengths"
         if attention.decomposable and attention.get_input(0).dtype != trt.float32:
             yield f"attention '{node.name}' must be fused"
         taken = [attention.get_input(place).name for place in range(3)]

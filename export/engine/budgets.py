@@ -1,7 +1,7 @@
 """Budgets of the kernels that TensorRT chose: what a call may launch, and what it may move and keep besides its work.
 
-The audit sees what TensorRT was given; this sees what became of it. A budget is stated for kernels as they should be.
-What exceeds one for a reason that is known is recorded with the engine, and bounded in turn; anything else fails the build.
+The audit sees what TensorRT was given; this sees what became of it. What exceeds a budget fails the build, but for
+float32: there TensorRT takes its own attention apart, and what that costs is recorded with the engine.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import replace
 from longllava_trt.core.dtypes import DTYPES
 from longllava_trt.core.errors import ExportError
 from longllava_trt.core.kernel_record import BudgetExcess, Kernel, KernelTensor, ProfileKernels
+from longllava_trt.core.stage_spec import PAST_PREFIX
 from longllava_trt.export.engine.stage_facts import StageFacts
 from longllava_trt.models.parameters import (
     EMBEDDING,
@@ -34,11 +35,14 @@ _TACTIC_BYTES = 32 * 2**20
 _ROWS_OF_WIDEST = 4
 """Tensors as wide as the widest product that may be alive at once."""
 _SCAN = path_ending(mamba_path(0, "A_log"))
+_QUERIES = path_ending(attention_path(0, "q_proj.weight"))
+_OF_A_BATCH = 3
+"""Kernels more of a layer, and of the end, where the batch varies: TensorRT halves norms, and leaves sums out of products."""
 _LAUNCHES = {
     # norm, both halves of in_proj, convolution, x_proj, three norms, dt_proj, scan, out_proj
     _SCAN: 11,
-    # norm, three products, cache, attention, o_proj
-    path_ending(attention_path(0, "q_proj.weight")): 7,
+    # norm, three products, caches, attention and what adds its parts, o_proj
+    _QUERIES: 7,
     VISION_QUERIES: 7,
     # norm, three products
     ".feed_forward.gate.weight": 4,
@@ -54,10 +58,8 @@ _LAUNCHES = {
     EMBEDDING: 1,
 }
 """Kernels for each parameter whose path ends so."""
-_ATTENTION_REASON = "TensorRT's own attention expands keys and values to all heads, and makes its mask, in every call"
-_ATTENTION_CURE = "the CachedAttention plugin, which reads the cache where it lies"
-_BUILT_IN_LAUNCHES = 12
-"""Kernels for mask, expansion and transposition around each attention over a cache."""
+_FLOAT32_REASON = "TensorRT has no fused attention in float32, and takes it apart"
+_FLOAT32_CURE = "an export in bfloat16 or float16"
 
 
 def check_budgets(
@@ -92,36 +94,25 @@ def _check_profile(
 ) -> tuple[list[BudgetExcess], list[str]]:
     known: list[BudgetExcess] = []
     problems = list(_weights_written_again(facts, found.kernels))
-    copies = dict(_cache_sized(facts, found.kernels))
-    unexplained = {
-        tensor: kernel
-        for tensor, kernel in copies.items()
-        if not (facts.decomposed or set(kernel.nodes) & set(facts.built_in_attention))
-    }
     problems += [
         f"{k.kind} '{k.name}' must write nothing of the cache's size, got {t.name} {list(t.shape)}"
-        for t, k in unexplained.items()
+        for t, k in _cache_sized(facts, found.kernels)
     ]
-    if copies:
-        sizes = ", ".join(sorted({f"{list(t.shape)} {t.dtype}" for t in copies}))
-        known.append(_excess("cache", f"{len(copies)} tensors of the cache's size: {sizes}"))
     limits = (
         ("scratch", found.scratch_bytes, _scratch_budget(facts, name, found.kernels), "bytes"),
-        ("launches", found.launches, _launch_budget(facts), "kernels"),
+        ("launches", found.launches, _launch_budget(facts, name), "kernels"),
     )
     for budget, got, limit, unit in limits:
-        allowed = limit + _explained(facts, name, budget)
-        if got > allowed and not facts.decomposed:
-            problems.append(f"{budget} must be at most {allowed} {unit}, got {got}")
+        if got > limit and facts.decomposed:
+            excess = f"{got} of {limit} {unit}"
+            known.append(
+                BudgetExcess(
+                    budget=budget, excess=excess, reason=_FLOAT32_REASON, cure=_FLOAT32_CURE
+                )
+            )
         elif got > limit:
-            known.append(_excess(budget, f"{got} of {limit} {unit}"))
+            problems.append(f"{budget} must be at most {limit} {unit}, got {got}")
     return known, problems
-
-
-def _excess(budget: str, excess: str) -> BudgetExcess:
-    return BudgetExcess(
-        budget=budget, excess=excess, reason=_ATTENTION_REASON, cure=_ATTENTION_CURE
-    )
 
 
 def _weights_written_again(facts: StageFacts, kernels: Sequence[Kernel]) -> Iterator[str]:
@@ -151,7 +142,7 @@ def _cache_sized(
     """Yield what is written besides the caches and has the cache's length for more than one head."""
     if facts.cache_shape is None:
         return
-    _, heads, capacity, _ = facts.cache_shape
+    heads, capacity, _ = facts.cache_shape
     least = 2 * capacity if heads == 1 else heads * capacity
     contract = {tensor.name for tensor in facts.spec.outputs}
     for kernel in kernels:
@@ -163,7 +154,8 @@ def _cache_sized(
 
 def _scratch_budget(facts: StageFacts, profile: str, kernels: Iterable[Kernel]) -> int:
     """Return room for some rows of the widest product, the largest workspace of a plugin, and products of any size."""
-    rows = max((_rows(shape.max) for shape in facts.profiles[profile].values()), default=1)
+    taken = facts.profiles[profile].items()
+    rows = max((_rows(s.max) for name, s in taken if not name.startswith(PAST_PREFIX)), default=1)
     widths = [
         sum(shape)
         for name, shape in facts.weight_shapes.items()
@@ -186,7 +178,8 @@ def _workspace_bytes(kernel: Kernel) -> int:
     return sum(math.prod(tensor.shape) for tensor in kernel.outputs if tensor.dtype == "uint8")
 
 
-def _launch_budget(facts: StageFacts) -> int:
+def _launch_budget(facts: StageFacts, profile: str) -> int:
+    """Return how many kernels a call may launch."""
     budget = sum(
         number
         for name in facts.weight_shapes
@@ -196,18 +189,8 @@ def _launch_budget(facts: StageFacts) -> int:
     if not facts.product_weights:
         # weights inside the engine are not halved: one product and two copies instead of two products
         budget += sum(name.endswith(_SCAN) for name in facts.weight_shapes)
+    taken = facts.profiles[profile].items()
+    if any(s.min[0] < s.max[0] for name, s in taken if name.startswith(PAST_PREFIX)):
+        ends = (_SCAN, _QUERIES, HEAD)
+        budget += _OF_A_BATCH * sum(name.endswith(ends) for name in facts.weight_shapes)
     return budget
-
-
-def _explained(facts: StageFacts, profile: str, budget: str) -> int:
-    """Return by how much TensorRT's own attention may exceed a budget."""
-    if facts.cache_shape is None or not facts.built_in_attention:
-        return 0
-    if budget == "launches":
-        return _BUILT_IN_LAUNCHES * len(facts.built_in_attention)
-    batch, _, capacity, head_dim = facts.cache_shape
-    heads = max(facts.built_in_attention.values())
-    expanded = 2 * batch * heads * capacity * head_dim * DTYPES[facts.dtype].itemsize
-    rows = max(_rows(shape.max) for shape in facts.profiles[profile].values())
-    # the mask of each query over the whole cache, in bytes
-    return expanded + rows * capacity

@@ -31,14 +31,15 @@ from longllava_trt.export.engine.profiles import EngineLimits, engine_spec, stag
 from longllava_trt.export.engine.stage import BuiltStage, EngineWeights, build_stage
 from longllava_trt.export.engine.target import resolve_target, runs_nowhere
 from longllava_trt.export.memory import peak_rss_bytes
+from longllava_trt.models.registry import load_decoder_spec
 from longllava_trt.plugins_trt.registry import LIBRARY_FILE, TensorRT, import_tensorrt, load_plugins
 
 __all__ = ["BuildOptions", "BuildReport", "build_engines"]
 
 logger = logging.getLogger(__name__)
 
-_CODE_FOR = {"sm86": 80, "sm89": 80, "sm121": 120}
-"""Architectures that run the code of another one."""
+_CODE_FOR = {"sm89": 86, "sm121": 120}
+"""Architectures that run the code of another as it is."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,7 +124,7 @@ def build_engines(
         manifest.stage(stage)
     tensorrt = import_tensorrt(options.flavour)
     target = resolve_target(tensorrt, options.target)
-    library = plugins or _compile_plugins(target, manifest, progress)
+    library = plugins or _compile_plugins(target, bundle, manifest, progress)
     folder = bundle / ENGINES_FOLDER / f"{target}-{tensorrt.tag}"
     versions = load_plugins(tensorrt, library)
     job = _Job(
@@ -162,14 +163,19 @@ def build_engines(
     )
 
 
-def _compile_plugins(target: str, manifest: Manifest, progress: Progress | None) -> Path:
+def _compile_plugins(
+    target: str, bundle: Path, manifest: Manifest, progress: Progress | None
+) -> Path:
     """Compile only the plugins for this bundle and target; the library is kept with the engines."""
-    from longllava_trt.plugins_trt.library.build import build_library
+    from longllava_trt.plugins_trt.library.build import PUBLISHED_HEADS, build_library
 
+    layers = load_decoder_spec(bundle).attention_layers.values()
+    heads = sorted({(layer.head_dim, layer.num_heads // layer.num_kv_heads) for layer in layers})
     return build_library(
         archs=[_CODE_FOR.get(target, int(target.removeprefix("sm")))],
         dtypes=[DTYPES[manifest.dtype].triton],
         weight_formats=[WEIGHT_FORMATS[manifest.moe_quant].codec],
+        heads=heads or PUBLISHED_HEADS,
         progress=progress,
     ).path
 

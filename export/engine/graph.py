@@ -13,12 +13,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from longllava_trt.core.errors import ExportError
+from longllava_trt.export.engine.cached_attention import attend_where_caches_lie
 from longllava_trt.plugins_trt.spec import CAUSAL_CONV
 
-__all__ = ["LENGTHS_INPUT", "convolve_channels_last", "fix_dims", "rewrite_for_tensorrt"]
-
-LENGTHS_INPUT = 6
-"""Place of `nonpad_kv_seqlen` among the inputs of ONNX's Attention."""
+__all__ = ["convolve_channels_last", "fix_dims", "rewrite_for_tensorrt"]
 
 _CHANNELS = 16
 """Divisor of d_inner that the convolution with channels last needs."""
@@ -43,11 +41,12 @@ def rewrite_for_tensorrt(graph: onnx.GraphProto) -> None:
     """Apply every rewrite, in place.
 
     Raises:
-        ExportError: If the graph does not say what shape a query has.
+        ExportError: If the graph does not say what shape a query has, or has an attention over a cache that no
+            operator of ours computes.
     """
+    attend_where_caches_lie(graph)
     _drop_softmax_precision(graph)
     _scale_queries(graph)
-    _narrow_lengths(graph)
     _gather_last_position(graph)
     _name_nodes(graph)
 
@@ -97,7 +96,7 @@ def _drop_softmax_precision(graph: onnx.GraphProto) -> None:
 
 
 def _scale_queries(graph: onnx.GraphProto) -> None:
-    """TensorRT's parser would multiply queries and keys by the root of the scale, and keys are the whole cache.
+    """TensorRT's parser would multiply queries and keys by the root of the scale, with a kernel for each.
 
     The queries get all of it, in float32 with one rounding, and Attention a scale of 1.
     """
@@ -123,18 +122,6 @@ def _scale_queries(graph: onnx.GraphProto) -> None:
             helper.make_node("Cast", [query], [wide], to=TensorProto.FLOAT),
         ):
             graph.node.insert(place, new)
-
-
-def _narrow_lengths(graph: onnx.GraphProto) -> None:
-    """TensorRT's attention wants key/value lengths as int32; the graph has int64."""
-    narrow: dict[str, str] = {}
-    for node in graph.node:
-        if node.op_type == "Attention" and len(node.input) > LENGTHS_INPUT:
-            name = node.input[LENGTHS_INPUT]
-            narrow[name] = node.input[LENGTHS_INPUT] = f"{name}.int32"
-    for name, cast in narrow.items():
-        place = 1 + next(i for i, n in enumerate(graph.node) if name in n.output)
-        graph.node.insert(place, helper.make_node("Cast", [name], [cast], to=TensorProto.INT32))
 
 
 def _gather_last_position(graph: onnx.GraphProto) -> None:

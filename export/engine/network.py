@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longllava_trt.core.errors import ExportError
-from longllava_trt.export.engine.graph import LENGTHS_INPUT
 from longllava_trt.plugins_trt.registry import TensorRT
 
 if TYPE_CHECKING:
@@ -88,18 +87,11 @@ def attention_layers(trt: Any, parsed: StageNetwork) -> Iterator[tuple[onnx.Node
 
 
 def _complete_attention(trt: Any, parsed: StageNetwork) -> None:
-    """Give attention what the parser of TensorRT-RTX 1.7 leaves out, and take away what it adds.
-
-    It ignores `nonpad_kv_seqlen`, aligns the causal mask to the first position, and multiplies queries and keys, which
-    may be the whole cache, by a scale of 1.
-    """
+    """Take away what the parser of TensorRT-RTX 1.7 adds: it multiplies queries and keys by a scale of 1."""
     tensors = _tensors(parsed.network)
     for node, attention in attention_layers(trt, parsed):
         for place in range(2):
             attention.set_input(place, tensors[node.input[place]])
-        if len(node.input) > LENGTHS_INPUT:
-            attention.causal_kind = trt.CausalMaskKind.LOWER_RIGHT
-            attention.key_value_lengths = tensors[node.input[LENGTHS_INPUT]]
         # float32 has no fused kernel
         attention.decomposable = attention.get_input(0).dtype == trt.float32
 

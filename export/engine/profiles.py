@@ -9,6 +9,7 @@ from longllava_trt.core.engine_record import ShapeRange
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.stage_spec import StageSpec, TensorSpec
 from longllava_trt.models.contracts import TRAINED_CONTEXT
+from longllava_trt.plugins_trt.launch_plans.cached_attention import MAX_SEQUENCES
 
 __all__ = ["EngineLimits", "engine_spec", "stage_profiles"]
 
@@ -23,10 +24,12 @@ class EngineLimits:
     """Tokens that the decoder takes in one call while it reads a prompt."""
     vision_batch: int = 16
     """Images in one call of the vision tower and the projector."""
+    sequences: int = 1
+    """Sequences that the decoder takes a step of in one call."""
 
     def __post_init__(self) -> None:
         """Refuse what no engine could be built for."""
-        # attention over more than 32,768 positions does not build for exactly one query (TensorRT-RTX 1.7)
+        # with a batch of 1 and exactly one query TensorRT moves every weight in every call (TensorRT-RTX 1.7)
         if self.chunk < 2:
             raise InputError(f"chunk: must be at least 2 tokens, got {self.chunk}")
         if self.max_context < self.chunk:
@@ -36,26 +39,33 @@ class EngineLimits:
             )
         if self.vision_batch < 1:
             raise InputError(f"vision-batch: must be at least 1 image, got {self.vision_batch}")
+        if not 1 <= self.sequences <= MAX_SEQUENCES:
+            raise InputError(f"sequences: must be 1 to {MAX_SEQUENCES}, got {self.sequences}")
 
-    @property
-    def fixed(self) -> dict[str, int]:
-        """Sizes of the dims that do not vary, by name."""
-        return {"batch": 1, "capacity": self.max_context}
+    def fixed(self, stage: str) -> dict[str, int]:
+        """Return sizes of a stage's dims that do not vary, by name."""
+        varies = stage == "decoder" and self.sequences > 1
+        return {"capacity": self.max_context} | ({} if varies else {"batch": 1})
 
     def ranges(self, stage: str) -> dict[str, dict[str, tuple[int, int, int]]]:
         """Return least, typical and largest size of the dims that vary, by profile."""
         if stage in {"vision", "projector"}:
             return {"images": {"num_images": (1, self.vision_batch, self.vision_batch)}}
-        chunk = {"chunk": {"seq_len": (1, max(self.chunk // 2, 1), self.chunk)}}
-        # 2 and not 1, for the reason above
-        return chunk | ({"decode": {"seq_len": (1, 1, 2)}} if stage == "decoder" else {})
+        chunk = {"seq_len": (1, max(self.chunk // 2, 1), self.chunk)}
+        if stage == "embed":
+            return {"chunk": chunk}
+        # with exactly one token of one sequence TensorRT would move every weight
+        tokens = (1, 1, 2) if self.sequences == 1 else (1, 1, 1)
+        step = {"batch": (1, 1, self.sequences), "seq_len": tokens}
+        return {"chunk": {"batch": (1, 1, 1), **chunk}, "decode": step}
 
 
 def engine_spec(spec: StageSpec, limits: EngineLimits) -> StageSpec:
     """Return a stage's contract with the fixed dims as numbers."""
+    fixed = limits.fixed(spec.name)
 
     def fix(tensor: TensorSpec) -> TensorSpec:
-        shape = tuple(limits.fixed.get(d, d) if isinstance(d, str) else d for d in tensor.shape)
+        shape = tuple(fixed.get(d, d) if isinstance(d, str) else d for d in tensor.shape)
         return TensorSpec(tensor.name, shape, tensor.dtype)
 
     return StageSpec(spec.name, tuple(map(fix, spec.inputs)), tuple(map(fix, spec.outputs)))

@@ -155,7 +155,7 @@ def stage_network(
     convolve_channels_last(model.graph)
     cut = split_products(model.graph, cut)
     rewrite_for_tensorrt(model.graph)
-    fix_dims(model.graph, limits.fixed)
+    fix_dims(model.graph, limits.fixed(stage))
     parsed = parse_network(tensorrt, model, log, path=path if weights == "embedded" else None)
     spec = engine_spec(record.spec, limits)
     audit = audit_network(

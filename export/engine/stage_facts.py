@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from longllava_trt.core.engine_record import EngineWeight, ShapeRange
 from longllava_trt.core.stage_spec import StageSpec
-from longllava_trt.export.engine.graph import LENGTHS_INPUT
 from longllava_trt.export.engine.network import StageNetwork, attention_layers
 from longllava_trt.plugins_trt.spec import OPERATORS
 
@@ -34,16 +33,14 @@ class StageFacts:
     """All parameters of the stage by path."""
     product_weights: frozenset[str]
     """Inputs of the engine that matrix products and plugins take."""
-    built_in_attention: Mapping[str, int]
-    """Attention over a cache that is TensorRT's own: number of query heads, by node."""
     decomposed: bool
-    """Whether TensorRT may take attention apart, as it must in float32."""
+    """Whether TensorRT may take its attention apart, as it must in float32."""
 
     @property
     def cache_shape(self) -> tuple[int, ...] | None:
-        """Shape of each key and value cache, [batch, heads, capacity, head_dim], if there are any."""
-        shapes = (t.shape for t in self.spec.inputs if t.name.endswith((".key", ".value")))
-        return next((tuple(d for d in shape if isinstance(d, int)) for shape in shapes), None)
+        """Shape of one sequence's keys or values, [heads, capacity, head_dim], if there are any."""
+        shapes = (t.shape[1:] for t in self.spec.inputs if t.name.endswith((".key", ".value")))
+        return next((tuple(int(dim) for dim in shape) for shape in shapes), None)
 
 
 def gather_facts(
@@ -57,7 +54,6 @@ def gather_facts(
     inputs: Iterable[EngineWeight],
 ) -> StageFacts:
     """Gather what is known of a parsed stage; arguments as in `StageFacts`, inputs are the weights among the engine's."""
-    attention = list(attention_layers(trt, parsed))
     names = {weight.name for weight in inputs}
     return StageFacts(
         spec=spec,
@@ -65,12 +61,7 @@ def gather_facts(
         dtype=dtype,
         weight_shapes=weight_shapes,
         product_weights=frozenset(names & _multiplied(parsed.model.graph)),
-        built_in_attention={
-            node.name: tuple(layer.get_input(0).shape)[1]
-            for node, layer in attention
-            if len(node.input) > LENGTHS_INPUT
-        },
-        decomposed=any(layer.decomposable for _, layer in attention),
+        decomposed=any(layer.decomposable for _, layer in attention_layers(trt, parsed)),
     )
 
 

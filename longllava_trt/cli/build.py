@@ -123,6 +123,14 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="largest number of images that are encoded at once",
     )
+    LIMITS.add(
+        limits,
+        "--sequences",
+        "sequences",
+        type=count,
+        metavar="N",
+        help="sequences that take a decode step at once, at most; with more than one, a step of one is some kernels longer",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

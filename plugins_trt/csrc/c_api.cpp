@@ -57,8 +57,8 @@ Status findOperator(
     OperatorType const* const type = longllava::findOperatorType(opType);
     if (type == nullptr)
     {
-        return Status::failure("operator '", opType, "': this library has SelectiveScan, SparseMoE "
-                               "and CausalConvWithState");
+        return Status::failure("operator '", opType, "': this library has SelectiveScan, SparseMoE, "
+                               "CausalConvWithState and CachedAttention");
     }
     std::vector<FieldValue> given;
     std::vector<FieldValue> complete;

@@ -24,6 +24,7 @@ using CudaStream = CUstream_st*;
 using CudaResult = int;
 
 //! Values of the driver API's enums, from its stable ABI.
+constexpr int kAttributeMultiprocessorCount = 16;
 constexpr int kAttributeComputeCapabilityMajor = 75;
 constexpr int kAttributeComputeCapabilityMinor = 76;
 constexpr int kFunctionMaxDynamicSharedBytes = 8;

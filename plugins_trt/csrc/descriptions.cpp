@@ -16,6 +16,7 @@ ElementType elementType(DataType type) noexcept
     case DataType::kBF16: return ElementType::kBFloat16;
     case DataType::kINT8: return ElementType::kInt8;
     case DataType::kUINT8: return ElementType::kUInt8;
+    case DataType::kINT32: return ElementType::kInt32;
     default: return ElementType::kOther;
     }
 }

@@ -21,7 +21,7 @@ uintptr_t address(void const* pointer) noexcept
 int64_t bytes(TensorShape const& shape) noexcept
 {
     bool const isByte = shape.type == ElementType::kInt8 || shape.type == ElementType::kUInt8;
-    int64_t total = isByte ? 1 : itemSize(shape.type);
+    int64_t total = isByte ? 1 : shape.type == ElementType::kInt32 ? 4 : itemSize(shape.type);
     for (int32_t axis = 0; axis < shape.rank; ++axis)
     {
         total *= shape.dims[axis];
@@ -90,7 +90,8 @@ Status forEveryKernel(Operator const& op, ElementType type, Sizes const& sizes, 
     std::array<void*, kMaxTensors> const outputs{};
     for (Sizes const& path : op.everyPath(sizes))
     {
-        for (Launch const& launch : op.plan({type, path, inputs.data(), outputs.data(), nullptr}))
+        Call const call{type, path, inputs.data(), outputs.data(), nullptr, 1};
+        for (Launch const& launch : op.plan(call))
         {
             if (Status status = action(launch.kernel.data()); !status.ok())
             {
@@ -136,7 +137,7 @@ Status enqueue(Operator const& op, TensorShape const* shapes, void const* const*
     void* const* outputs, void* workspace, CUstream_st* stream)
 {
     Form const& form = op.form();
-    Call call{shapes[0].type, {}, inputs, outputs, workspace};
+    Call call{shapes[0].type, {}, inputs, outputs, workspace, 0};
     int32_t const count = form.numInputs + form.numOutputs;
     Status status = matchTypes(form, shapes, count);
     if (status.ok())
@@ -146,6 +147,15 @@ Status enqueue(Operator const& op, TensorShape const* shapes, void const* const*
     if (status.ok())
     {
         status = checkAddresses(op, call, shapes);
+    }
+    CudaDriver const* driver{};
+    if (status.ok())
+    {
+        status = openCudaDriver(driver);
+    }
+    if (status.ok())
+    {
+        status = countMultiprocessors(*driver, call.multiprocessors);
     }
     return status.ok() ? run(op.plan(call), stream) : status;
 }

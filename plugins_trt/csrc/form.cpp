@@ -9,10 +9,10 @@ namespace longllava
 namespace
 {
 
-constexpr char const* kTypeNames[] = {"fp32", "fp16", "bf16", "int8", "uint8", "another dtype"};
+constexpr char const* kTypeNames[] = {"fp32", "fp16", "bf16", "int8", "uint8", "int32", "another dtype"};
 constexpr char const* kExpectedTypes[]
     = {"float32, float16 or bfloat16, the same throughout", "float32", "int8",
-        "int8 or uint8, two int4 a byte"};
+        "int8 or uint8, two int4 a byte", "int32"};
 
 bool isFloat(ElementType type) noexcept
 {
@@ -138,6 +138,7 @@ bool accepts(ValueType expected, ElementType actual, ElementType model) noexcept
     case ValueType::kInt8: return actual == ElementType::kInt8;
     case ValueType::kPacked:
         return actual == ElementType::kInt8 || actual == ElementType::kUInt8;
+    case ValueType::kInt32: return actual == ElementType::kInt32;
     }
     return false;
 }

@@ -20,6 +20,7 @@ enum class ElementType : int32_t
     kBFloat16,
     kInt8,
     kUInt8,
+    kInt32,
     kOther,
 };
 
@@ -67,6 +68,7 @@ enum class ValueType : int32_t
     kInt8,
     //! Two int4 a byte, in int8 or uint8.
     kPacked,
+    kInt32,
 };
 
 struct Value
@@ -74,7 +76,7 @@ struct Value
     char const* name;
     ValueType type;
     int32_t rank;
-    std::array<Axis, 3> axes;
+    std::array<Axis, 4> axes;
 };
 
 struct Form

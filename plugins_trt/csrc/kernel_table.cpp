@@ -38,13 +38,17 @@ struct ContextModules
     //! Never given twice in a process, unlike the address of a context.
     unsigned long long id;
     int32_t arch;
+    int64_t multiprocessors;
     //! Of every image, null until it is loaded.
     std::vector<CudaFunction> functions;
 };
 
-Status currentModules(
-    CudaDriver const& driver, std::list<ContextModules>& known, ContextModules*& modules)
+//! Held while a context's modules are looked at.
+std::mutex gMutex;
+
+Status currentModules(CudaDriver const& driver, ContextModules*& modules)
 {
+    static std::list<ContextModules> known;
     CudaContext context{};
     unsigned long long id{};
     Status status = driver.check(driver.contextGetCurrent(&context), "cuCtxGetCurrent");
@@ -70,25 +74,21 @@ Status currentModules(
         }
     }
     int device{};
-    int major{};
-    int minor{};
     status = driver.check(driver.contextGetDevice(&device), "cuCtxGetDevice");
-    if (status.ok())
+    // major and minor number of the compute capability, multiprocessors
+    std::array<int, 3> numbers{};
+    constexpr std::array<int, 3> kAttributes{kAttributeComputeCapabilityMajor,
+        kAttributeComputeCapabilityMinor, kAttributeMultiprocessorCount};
+    for (size_t i = 0; status.ok() && i < numbers.size(); ++i)
     {
-        status = driver.check(
-            driver.deviceGetAttribute(&major, kAttributeComputeCapabilityMajor, device),
-            "cuDeviceGetAttribute");
-    }
-    if (status.ok())
-    {
-        status = driver.check(
-            driver.deviceGetAttribute(&minor, kAttributeComputeCapabilityMinor, device),
+        status = driver.check(driver.deviceGetAttribute(&numbers[i], kAttributes[i], device),
             "cuDeviceGetAttribute");
     }
     if (status.ok())
     {
         std::vector<CudaFunction> functions(kNumKernelImages);
-        known.push_back({context, id, 10 * major + minor, std::move(functions)});
+        int32_t const arch = 10 * numbers[0] + numbers[1];
+        known.push_back({context, id, arch, numbers[2], std::move(functions)});
         modules = &known.back();
     }
     return status;
@@ -116,8 +116,9 @@ Status loadImage(CudaDriver const& driver, ImageChoice choice, CudaFunction& fun
     }
     if (!status.ok())
     {
-        return Status::failure("kernel '", image.name, "' for sm_", image.arch, ": ",
-            status.message(), log[0] != '\0' ? "; " : "", log.data());
+        return Status::failure("kernel '", image.name, "' for sm_", image.arch, ", ",
+            image.sharedBytes, " bytes of shared memory: ", status.message(),
+            log[0] != '\0' ? "; " : "", log.data(), "; build the library for this GPU");
     }
     return {};
 }
@@ -167,13 +168,20 @@ ImageChoice chooseImage(char const* name, int32_t arch) noexcept
     return binary.image != nullptr ? binary : text;
 }
 
+Status countMultiprocessors(CudaDriver const& driver, int64_t& count)
+{
+    std::lock_guard<std::mutex> const lock{gMutex};
+    ContextModules* modules{};
+    Status status = currentModules(driver, modules);
+    count = status.ok() ? modules->multiprocessors : 0;
+    return status;
+}
+
 Status loadKernel(CudaDriver const& driver, char const* name, Kernel& kernel)
 {
-    static std::list<ContextModules> known;
-    static std::mutex mutex;
-    std::lock_guard<std::mutex> const lock{mutex};
+    std::lock_guard<std::mutex> const lock{gMutex};
     ContextModules* modules{};
-    if (Status status = currentModules(driver, known, modules); !status.ok())
+    if (Status status = currentModules(driver, modules); !status.ok())
     {
         return status;
     }

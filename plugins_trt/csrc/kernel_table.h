@@ -48,6 +48,9 @@ struct ImageChoice
 };
 ImageChoice chooseImage(char const* name, int32_t arch) noexcept;
 
+//! Multiprocessors of the current context's card; the driver is asked once a context.
+Status countMultiprocessors(CudaDriver const& driver, int64_t& count);
+
 //! Find a kernel for the current context; loads its module at the first call for that context.
 //! Loading allocates memory on the GPU: call once before anything is captured or timed.
 Status loadKernel(CudaDriver const& driver, char const* name, Kernel& kernel);

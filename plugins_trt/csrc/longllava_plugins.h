@@ -17,7 +17,8 @@ enum LongllavaType
     LONGLLAVA_FLOAT16 = 1,
     LONGLLAVA_BFLOAT16 = 2,
     LONGLLAVA_INT8 = 3,
-    LONGLLAVA_UINT8 = 4
+    LONGLLAVA_UINT8 = 4,
+    LONGLLAVA_INT32 = 5
 };
 
 /* A contiguous tensor on the GPU. */

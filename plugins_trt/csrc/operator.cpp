@@ -78,7 +78,7 @@ bool Operator::mayAlias(Sizes const&, int32_t, int32_t) const noexcept
 std::vector<OperatorType> const& operatorTypes()
 {
     static std::vector<OperatorType> const types{
-        selectiveScanType(), sparseMoeType(), causalConvType()};
+        selectiveScanType(), sparseMoeType(), causalConvType(), cachedAttentionType()};
     return types;
 }
 

@@ -38,6 +38,8 @@ struct Call
     void const* const* inputs;
     void* const* outputs;
     void* workspace;
+    //! Of the card at hand, or of the largest where there is none.
+    int64_t multiprocessors;
 };
 
 class Operator
@@ -72,7 +74,7 @@ struct OperatorType
     Status (*create)(std::vector<FieldValue> const& values, std::shared_ptr<Operator const>& made);
 };
 
-//! SelectiveScan, SparseMoE, CausalConvWithState.
+//! SelectiveScan, SparseMoE, CausalConvWithState, CachedAttention.
 std::vector<OperatorType> const& operatorTypes();
 
 OperatorType const* findOperatorType(char const* name);
@@ -85,5 +87,6 @@ Status makeOperator(OperatorType const& type, std::vector<FieldValue> const& giv
 OperatorType selectiveScanType();
 OperatorType sparseMoeType();
 OperatorType causalConvType();
+OperatorType cachedAttentionType();
 
 } // namespace longllava

@@ -1,7 +1,7 @@
 """CachedAttention as it is compiled ahead of time: types, constants, alignments.
 
-Not in `variants.list_variants`, since tiles depend on the architecture; no plugin launches these
-yet. A compiled kernel takes its pointers, then its integers.
+Apart from `variants.list_variants`, since tiles depend on the architecture; names do not. A compiled
+kernel takes its pointers, then its integers.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from longllava_trt.plugins_trt.launch_plans.cached_attention import (
 )
 from longllava_trt.plugins_trt.launch_plans.plan import Launch, Variant
 
-__all__ = ["list_variants"]
+__all__ = ["list_plugin_variants", "list_variants"]
 
 _FLOAT32 = {"cos", "sin", "part_outputs", "part_logs"}
 _INT64 = {"q_batch", "k_batch", "v_batch"}
@@ -54,6 +54,21 @@ def list_variants(
     return list(found.values())
 
 
+def list_plugin_variants(
+    dtype: Literal["fp32", "fp16", "bf16"], *, arch: int, head_dim: int, group: int
+) -> list[Variant]:
+    """Return what the plugin may launch: TensorRT appends to the caches, and rotates nothing.
+
+    Args:
+        dtype: As for `list_variants`.
+        arch: Likewise.
+        head_dim: Likewise.
+        group: Heads that share a key/value head.
+    """
+    listed = list_variants(dtype, arch=arch, heads=group, kv_heads=1, head_dim=head_dim)
+    return [variant for variant in listed if variant.kernel is not KERNELS["append_cache"]]
+
+
 def _variant(launch: Launch, dtype: str) -> Variant:
     kernel = KERNELS[launch.kernel]
     known = dict.fromkeys(_FLOAT32, "*fp32") | dict.fromkeys(launch.blocks, "constexpr")
@@ -62,7 +77,10 @@ def _variant(launch: Launch, dtype: str) -> Variant:
     signature = {name: known.get(name, f"*{dtype}") for name in kernel.arg_names}
     # vectors are loaded 16 bytes at a time
     aligned = tuple(n for n, t in signature.items() if t.startswith("*") or n in _INT64 | _ROWS)
-    name = f"{launch.kernel}_{dtype}" + "_rotary" * launch.blocks.get("rotary", 0)
+    name = f"{launch.kernel}_{dtype}_d{launch.blocks['head_dim']}"
+    if "group" in launch.blocks:
+        name += f"_g{launch.blocks['group']}"
+    name += "_rotary" * launch.blocks.get("rotary", 0)
     if "block_rows" in launch.blocks:
         name += f"_rows{launch.blocks['block_rows']}"
     return Variant(

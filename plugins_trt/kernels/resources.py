@@ -20,6 +20,7 @@ from typing import Any
 from longllava_trt.core.dtypes import FLOATS
 from longllava_trt.core.errors import LongLLaVAError
 from longllava_trt.core.weight_formats import CODEC_NAMES
+from longllava_trt.plugins_trt.kernels.cached_attention_variants import list_plugin_variants
 from longllava_trt.plugins_trt.kernels.sparse_moe_variants import list_variants as list_moe_variants
 from longllava_trt.plugins_trt.kernels.variants import list_variants
 from longllava_trt.plugins_trt.launch_plans.plan import Variant
@@ -121,6 +122,7 @@ def _main(argv: list[str] | None = None) -> int:
     for weights in CODEC_NAMES:
         known = {variant.name for variant in variants}
         variants += [v for v in list_moe_variants(args.dtype, weights) if v.name not in known]
+    variants += list_plugin_variants(args.dtype, arch=args.arch, head_dim=128, group=4)
     for line in _table(variants, args.arch):
         sys.stdout.write(line + "\n")
     return 0

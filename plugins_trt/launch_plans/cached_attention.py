@@ -21,7 +21,10 @@ from longllava_trt.plugins_trt.launch_plans.plan import Launch, Workspace
 __all__ = [
     "APPEND_TOKENS",
     "FLOAT32_TILES",
+    "MAX_MULTIPROCESSORS",
+    "MAX_SEQUENCES",
     "MIN_PART_BLOCKS",
+    "MIN_ROWS",
     "TILES",
     "AttentionShape",
     "AttentionTiles",
@@ -39,6 +42,10 @@ MIN_PART_BLOCKS = 2
 """Least number of blocks of keys in a part, unless the sequence is shorter."""
 MIN_ROWS = 16
 """Rows of the smallest tile that tensor cores multiply."""
+MAX_SEQUENCES = MIN_ROWS
+"""Sequences of a call that kernels are compiled for ahead of time."""
+MAX_MULTIPROCESSORS = 192
+"""Of a card, for the size of workspaces where the card is not known yet; a larger one is not filled."""
 
 
 @dataclass(frozen=True, slots=True)

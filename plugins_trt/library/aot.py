@@ -4,7 +4,8 @@ In worker processes of their own, two at a time: Triton reads its settings as it
 process that interprets kernels cannot compile them. The workers' settings keep paths of this machine
 out of what they write, so that equal sources give equal bytes.
 
-    python -m longllava_trt.plugins_trt.library.aot --archs 80 --dtypes bf16 --formats none --share 0 1 --out FOLDER
+    python -m longllava_trt.plugins_trt.library.aot --archs 80 --dtypes bf16 --formats none
+        --heads 128x4 --share 0 1 --out FOLDER
 
 is one worker: it prints how many kernels it will compile, then a line of JSON for each.
 """
@@ -43,6 +44,7 @@ def compile_images(
     archs: Sequence[int],
     dtypes: Sequence[str],
     weight_formats: Sequence[str],
+    heads: Sequence[tuple[int, int]],
     triton_cache: Path,
     progress: Progress | None = None,
 ) -> list[KernelImage]:
@@ -53,6 +55,7 @@ def compile_images(
         archs: Compute capabilities: 80 is 8.0.
         dtypes: Triton's names of T.
         weight_formats: Of experts: ``none``, ``int8``, ``int4``.
+        heads: Of attention: elements of a head, and heads that share a key/value head.
         triton_cache: Where Triton keeps what it has compiled.
         progress: Hears of every kernel.
 
@@ -68,6 +71,7 @@ def compile_images(
             "plugins: Triton is needed to compile the kernels; install longllava-trt[plugins]"
         )
     options = ["--archs", *map(str, archs), "--dtypes", *dtypes, "--formats", *weight_formats]
+    options += ["--heads", *(f"{head_dim}x{group}" for head_dim, group in heads)]
     environment = _environment(triton_cache)
     tally = _Tally(progress)
 
@@ -156,6 +160,25 @@ def _run(command: list[str], environment: dict[str, str]) -> Iterator[str]:
         raise LongLLaVAError(f"plugins: a kernel did not compile; Triton's last lines:\n{last}")
 
 
+def _list_jobs(
+    archs: Sequence[int],
+    dtypes: Sequence[str],
+    weight_formats: Sequence[str],
+    heads: Sequence[tuple[int, int]],
+) -> list[tuple[Variant, int]]:
+    """Return each kernel with the architecture to compile it for; attention's tiles depend on it."""
+    from longllava_trt.plugins_trt.kernels.cached_attention_variants import list_plugin_variants
+
+    jobs = [(v, arch) for v in _list_variants(dtypes, weight_formats) for arch in archs]
+    for name in dtypes:
+        dtype: Any = name
+        for arch in archs:
+            for head_dim, group in heads:
+                listed = list_plugin_variants(dtype, arch=arch, head_dim=head_dim, group=group)
+                jobs += [(variant, arch) for variant in listed]
+    return jobs
+
+
 def _list_variants(dtypes: Sequence[str], weight_formats: Sequence[str]) -> list[Variant]:
     from longllava_trt.plugins_trt.kernels import sparse_moe_variants, variants
 
@@ -198,10 +221,12 @@ def _main() -> int:
     parser.add_argument("--archs", type=int, nargs="+", required=True)
     parser.add_argument("--dtypes", nargs="+", required=True)
     parser.add_argument("--formats", nargs="+", required=True)
+    parser.add_argument("--heads", nargs="+", required=True)
     parser.add_argument("--share", type=int, nargs=2, metavar=("INDEX", "OF"), required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    jobs = [(v, arch) for v in _list_variants(args.dtypes, args.formats) for arch in args.archs]
+    heads = [(int(size), int(group)) for size, group in (h.split("x") for h in args.heads)]
+    jobs = _list_jobs(args.archs, args.dtypes, args.formats, heads)
     index, workers = args.share
     share = jobs[index::workers]
     sys.stdout.write(f"{len(share)}\n")

@@ -1,6 +1,7 @@
 """Builds liblongllava_plugins.so: the kernels of every GPU, and the C++ that launches them.
 
-    python -m longllava_trt.plugins_trt.library.build [--arch 80 90 120] [--dtype bf16 fp16 fp32] [--out FILE]
+    python -m longllava_trt.plugins_trt.library.build [--arch 80 86 90 120] [--dtype bf16 fp16 fp32]
+        [--format none int8 int4] [--heads 128x4] [--out FILE]
 
 Triton compiles the kernels, g++ the host code; neither a GPU nor CUDA is needed. What was built once
 is found again by the digest of everything that went in, and built again only if any of it differs.
@@ -33,7 +34,7 @@ from longllava_trt.plugins_trt.library.codegen import PLUGIN_VERSION, write_sour
 from longllava_trt.plugins_trt.library.compiler import compiler_version, link_library
 from longllava_trt.plugins_trt.library.headers import TensorRTHeaders, find_headers
 
-__all__ = ["LIBRARY_NAME", "PluginLibrary", "build_library"]
+__all__ = ["LIBRARY_NAME", "PUBLISHED_HEADS", "PluginLibrary", "build_library"]
 
 logger = logging.getLogger(__name__)
 
@@ -44,9 +45,12 @@ _SOURCES = (
     *("spec.py", "plugin_formats.py", "library/*.py"),
     *("../core/dtypes.py", "../core/weight_formats.py"),
 )
-_ARCHS = (80, 90, 120)
+_ARCHS = (80, 86, 90, 120)
 _DTYPES = tuple(sorted(dtype.triton for dtype in FLOATS))
 _OLDEST = 80
+PUBLISHED_HEADS = ((128, 4),)
+"""LongLLaVA's: elements of a head, and heads that share a key/value head."""
+_HEAD_DIM_STEP = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +71,7 @@ def build_library(
     archs: Sequence[int] = _ARCHS,
     dtypes: Sequence[str] = _DTYPES,
     weight_formats: Sequence[str] = CODEC_NAMES,
+    heads: Sequence[tuple[int, int]] = PUBLISHED_HEADS,
     include: Path | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
@@ -75,9 +80,12 @@ def build_library(
 
     Args:
         archs: Compute capabilities: 80 is 8.0. GPUs of the same major and a higher minor number run
-            the same code; any newer GPU translates that of the oldest one, unless that is 90 or more.
+            the same code if they have the shared memory: 8.6 and 8.9 have less than 8.0. Any newer
+            GPU translates that of the oldest one, unless that is 90 or more.
         dtypes: Of the models that it is to run, from bf16, fp16, fp32.
         weight_formats: Of the experts that it is to run, from none, int8, int4.
+        heads: Of the attention that it is to run: elements of a head, a multiple of 16, and heads
+            that share a key/value head.
         include: TensorRT's headers; `find_headers` says where else they are looked for.
         cache: Where builds are kept; by default LONGLLAVA_CACHE, or the user's cache folder.
         progress: Hears of every kernel.
@@ -91,6 +99,7 @@ def build_library(
         "archs": _choose_archs(archs),
         "dtypes": _choose("dtype", dtypes, _DTYPES),
         "weight_formats": _choose("weight format", weight_formats, CODEC_NAMES),
+        "heads": _choose_heads(heads),
     }
     cache = cache or _default_cache()
     headers = find_headers(include, cache=cache)
@@ -120,7 +129,7 @@ def _build(
     with tempfile.TemporaryDirectory(prefix=".build-", dir=cache) as name:
         folder = Path(name)
         images = compile_images(folder, **options, triton_cache=cache / "triton", progress=progress)
-        write_sources(folder, images, digest=library.digest)
+        write_sources(folder, images, heads=options["heads"], digest=library.digest)
         link_library(folder, _HERE / "csrc", headers=headers.folder, name=LIBRARY_NAME)
         (folder / LIBRARY_NAME).replace(library.path)
     logger.info(
@@ -148,6 +157,21 @@ def _choose_archs(archs: Sequence[int]) -> list[int]:
             f"{list(archs)}; older GPUs have no bfloat16"
         )
     return sorted(set(archs))
+
+
+def _choose_heads(heads: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    wrong = [(d, g) for d, g in heads if d < 1 or d % _HEAD_DIM_STEP or g < 1]
+    if wrong or not heads:
+        raise ConfigError(
+            f"plugins: expected heads of a multiple of {_HEAD_DIM_STEP} elements, and groups of at "
+            f"least 1; got {', '.join(f'{d}x{g}' for d, g in wrong) or 'none'}"
+        )
+    return sorted(set(heads))
+
+
+def _parse_heads(text: str) -> tuple[int, int]:
+    head_dim, group = text.split("x")
+    return int(head_dim), int(group)
 
 
 def _digest(options: dict[str, list[Any]], headers: TensorRTHeaders, compiler: str) -> str:
@@ -189,9 +213,12 @@ def _default_cache() -> Path:
 def _main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m longllava_trt.plugins_trt.library.build")
     add = functools.partial(parser.add_argument, nargs="+")
-    add("--arch", type=int, default=_ARCHS, help="compute capabilities (default 80 90 120)")
+    add("--arch", type=int, default=_ARCHS, help="compute capabilities (default 80 86 90 120)")
     add("--dtype", choices=_DTYPES, default=_DTYPES, help="dtypes (default all)")
     add("--format", choices=CODEC_NAMES, default=CODEC_NAMES, help="weight formats (default all)")
+    add(
+        "--heads", type=_parse_heads, default=PUBLISHED_HEADS, help="HEAD_DIMxGROUP (default 128x4)"
+    )
     parser.add_argument("--include", type=Path, help="folder of TensorRT's headers")
     parser.add_argument("--out", type=Path, help="copy the library to this file")
     args = parser.parse_args(argv)
@@ -201,6 +228,7 @@ def _main(argv: list[str] | None = None) -> int:
                 archs=args.arch,
                 dtypes=args.dtype,
                 weight_formats=args.format,
+                heads=args.heads,
                 include=args.include,
                 progress=progress,
             )

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from longllava_trt.plugins_trt.launch_plans import cached_attention as attention_launch
 from longllava_trt.plugins_trt.launch_plans import mixers as launch
 from longllava_trt.plugins_trt.launch_plans import sparse_moe as sparse_moe_launch
 from longllava_trt.plugins_trt.plugin_formats import FORMS, Form, FormValue, parse_axis
@@ -44,7 +45,13 @@ class KernelImage:
         return f"{self.name}.sm_{self.arch}"
 
 
-def write_sources(folder: Path, images: Sequence[KernelImage], *, digest: str) -> None:
+def write_sources(
+    folder: Path,
+    images: Sequence[KernelImage],
+    *,
+    heads: Sequence[tuple[int, int]],
+    digest: str,
+) -> None:
     """Write `generated.h`, `tables.cpp` and `images.S` beside the images' files.
 
     PTX goes in for the oldest architecture alone, and only where any newer GPU can translate it.
@@ -52,12 +59,13 @@ def write_sources(folder: Path, images: Sequence[KernelImage], *, digest: str) -
     Args:
         folder: Holds ``<stem>.cubin`` and ``<stem>.ptx`` of each image.
         images: Sorted by name, then by architecture.
+        heads: Of attention: elements of a head, and heads that share a key/value head.
         digest: Of everything that the library is built from.
     """
     oldest = min(image.arch for image in images)
     portable = [i.arch == oldest and not i.is_arch_specific for i in images]
     texts = {
-        "generated.h": _header(),
+        "generated.h": _header(heads),
         "tables.cpp": _tables(images, portable, digest),
         "images.S": _assembly(images, portable),
     }
@@ -89,11 +97,28 @@ def _constants() -> dict[str, int]:
         "moe_max_experts": sparse_moe_launch.MAX_EXPERTS,
         "moe_route_tokens": sparse_moe_launch.ROUTE_TOKENS,
         "moe_combine_columns": sparse_moe_launch.COMBINE_COLUMNS,
+        "attention_max_sequences": attention_launch.MAX_SEQUENCES,
+        "attention_max_multiprocessors": attention_launch.MAX_MULTIPROCESSORS,
+        "attention_min_part_blocks": attention_launch.MIN_PART_BLOCKS,
+        "attention_min_rows": attention_launch.MIN_ROWS,
         **{f"compiled_{name}": size for name, size in _COMPILED.items()},
     }
 
 
-def _header() -> Iterator[str]:
+def _attention_tiles() -> Iterator[tuple[str, tuple[int, int, int, int]]]:
+    """Yield what grids depend on, by the size of T: the rest of a tile is in the images."""
+    halves = {_grid_sizes(tiles) for tiles in attention_launch.TILES.values()}
+    assert len(halves) == 1, "Bug: grids of attention must not depend on the architecture"
+    yield "attention_tile16", halves.pop()
+    yield "attention_tile32", _grid_sizes(attention_launch.FLOAT32_TILES)
+
+
+def _grid_sizes(tiles: attention_launch.AttentionTiles) -> tuple[int, int, int, int]:
+    decode = tiles.decode
+    return tiles.chunk.block_queries, decode.block_keys, decode.programs, decode.max_rows
+
+
+def _header(heads: Sequence[tuple[int, int]]) -> Iterator[str]:
     yield (
         _NOTICE
         + "// Sizes that the kernels were compiled with. Knows nothing else.\n#pragma once\n"
@@ -105,6 +130,13 @@ def _header() -> Iterator[str]:
     for name, tile in sparse_moe_launch.TILES.items():
         sizes = f"{tile.rows}, {tile.gate_up_columns}, {tile.down_columns}"
         yield f"constexpr MoeTile {_constant(f'moe_{name}')}{{{sizes}}};"
+    yield "\nstruct AttentionTile\n{\n    int chunkQueries;\n    int decodeKeys;"
+    yield "    int decodePrograms;\n    int decodeRows;\n};"
+    for name, numbers in _attention_tiles():
+        yield f"constexpr AttentionTile {_constant(name)}{{{', '.join(map(str, numbers))}}};"
+    yield "\nstruct AttentionHeads\n{\n    int64_t headDim;\n    int64_t group;\n};"
+    pairs = ", ".join(f"{{{head_dim}, {group}}}" for head_dim, group in heads)
+    yield f"constexpr AttentionHeads kAttentionHeads[] = {{{pairs}}};"
     symbols = _symbols()
     yield "\nenum class Symbol : int32_t\n{"
     yield from (f"    {_constant(symbol)}," for symbol in symbols)

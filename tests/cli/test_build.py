@@ -111,6 +111,7 @@ def test_build_json_and_a_bundle_that_still_verifies(
         "max_context": 48,
         "chunk": 16,
         "vision_batch": 2,
+        "sequences": 1,
     }
     assert cli("verify", bundle).code == 0
     assert cli("inspect", bundle).code == 0

@@ -22,7 +22,14 @@ from onnx import ModelProto, TensorProto, helper
 from longllava_trt.core.errors import LongLLaVAError
 from longllava_trt.plugins_trt.device import current_target
 from longllava_trt.plugins_trt.registry import TensorRT, import_tensorrt, load_plugins
-from longllava_trt.plugins_trt.spec import CAUSAL_CONV, SELECTIVE_SCAN, SPARSE_MOE, OperatorSpec
+from longllava_trt.plugins_trt.spec import (
+    CACHED_ATTENTION,
+    CAUSAL_CONV,
+    SELECTIVE_SCAN,
+    SPARSE_MOE,
+    OperatorSpec,
+    OperatorValue,
+)
 
 pytestmark = [
     pytest.mark.gpu,
@@ -40,6 +47,7 @@ DTYPES = {
     "float16": (TensorProto.FLOAT16, np.dtype(np.float16)),
     "bfloat16": (TensorProto.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
 }
+OTHERS = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
 TOLERANCES = {"float32": 1e-5, "float16": 2e-3, "bfloat16": 1.6e-2}
 """Relative RMS. Of half precision: some four roundings of the result and of what the experts hand on."""
 LENGTHS = [1, 2, 3, 63, 64, 65, 200]
@@ -53,7 +61,13 @@ SIZES: dict[str, int] = {
     "hidden": 64,
     "intermediate": 96,
     "2*intermediate": 192,
+    "heads": 8,
+    "kv_heads": 2,
+    "head_dim": 128,
+    "capacity": 300,
 }
+PAST_LEN = 37
+"""Positions that caches hold before a call of attention."""
 VARYING = ("seq_len", "num_tokens")
 
 
@@ -134,7 +148,7 @@ def model_of(spec: OperatorSpec, dtype: str, **attributes: Any) -> ModelProto:
         return [
             helper.make_tensor_value_info(
                 value.name,
-                DTYPES[dtype][0] if value.dtype == "T" else TensorProto.FLOAT,
+                DTYPES[dtype][0] if value.dtype == "T" else OTHERS[value.dtype],
                 [a if a in VARYING else shape_of((a,), 0)[0] for a in value.axes],
             )
             for value in values
@@ -200,8 +214,41 @@ def conv_oracle(arrays: Arrays) -> tuple[np.ndarray, np.ndarray]:
     return total / (1 + np.exp(-total)), extended[:, :, length:]
 
 
+def attention_oracle(arrays: Arrays) -> tuple[np.ndarray]:
+    q, (past,) = arrays["q"].astype(np.float64), arrays["past_len"]
+    _, length, heads, head_dim = q.shape
+    group = heads // arrays["key_cache"].shape[1]
+    seen = slice(0, past + length)
+    keys, values = (
+        arrays[f"{name}_cache"][0, :, seen].astype(np.float64).repeat(group, 0)
+        for name in ("key", "value")
+    )
+    scores = np.einsum("lhd,hpd->hlp", q[0], keys) / np.sqrt(head_dim)
+    hidden = np.arange(past + length) > past + np.arange(length)[:, None]
+    scores = np.where(hidden, -np.inf, scores)
+    powers = np.exp(scores - scores.max(-1, keepdims=True))
+    weights = powers / powers.sum(-1, keepdims=True)
+    return (np.einsum("hlp,hpd->lhd", weights, values)[None],)
+
+
+def draw(
+    rng: np.random.Generator, value: OperatorValue, length: int, kind: np.dtype[Any]
+) -> np.ndarray:
+    """Return an input; of caches, what lies beyond the call is no number, and must not matter."""
+    if value.name == "past_len":
+        return np.array([PAST_LEN], np.int32)
+    drawn = rng.standard_normal(shape_of(value.axes, length))
+    if value.name == "A_log":
+        drawn = np.log(rng.uniform(1, 16, drawn.shape))
+    if value.name.endswith("_cache"):
+        drawn[:, :, PAST_LEN + length :] = np.nan
+    return np.ascontiguousarray(drawn.astype(kind))
+
+
 @pytest.mark.parametrize("dtype", list(DTYPES))
-@pytest.mark.parametrize("op_type", ["SelectiveScan", "SparseMoE", "CausalConvWithState"])
+@pytest.mark.parametrize(
+    "op_type", ["SelectiveScan", "SparseMoE", "CausalConvWithState", "CachedAttention"]
+)
 def test_plugin_in_an_engine_agrees_with_float64(
     op_type: str,
     dtype: str,
@@ -215,6 +262,7 @@ def test_plugin_in_an_engine_agrees_with_float64(
         "SelectiveScan": (SELECTIVE_SCAN, {}, scan_oracle),
         "SparseMoE": (SPARSE_MOE, {"top_k": 2}, lambda arrays: (moe_oracle(arrays, 2),)),
         "CausalConvWithState": (CAUSAL_CONV, {"activation": "silu"}, conv_oracle),
+        "CachedAttention": (CACHED_ATTENTION, {}, attention_oracle),
     }
     spec, attributes, oracle = cases[op_type]
     engine = build(tensorrt, model_of(spec, dtype, **attributes))
@@ -223,11 +271,8 @@ def test_plugin_in_an_engine_agrees_with_float64(
     for length in LENGTHS:
         feed, outputs = {}, {}
         for value in spec.inputs:
-            drawn = rng.standard_normal(shape_of(value.axes, length))
-            if value.name == "A_log":
-                drawn = np.log(rng.uniform(1, 16, drawn.shape))
             kind = DTYPES[dtype][1] if value.dtype == "T" else np.dtype(np.float32)
-            feed[value.name] = np.ascontiguousarray(drawn.astype(kind))
+            feed[value.name] = draw(rng, value, length, kind)
         for value in spec.outputs:
             kind = DTYPES[dtype][1] if value.dtype == "T" else np.dtype(np.float32)
             outputs[value.name] = np.full(shape_of(value.axes, length), np.nan, kind)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from longllava_trt.plugins_trt.launch_plans import cached_attention as attention_launch
 from longllava_trt.plugins_trt.launch_plans import mixers as launch
 from longllava_trt.plugins_trt.launch_plans import sparse_moe as sparse_moe_launch
 from longllava_trt.plugins_trt.library.codegen import KernelImage, write_sources
@@ -75,13 +77,13 @@ def test_ptx_goes_in_where_newer_gpus_can_translate_it(tmp_path: Path) -> None:
         ((86, 89), ["86.cubin", "86.ptx", "89.cubin"]),
         ((90, 120), ["90.cubin", "120.cubin"]),
     ):
-        write_sources(tmp_path, _images(*archs), digest="0")
+        write_sources(tmp_path, _images(*archs), heads=[(128, 4)], digest="0")
         text = (tmp_path / "images.S").read_text(encoding="utf-8")
         assert re.findall(r'incbin "scan_step_bf16.sm_(.*)"', text) == files
 
 
 def test_constants_are_those_of_the_plans(tmp_path: Path) -> None:
-    write_sources(tmp_path, _images(80), digest="0")
+    write_sources(tmp_path, _images(80), heads=[(64, 4), (128, 4)], digest="0")
     text = (tmp_path / "generated.h").read_text(encoding="utf-8")
     constants = dict(re.findall(r"constexpr int64_t k(\w+) = (\d+);", text))
     assert constants["StepTokens"] == str(launch.STEP_TOKENS)
@@ -90,3 +92,19 @@ def test_constants_are_those_of_the_plans(tmp_path: Path) -> None:
     tile = sparse_moe_launch.TILES["grouped_128"]
     sizes = f"{tile.rows}, {tile.gate_up_columns}, {tile.down_columns}"
     assert f"kMoeGrouped128{{{sizes}}}" in text
+    assert constants["AttentionMaxSequences"] == str(attention_launch.MAX_SEQUENCES)
+    tiles = attention_launch.TILES[120]
+    sizes = f"{tiles.chunk.block_queries}, {tiles.decode.block_keys}, {tiles.decode.programs}"
+    assert f"kAttentionTile16{{{sizes}, {tiles.decode.max_rows}}}" in text
+    assert "kAttentionHeads[] = {{64, 4}, {128, 4}}" in text
+
+
+def test_grids_of_attention_may_not_depend_on_the_architecture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One host launches what was compiled for each: it must not need to know which."""
+    tiles = attention_launch.TILES[90]
+    odd = replace(tiles, decode=replace(tiles.decode, block_keys=128))
+    monkeypatch.setitem(attention_launch.TILES, 90, odd)
+    with pytest.raises(AssertionError, match="grids of attention"):
+        write_sources(tmp_path, _images(80), heads=[(128, 4)], digest="0")

@@ -59,6 +59,12 @@ class TrtDecoder:
         for context in self._contexts.values():
             for name, tensor in self._staged.items():
                 context.bind(name, tensor.address)
+        self._shapes = {
+            spec.name: tuple(int(dim) for dim in spec.shape)
+            for spec in loaded.spec.inputs
+            if all(isinstance(dim, int) for dim in spec.shape)
+        }
+        """Of inputs that are the same in every call."""
         self.embeds_spec = self._staged["inputs_embeds"].spec
         """Contract of the embeddings that `step` takes."""
         self.vocab_size = int(loaded.spec.outputs[0].shape[-1])
@@ -100,7 +106,7 @@ class TrtDecoder:
         context = choose(self._contexts, shapes, largest=self.largest, where="decoder")
 
         def launch() -> None:
-            context.shape(shapes)
+            context.shape(self._shapes | shapes)
             for name, address in state.bindings().items():
                 context.bind(name, address)
             context.enqueue(self._stream)

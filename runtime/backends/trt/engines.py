@@ -23,6 +23,7 @@ from longllava_trt.plugins_trt.device import current_target
 from longllava_trt.plugins_trt.registry import TensorRT, import_tensorrt, load_plugins
 from longllava_trt.runtime.backends.trt.cuda import Cuda, CudaMemory, DeviceBlock
 from longllava_trt.runtime.backends.trt.memory import require_memory
+from longllava_trt.runtime.backends.trt.one_sequence import of_one_sequence
 from longllava_trt.runtime.backends.weight_loader import load_weights
 
 __all__ = ["Engines", "LoadedEngine", "ReadWeights", "open_engines"]
@@ -38,6 +39,7 @@ class LoadedEngine:
     """One engine, and its weights on the device."""
 
     spec: StageSpec
+    """Of one sequence."""
     stage: EngineStage
     engine: Any
     """TensorRT's ICudaEngine."""
@@ -92,7 +94,11 @@ class Engines:
         memory = CudaMemory(self.cuda)
         weights = self._read_weights(self._bundle, found.weights, memory, progress)
         return LoadedEngine(
-            spec=StageSpec(stage, found.inputs, found.outputs),
+            spec=StageSpec(
+                stage,
+                tuple(map(of_one_sequence, found.inputs)),
+                tuple(map(of_one_sequence, found.outputs)),
+            ),
             stage=found,
             engine=engine,
             weights=weights,

@@ -10,6 +10,7 @@ import numpy as np
 from longllava_trt.core.engine_record import EngineStage, EngineWeight
 from longllava_trt.core.errors import InputError
 from longllava_trt.runtime.backends.trt.cuda import Cuda
+from longllava_trt.runtime.backends.trt.one_sequence import of_one_sequence
 
 __all__ = ["require_memory", "stage_bytes"]
 
@@ -20,7 +21,9 @@ def stage_bytes(stage: EngineStage) -> dict[str, int]:
     TensorRT's own memory is known only if the kernels were recorded.
     """
     sizes = {
-        spec.name: _nbytes(spec.shape, spec.dtype) for spec in stage.inputs if _fixed(spec.shape)
+        spec.name: _nbytes(spec.shape, spec.dtype)
+        for spec in map(of_one_sequence, stage.inputs)
+        if _fixed(spec.shape)
     }
     return {
         "weights": sum(_weight_bytes(weight) for weight in stage.weights),

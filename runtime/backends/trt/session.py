@@ -89,12 +89,13 @@ class ProfileContext:
             self.bind(weight, block.address)
 
     def takes(self, shapes: Mapping[str, tuple[int, ...]]) -> bool:
-        """Return whether all shapes are within the profile."""
+        """Return whether the shapes that are named are within the profile."""
         return all(
             all(
                 low <= size <= high for low, size, high in zip(r.min, shapes[n], r.max, strict=True)
             )
             for n, r in self.ranges.items()
+            if n in shapes
         )
 
     def shape(self, shapes: Mapping[str, tuple[int, ...]]) -> None:

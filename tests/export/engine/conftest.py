@@ -10,6 +10,9 @@ from longllava_trt.core.errors import LongLLaVAError
 from longllava_trt.plugins_trt.registry import TensorRT, import_tensorrt, load_plugins
 from tests.export.stored_traces import stored_traces
 
+TINY_HEADS = ((16, 2),)
+"""Elements of a head, and heads that share a key/value head, of the preset `tiny`."""
+
 
 @pytest.fixture(scope="session")
 def tensorrt() -> TensorRT:
@@ -24,7 +27,9 @@ def plugin_library(tensorrt: TensorRT) -> Path:
     """The library that a build for an A100 in bfloat16 compiles; engines are not run here."""
     from longllava_trt.plugins_trt.library.build import build_library
 
-    return build_library(archs=[80], dtypes=["bf16"], weight_formats=["none"]).path
+    return build_library(
+        archs=[80], dtypes=["bf16"], weight_formats=["none"], heads=TINY_HEADS
+    ).path
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ import onnx
 import onnxruntime
 
 from longllava_trt.export.engine.network import StageNetwork, network_layers, node_name
+from tests.export.engine.attention_body import add_attention_body
 
 Values = dict[str, np.ndarray]
 
@@ -81,25 +82,13 @@ def _activation(trt: Any, layer: Any, x: Any) -> Any:
     return 1 / (1 + np.exp(-x))
 
 
-def _attention(trt: Any, layer: Any, q: Any, k: Any, v: Any, *more: Any) -> Any:
+def _attention(trt: Any, layer: Any, q: Any, k: Any, v: Any) -> Any:
     attention = layer.attention
     assert attention.norm_op == trt.AttentionNormalizationOp.SOFTMAX
-    lengths = more[-1] if attention.key_value_lengths is not None else [k.shape[2]]
-    group = q.shape[1] // k.shape[1]
-    scores = q @ np.repeat(k, group, 1).swapaxes(2, 3)
-    length, keys = int(lengths[0]), np.arange(k.shape[2])
-    hidden = np.broadcast_to(keys >= length, scores.shape[2:])
-    if attention.causal_kind == trt.CausalMaskKind.LOWER_RIGHT:
-        last = length - q.shape[2] + np.arange(q.shape[2])
-        hidden = hidden | (keys > last[:, None])
-    else:
-        assert attention.causal_kind == trt.CausalMaskKind.NONE
-    scores = np.where(hidden, -np.inf, scores)
+    assert attention.causal_kind == trt.CausalMaskKind.NONE
+    scores = q @ k.swapaxes(2, 3)
     scores = np.exp(scores - scores.max(-1, keepdims=True))
-    weights = scores / scores.sum(-1, keepdims=True)
-    # what was never written may be anything
-    shown = np.where((keys < length)[:, None], v, 0)
-    return weights @ np.repeat(shown, group, 1)
+    return scores / scores.sum(-1, keepdims=True) @ v
 
 
 def _cast(_: Any, layer: Any, x: Any) -> Any:
@@ -236,6 +225,7 @@ def _plugin(parsed: StageNetwork, name: str, arrays: list[Any]) -> list[Any]:
     model = onnx.ModelProto()
     model.CopyFrom(parsed.model)
     model.graph.CopyFrom(graph)
+    add_attention_body(model)
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )

@@ -14,6 +14,7 @@ from longllava_trt.core.engine_record import EngineWeight
 from longllava_trt.core.errors import ExportError
 from longllava_trt.core.manifest import Manifest
 from longllava_trt.core.stage_spec import StageSpec
+from longllava_trt.export.engine import graph
 from longllava_trt.export.engine.audit import AuditReport, audit_network
 from longllava_trt.export.engine.graph import fix_dims, rewrite_for_tensorrt
 from longllava_trt.export.engine.log import make_logger
@@ -72,7 +73,7 @@ def prepare(tensorrt: TensorRT, bundle: Path, name: str) -> Stage:
     )
     stage.weights = externalize_weights(model.graph, manifest.weights)
     rewrite_for_tensorrt(model.graph)
-    fix_dims(model.graph, LIMITS.fixed)
+    fix_dims(model.graph, LIMITS.fixed(name))
     return stage
 
 
@@ -87,7 +88,11 @@ def decoder(tensorrt: TensorRT, bfloat16_bundle: Path) -> Stage:
         ("vision", {}, 3),
         ("projector", {}, 0),
         ("embed", {}, 0),
-        ("decoder", {"CausalConvWithState": 7, "SelectiveScan": 7, "SparseMoE": 4}, 1),
+        (
+            "decoder",
+            {"CachedAttention": 1, "CausalConvWithState": 7, "SelectiveScan": 7, "SparseMoE": 4},
+            0,
+        ),
     ],
 )
 def test_every_stage_passes(
@@ -99,12 +104,13 @@ def test_every_stage_passes(
 
 
 def test_float32_attention_may_be_taken_apart(tensorrt: TensorRT, tiny_bundle: Path) -> None:
-    report = prepare(tensorrt, tiny_bundle, "decoder").audit()
-    assert list(report.attention.values()) == ["decomposable"]
+    report = prepare(tensorrt, tiny_bundle, "vision").audit()
+    assert set(report.attention.values()) == {"decomposable"}
 
 
 def refuse(stage: Stage, message: str) -> None:
-    with pytest.raises(ExportError, match=f"decoder: the network TensorRT made.*{message}"):
+    words = f"{stage.spec.name}: the network TensorRT made.*{message}"
+    with pytest.raises(ExportError, match=words):
         stage.audit()
 
 
@@ -117,7 +123,7 @@ def test_a_scan_spelt_out_in_the_graph_fails(decoder: Stage) -> None:
     for source, target in ((taken[0], y), (taken[8], state)):
         node = onnx.helper.make_node("Identity", [source], [target], target)
         decoder.model.graph.node.insert(place, node)
-    refuse(decoder, "SelectiveScan must be 7 plugin layers, one for each weight.*got 6")
+    refuse(decoder, "SelectiveScan must be 7 plugin layers, one for each parameter.*got 6")
 
 
 def test_a_lost_operator_fails(decoder: Stage) -> None:
@@ -133,16 +139,17 @@ def test_another_plugin_in_the_place_of_a_node_fails(decoder: Stage) -> None:
     refuse(decoder, "must be one plugin layer SparseMoE 1.*must be no plugin layer")
 
 
-def unset_lengths(trt: Any, attention: Any) -> None:
-    attention.key_value_lengths = None
+def test_an_attention_that_is_left_in_place_fails(
+    tensorrt: TensorRT, bfloat16_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "attend_where_caches_lie", lambda _: None)
+    stage = prepare(tensorrt, bfloat16_bundle, "decoder")
+    refuse(stage, r"CachedAttention must be 1 plugin layers, one for each .*q_proj\.weight', got 0")
+    refuse(stage, "must have 0 attention layers of TensorRT's.*got 1")
 
 
-def align_to_the_first(trt: Any, attention: Any) -> None:
+def hide_what_follows(trt: Any, attention: Any) -> None:
     attention.causal_kind = trt.CausalMaskKind.UPPER_LEFT
-
-
-def look_ahead(trt: Any, attention: Any) -> None:
-    attention.causal_kind = trt.CausalMaskKind.NONE
 
 
 def allow_to_take_apart(trt: Any, attention: Any) -> None:
@@ -158,27 +165,26 @@ def swap_key_and_value(trt: Any, attention: Any) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (unset_lengths, "must have key/value lengths"),
-        (align_to_the_first, "must not be .*UPPER_LEFT"),
-        (look_ahead, "must not be .*NONE"),
+        (hide_what_follows, "must not be .*UPPER_LEFT"),
         (allow_to_take_apart, "must be fused"),
-        (swap_key_and_value, r"must take .*present\.4\.key, present\.4\.value, got"),
+        (swap_key_and_value, "must take .*, got"),
     ],
 )
 def test_spoilt_attention_fails(
-    spoil: Callable[[Any, Any], None], message: str, decoder: Stage
+    spoil: Callable[[Any, Any], None], message: str, tensorrt: TensorRT, bfloat16_bundle: Path
 ) -> None:
-    trt = decoder.tensorrt.module
-    ((_, attention),) = attention_layers(trt, decoder.parse())
+    vision = prepare(tensorrt, bfloat16_bundle, "vision")
+    trt = tensorrt.module
+    (_, attention), *_ = attention_layers(trt, vision.parse())
     spoil(trt, attention)
-    refuse(decoder, message)
+    refuse(vision, message)
 
 
 def test_a_cache_that_grows_elsewhere_fails(decoder: Stage) -> None:
     """Keys written to a copy: the graph's own output would no longer be the cache, updated in place."""
     node = decoder.nodes("TensorScatter")[0]
     node.output[0] = node.name = "elsewhere"
-    for attention in decoder.nodes("Attention"):
+    for attention in decoder.nodes("CachedAttention"):
         attention.input[1] = "elsewhere"
     copy = onnx.helper.make_node("Identity", ["elsewhere"], ["present.4.key"], "present.4.key")
     decoder.model.graph.node.append(copy)

@@ -72,7 +72,12 @@ def test_the_decoder_is_recorded_as_its_contract(first: BuildReport, bundle: Pat
     assert modes["present.4.value"] == ("past_key_values.4.value", "alias")
     assert modes["present.0.recurrent_state"][1] == "double-buffer"
     assert len(modes) == 16
-    assert decoder.plugins == {"CausalConvWithState": 7, "SelectiveScan": 7, "SparseMoE": 4}
+    assert decoder.plugins == {
+        "CachedAttention": 1,
+        "CausalConvWithState": 7,
+        "SelectiveScan": 7,
+        "SparseMoE": 4,
+    }
 
 
 def test_progress_ends_where_it_should(first: BuildReport, events: list[ProgressEvent]) -> None:
@@ -139,6 +144,8 @@ def test_float32_builds_with_attention_taken_apart(
         ({"chunk": 1}, "chunk: must be at least 2"),
         ({"chunk": 64, "max_context": 63}, "max-context: must be at least the chunk of 64"),
         ({"vision_batch": 0}, "vision-batch: must be at least 1"),
+        ({"sequences": 0}, "sequences: must be 1 to 16, got 0"),
+        ({"sequences": 17}, "sequences: must be 1 to 16, got 17"),
     ],
 )
 def test_impossible_limits_are_refused(limits: dict[str, int], message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import pytest
 
 from longllava_trt.core.errors import ExportError
 from longllava_trt.core.manifest import Manifest
+from longllava_trt.export.engine.cached_attention import attend_where_caches_lie
 from longllava_trt.export.engine.graph import (
-    LENGTHS_INPUT,
     convolve_channels_last,
     fix_dims,
     rewrite_for_tensorrt,
 )
+from tests.export.engine.attention_body import add_attention_body
 
 
 def run(model: onnx.ModelProto, folder: Path, feed: dict[str, Any]) -> list[Any]:
@@ -53,10 +55,8 @@ def test_the_rewritten_decoder_computes_the_same(
     feed = decoder_feed(tiny_bundle, seq_len=seq_len, capacity=9, past=past)
     want = run(model, tiny_bundle, feed)
     rewrite_for_tensorrt(model.graph)
-    # ONNX itself wants int64 lengths: undo that one, which is for TensorRT alone
-    for node in model.graph.node:
-        if node.op_type == "Attention":
-            node.input[LENGTHS_INPUT] = node.input[LENGTHS_INPUT].removesuffix(".int32")
+    assert "Attention" not in {node.op_type for node in model.graph.node}
+    add_attention_body(model)
     fix_dims(model.graph, {"batch": 1, "capacity": 9})
     got = run(model, tiny_bundle, feed)
     assert got[0].shape == want[0].shape
@@ -65,11 +65,11 @@ def test_the_rewritten_decoder_computes_the_same(
 
 
 def test_queries_take_the_whole_scale(bfloat16_bundle: Path) -> None:
-    graph = onnx.load(bfloat16_bundle / "decoder.onnx", load_external_data=False).graph
+    graph = onnx.load(bfloat16_bundle / "vision.onnx", load_external_data=False).graph
     rewrite_for_tensorrt(graph)
     attention = next(node for node in graph.node if node.op_type == "Attention")
     attributes = {a.name: onnx.helper.get_attribute_value(a) for a in attention.attribute}
-    assert attributes == {"is_causal": 1, "scale": 1.0}
+    assert attributes["scale"] == 1.0
     made = {name: node for node in graph.node for name in node.output}
     chain = [made[attention.input[0]]]
     while chain[-1].op_type != "Transpose":
@@ -77,7 +77,6 @@ def test_queries_take_the_whole_scale(bfloat16_bundle: Path) -> None:
     assert [node.op_type for node in chain] == ["Cast", "Mul", "Cast", "Transpose"]
     factor = next(i for i in graph.initializer if i.name == chain[1].input[1])
     assert onnx.numpy_helper.to_array(factor) == np.float32(16**-0.5)
-    assert made[attention.input[1]].op_type == "TensorScatter"
 
 
 def test_names_are_of_one_node_each(tiny_bundle: Path) -> None:
@@ -102,7 +101,7 @@ def test_fixed_dims_are_numbers(tiny_bundle: Path) -> None:
 
 
 def test_a_graph_without_shapes_is_refused(tiny_bundle: Path) -> None:
-    graph = onnx.load(tiny_bundle / "decoder.onnx", load_external_data=False).graph
+    graph = onnx.load(tiny_bundle / "vision.onnx", load_external_data=False).graph
     del graph.value_info[:]
     with pytest.raises(ExportError, match="has no shape; export the bundle again"):
         rewrite_for_tensorrt(graph)
@@ -135,3 +134,72 @@ def test_convolutions_that_need_their_transposes_keep_them(spoil: str, tiny_bund
     taken = list(conv.input)
     convolve_channels_last(graph)
     assert list(conv.input) == taken
+
+
+def attention_of(graph: onnx.GraphProto) -> onnx.NodeProto:
+    return next(node for node in graph.node if node.op_type == "Attention")
+
+
+def test_attention_takes_queries_as_the_projection_has_them(tiny_bundle: Path) -> None:
+    graph = onnx.load(tiny_bundle / "decoder.onnx", load_external_data=False).graph
+    made = {name: node for node in graph.node for name in node.output}
+    users = {name: node for node in graph.node for name in node.input}
+    old = attention_of(graph)
+    queries, caches = made[old.input[0]].input[0], list(old.input[1:3])
+    results = users[old.output[0]].output[0]
+    attend_where_caches_lie(graph)
+    (new,) = (node for node in graph.node if node.op_type == "CachedAttention")
+    assert new.domain == "longllava"
+    assert list(new.input) == [queries, *caches, "past_len.int32"]
+    assert list(new.output) == [results]
+    taken = {name for node in graph.node for name in node.input}
+    taken |= {value.name for value in graph.output}
+    assert all(taken & set(node.output) for node in graph.node), "nothing is left over"
+
+
+def add_mask(graph: onnx.GraphProto) -> None:
+    attention_of(graph).input[3] = "mask"
+
+
+def ask_for_a_window(graph: onnx.GraphProto) -> None:
+    attention_of(graph).attribute.append(onnx.helper.make_attribute("softcap", 5.0))
+
+
+def look_ahead(graph: onnx.GraphProto) -> None:
+    for attribute in attention_of(graph).attribute:
+        attribute.i = 0 if attribute.name == "is_causal" else attribute.i
+
+
+def write_elsewhere(graph: onnx.GraphProto) -> None:
+    written = next(node for node in graph.node if node.op_type == "TensorScatter")
+    written.input[2] = "elsewhere"
+
+
+def take_other_lengths(graph: onnx.GraphProto) -> None:
+    attention_of(graph).input[6] = "past_len"
+
+
+def lose_a_transposition(graph: onnx.GraphProto) -> None:
+    queries = attention_of(graph).input[0]
+    turn = next(node for node in graph.node if queries in node.output)
+    turn.attribute[0].ints[:] = [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (add_mask, "no mask and no past can be given"),
+        (ask_for_a_window, "attributes must be .*got .*softcap"),
+        (look_ahead, "attributes must be .*got .*'is_causal': 0"),
+        (write_elsewhere, "written by TensorScatter, at the same positions"),
+        (take_other_lengths, "lengths must be those positions and the new ones"),
+        (lose_a_transposition, "queries and results must be transposed"),
+    ],
+)
+def test_another_attention_over_a_cache_is_refused(
+    spoil: Callable[[onnx.GraphProto], None], message: str, tiny_bundle: Path
+) -> None:
+    graph = onnx.load(tiny_bundle / "decoder.onnx", load_external_data=False).graph
+    spoil(graph)
+    with pytest.raises(ExportError, match=f"cannot be CachedAttention: .*{message}"):
+        rewrite_for_tensorrt(graph)

@@ -13,12 +13,11 @@ import pytest
 from longllava_trt.core.engine_record import EngineRecord
 from longllava_trt.core.errors import ExportError
 from longllava_trt.core.kernel_record import BudgetExcess, Kernel, KernelTensor, ProfileKernels
-from longllava_trt.export.engine import network, stage
+from longllava_trt.export.engine import graph, network, stage
 from longllava_trt.export.engine.budgets import check_budgets
 from longllava_trt.export.engine.kernels import read_kernels, tells_kernels
-from longllava_trt.export.engine.log import make_logger
 from longllava_trt.export.engine.profiles import EngineLimits
-from longllava_trt.export.engine.stage import BuiltStage, build_stage, stage_network
+from longllava_trt.export.engine.stage import BuiltStage, build_stage
 from longllava_trt.export.engine.stage_facts import StageFacts
 from longllava_trt.plugins_trt.registry import TensorRT
 
@@ -76,7 +75,7 @@ def test_a_list_that_is_not_whole_is_refused(lost: str) -> None:
 
 
 def test_kernels_survive_json() -> None:
-    excess = BudgetExcess(budget="cache", excess="2 tensors", reason="because", cure="a plugin")
+    excess = BudgetExcess(budget="launches", excess="2 of 1", reason="because", cure="a plugin")
     for found in read_text(SAID).values():
         known = replace(found, excesses=(excess,))
         assert ProfileKernels.from_json(json.loads(json.dumps(known.to_json()))) == known
@@ -102,27 +101,33 @@ def build(tensorrt: TensorRT, plugins: None, bfloat16_bundle: Path) -> Build:
 
 
 @pytest.mark.trt
-@pytest.mark.parametrize("name", ["vision", "projector", "embed"])
-def test_these_stages_are_within_every_budget(name: str, build: Build) -> None:
+@pytest.mark.parametrize("name", ["vision", "projector", "embed", "decoder"])
+def test_stages_are_within_every_budget(name: str, build: Build) -> None:
     for found in build(name).kernels.values():
         assert found.kernels
         assert found.excesses == ()
 
 
 @pytest.mark.trt
-def test_the_decoder_exceeds_what_attention_explains(
-    build: Build, tensorrt: TensorRT, bfloat16_bundle: Path
+@pytest.mark.parametrize("sequences", [1, 16])
+def test_the_decoder_reads_weights_and_caches_where_they_lie(
+    sequences: int, tensorrt: TensorRT, plugins: None, bfloat16_bundle: Path
 ) -> None:
-    """Both profiles; a plugin for attention will empty this list, and then the budgets without it hold."""
-    built = build("decoder")
+    built = build_stage(
+        tensorrt,
+        bfloat16_bundle,
+        "decoder",
+        target="sm80",
+        weights="external",
+        limits=replace(LIMITS, sequences=sequences),
+        tell=lambda _: None,
+    )
     weights = {weight.name for weight in built.weights if len(weight.shape) == 2}
     assert {
         "model.layers.0.mamba.in_proj.weight.0",
         "model.layers.0.mamba.in_proj.weight.1",
     } <= weights
     for name, found in built.kernels.items():
-        assert {excess.budget for excess in found.excesses} == {"cache", "launches"}
-        assert all("CachedAttention" in excess.cure for excess in found.excesses)
         readers = {t.name: k.kind for k in found.kernels for t in k.inputs if t.name in weights}
         assert set(readers) == weights, name
         # at this size TensorRT multiplies the one row of the head in a kernel with the norm before it
@@ -131,16 +136,28 @@ def test_the_decoder_exceeds_what_attention_explains(
         assert not [
             k.name for k in found.kernels if k.name.startswith(("__myl_Slic_", "__myl_Tran_"))
         ]
-    ready = stage_network(
-        tensorrt, bfloat16_bundle, "decoder", log=make_logger(tensorrt), limits=LIMITS
-    )
+        # one kernel writes both caches, and our operator alone reads them
+        caches = {"present.4.key", "present.4.value"}
+        near = [k for k in found.kernels if caches & {t.name for t in (*k.inputs, *k.outputs)}]
+        assert [k.kind for k in near] == ["kgen", "custom_layer"], name
+        queries = near[1].inputs[0]
+        assert queries.shape[2:] == (4, 16), "as the projection has them"
+
+
+@pytest.mark.trt
+def test_an_attention_that_is_left_in_place_exceeds_the_budgets(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Had the audit let it pass: TensorRT would write the caches again, for every head."""
+    monkeypatch.setattr(graph, "attend_where_caches_lie", lambda _: None)
+    monkeypatch.setattr(stage, "audit_network", lambda *_, **__: None)
     with pytest.raises(ExportError) as caught:
-        check_budgets(replace(ready.facts, built_in_attention={}), built.kernels)
+        build("decoder")
     for problem in (
         r"must write nothing of the cache's size, got .* \[4, 97, 16\]",
         r"launches must be at most \d+ kernels",
     ):
-        assert caught.match(problem), "an attention that is left in place is noticed"
+        assert caught.match(problem)
 
 
 @pytest.mark.trt
@@ -197,7 +214,6 @@ def facts_of_nothing(**changes: Any) -> StageFacts:
         dtype="bfloat16",
         weight_shapes={"projector.0.weight": (8, 8)},
         product_weights=frozenset(),
-        built_in_attention={},
         decomposed=False,
     )
     return replace(facts, **changes)

@@ -22,8 +22,10 @@ from longllava_trt.plugins_trt.library.codegen import KernelImage
 from longllava_trt.plugins_trt.plugin_formats import FORMS, Form, parse_axis
 
 _DATA = Path(__file__).parents[1] / "data"
-_TYPES = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "packed": 4, "float32": 0}
-_ITEM_BYTES = (4, 2, 2, 1, 1)
+_TYPES = {"fp32": 0, "fp16": 1, "bf16": 2, "int8": 3, "packed": 4, "float32": 0, "int32": 5}
+_ITEM_BYTES = (4, 2, 2, 1, 1, 4)
+HEADS = ((48, 3), (128, 4))
+"""LongLLaVA's, and some that are no powers of two: head_dim, and heads of a group."""
 _FIRST_ADDRESS = 0x7F00_0000_0000
 
 
@@ -87,6 +89,7 @@ class Host:
         *,
         counts: dict[str, int] | None = None,
         arch: tuple[int, int] = (8, 0),
+        multiprocessors: int = 108,
         context: int = 0x1000,
         failing: str = "",
         code: int = 700,
@@ -101,7 +104,7 @@ class Host:
             "outputs": call.outputs,
             "workspace": call.workspace,
             "stream": call.stream,
-            "configure": [*arch, context, failing, code],
+            "configure": [*arch, multiprocessors, context, failing, code],
             "counts": counts or {},
         }
         self._process.stdin.write(json.dumps(request) + "\n")
@@ -117,7 +120,7 @@ class Host:
 def plugin_library() -> PluginLibrary:
     """For an A100, every dtype and weight format; from the user's cache where it is there."""
     try:
-        return build_library(archs=(80,))
+        return build_library(archs=(80,), heads=HEADS)
     except MissingDependencyError as err:
         pytest.skip(f"the host code is untested: {err}")
 
@@ -133,6 +136,7 @@ def kernel_images(
         archs=plugin_library.archs,
         dtypes=plugin_library.dtypes,
         weight_formats=("none", "int8", "int4"),
+        heads=HEADS,
         triton_cache=plugin_library.path.parents[2] / "triton",
     )
     return {image.name: (image, _checksum(folder / f"{image.stem}.cubin")) for image in images}

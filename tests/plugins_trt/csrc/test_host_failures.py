@@ -15,6 +15,8 @@ from longllava_trt.plugins_trt.library.codegen import PLUGIN_VERSION
 
 _SCAN = {"batch": 1, "seq_len": 200, "d_inner": 64, "d_state": 16}
 _CONV = {"batch": 1, "seq_len": 200, "d_inner": 64, "d_conv": 4}
+_ATTENTION = {"batch": 2, "seq_len": 1, "heads": 8, "kv_heads": 2, "head_dim": 128}
+_ATTENTION |= {"capacity": 300}
 _MOE = {"num_tokens": 5, "hidden": 64, "intermediate": 96, "num_experts": 4}
 
 
@@ -47,6 +49,38 @@ def test_bad_tensors_are_refused(
     call.inputs[place] |= change
     error = _refusal(host, call)
     assert re.search(f"^SelectiveScan: .*{message}", error), error
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "message"),
+    [
+        (3, {"type": 2}, "'past_len' must be int32; got bf16"),
+        (0, {"type": 5}, "'q' must be float32, float16 or bfloat16, the same .*; got int32"),
+        (1, {"type": 0}, "'key_cache' must be .* got fp32 beside bf16"),
+        (2, {"dims": [2, 2, 301, 128]}, "'value_cache' axis 2 must be capacity = 300 .* got 301"),
+        (1, {"dims": [2, 300, 128]}, "'key_cache' must have 4 axes, got 3"),
+        (3, {"dims": [3]}, "'past_len' axis 0 must be batch = 2 .* got 3"),
+        (3, {"data": 4}, "'past_len' must be a multiple of 16 and not null"),
+    ],
+)
+def test_bad_tensors_of_attention_are_refused(
+    host: Any, host_call: Callable[..., Any], place: int, change: dict[str, Any], message: str
+) -> None:
+    call = host_call("CachedAttention", "bf16", _ATTENTION)
+    call.inputs[place] |= change
+    error = _refusal(host, call)
+    assert re.search(f"^CachedAttention: .*{message}", error), error
+
+
+def test_attention_must_not_write_what_it_reads(host: Any, host_call: Callable[..., Any]) -> None:
+    for place, name in enumerate(("q", "key_cache", "value_cache")):
+        call = host_call("CachedAttention", "bf16", _ATTENTION)
+        call.outputs[0]["data"] = call.inputs[place]["data"]
+        error = _refusal(host, call)
+        assert f"'y' must not lie in the memory of input '{name}'" in error
+    call = host_call("CachedAttention", "bf16", _ATTENTION)
+    call.workspace = None
+    assert "'workspace' must be a multiple of 16" in _refusal(host, call)
 
 
 def test_outputs_are_checked_as_well(host: Any, host_call: Callable[..., Any]) -> None:
@@ -88,17 +122,19 @@ def test_state_may_be_updated_in_place_by_a_step_alone(
         ("SparseMoE", "top_k=5", "top_k <= num_experts <= 64, got top_k 5 and 4 experts"),
         ("SparseMoE", "top_k=2 weight_format=int2", "must be none, int8 or int4, got 'int2'"),
         ("SparseMoE", "top_k=2 weight_format=int8", "expected 6 inputs and 1 outputs, got 4 and"),
+        ("CachedAttention", "scale=1", "unknown attribute 'scale'; it has: none"),
         ("CausalConvWithState", "", "attribute 'activation' is missing"),
         ("CausalConvWithState", "activation=none", "activation must be 'silu', got 'none'"),
         ("CausalConvWithState", "activation=silu ndim=2", "ndim must be 1, got 2"),
         ("CausalConvWithState", "activation=silu channels_last=2", "must be 0 or 1, got 2"),
-        ("Softmax", "", "operator 'Softmax': this library has SelectiveScan, SparseMoE and"),
+        ("Softmax", "", "operator 'Softmax': this library has SelectiveScan, SparseMoE, Causal"),
     ],
 )
 def test_bad_attributes_are_refused(
     host: Any, host_call: Callable[..., Any], op_type: str, attributes: str, message: str
 ) -> None:
     sizes = _SCAN | _CONV | _MOE
+    sizes |= {} if op_type != "CachedAttention" else _ATTENTION
     variant = "none" if op_type == "SparseMoE" else ""
     known = "SelectiveScan" if op_type == "Softmax" else op_type
     call = host_call(known, "bf16", sizes, variant=variant, attributes=attributes)
@@ -127,6 +163,22 @@ def test_bad_attributes_are_refused(
             "(int4): intermediate must be a multiple of 32, got 80; use int8",
         ),
         ("SparseMoE", "none", "top_k=2", {"num_experts": 65}, "got top_k 2 and 65 experts"),
+        ("CachedAttention", "", "", {"batch": 17}, "for up to 16 sequences, got 17; run fewer"),
+        (
+            "CachedAttention",
+            "",
+            "",
+            {"heads": 9},
+            "heads must be a multiple of kv_heads, got 9 and 2",
+        ),
+        (
+            "CachedAttention",
+            "",
+            "",
+            {"head_dim": 64},
+            "heads of 48x3, 128x4 (head_dim x heads that share a key/value head), got 64x4; rebuild",
+        ),
+        ("CachedAttention", "", "", {"heads": 4}, "got 128x2; rebuild"),
         ("SelectiveScan", "", "", {"batch": 65536}, "axis 1 of its grid must be 1 to 65535"),
     ],
 )
@@ -139,7 +191,8 @@ def test_sizes_without_a_kernel_are_refused(
     sizes: dict[str, int],
     message: str,
 ) -> None:
-    sizes = _SCAN | _CONV | _MOE | {"seq_len": 1} | sizes
+    common = _ATTENTION if op_type == "CachedAttention" else _SCAN | _CONV | _MOE
+    sizes = common | {"seq_len": 1} | sizes
     call = host_call(op_type, "bf16", sizes, variant=variant, attributes=attributes)
     assert message in _refusal(host, call)
 

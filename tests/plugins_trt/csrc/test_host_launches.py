@@ -15,6 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from longllava_trt.plugins_trt.launch_plans.cached_attention import (
+    MAX_MULTIPROCESSORS,
+    AttentionShape,
+    plan_cached_attention,
+    tiles_of,
+)
 from longllava_trt.plugins_trt.launch_plans.mixers import plan_causal_conv, plan_selective_scan
 from longllava_trt.plugins_trt.launch_plans.plan import Launch, Variant, Workspace
 from longllava_trt.plugins_trt.launch_plans.sparse_moe import (
@@ -26,7 +32,12 @@ from longllava_trt.plugins_trt.library.codegen import KernelImage
 
 pytest.importorskip("triton", reason="kernel signatures need Triton: longllava-trt[plugins]")
 
-from longllava_trt.plugins_trt.kernels import sparse_moe_variants, variants
+from longllava_trt.plugins_trt.kernels import (
+    cached_attention_variants,
+    sparse_moe_variants,
+    variants,
+)
+from tests.plugins_trt.csrc.conftest import HEADS
 
 Plan = tuple[list[Launch], list[Workspace]]
 Images = dict[str, tuple[KernelImage, int]]
@@ -34,7 +45,12 @@ Images = dict[str, tuple[KernelImage, int]]
 
 @functools.cache
 def _variants(dtype: Any, weights: Any = "none") -> list[Variant]:
-    return variants.list_variants(dtype) + sparse_moe_variants.list_variants(dtype, weights)
+    known = variants.list_variants(dtype) + sparse_moe_variants.list_variants(dtype, weights)
+    for head_dim, group in HEADS:
+        known += cached_attention_variants.list_plugin_variants(
+            dtype, arch=80, head_dim=head_dim, group=group
+        )
+    return known
 
 
 def _variant(launch: Launch, known: list[Variant], outputs: str) -> Variant:
@@ -194,6 +210,62 @@ def test_experts_are_launched_as_planned(
     _Expectation(plan, dtype, weights, call, kernel_images).check(host)
 
 
+def _attention_plan(shape: AttentionShape, dtype: str, multiprocessors: int) -> Plan:
+    """Return the plan without what appends to the caches: TensorRT does that."""
+    tiles = tiles_of(80, itemsize=4 if dtype == "fp32" else 2)
+    (_, *launches), spaces = plan_cached_attention(
+        shape, tiles=tiles, multiprocessors=multiprocessors
+    )
+    return launches, spaces
+
+
+def _attention_shapes() -> Iterator[Any]:
+    lengths = (1, 2, 5, 16, 17, 21, 22, 127, 128, 129, 1000, 4096)
+    for seq_len in lengths:
+        for batch, kv_heads, capacity in ((1, 8, 176_000), (3, 2, 4099), (16, 1, 65)):
+            for head_dim, group in HEADS:
+                shape = AttentionShape(
+                    batch, seq_len, group * kv_heads, kv_heads, head_dim, capacity
+                )
+                yield pytest.param(
+                    shape, id=f"{batch}x{seq_len}x{kv_heads}x{group}x{head_dim}-{capacity}"
+                )
+    for batch in range(2, 17):
+        yield pytest.param(AttentionShape(batch, 1, 32, 8, 128, 20_000), id=f"{batch}-sequences")
+
+
+def _attention_call(host_call: Callable[..., Any], shape: AttentionShape, dtype: str) -> Any:
+    names = ("batch", "seq_len", "heads", "kv_heads", "head_dim", "capacity")
+    return host_call("CachedAttention", dtype, {name: getattr(shape, name) for name in names})
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize("shape", list(_attention_shapes()))
+def test_attention_is_launched_as_planned(
+    host: Any,
+    host_call: Callable[..., Any],
+    kernel_images: Images,
+    shape: AttentionShape,
+    dtype: str,
+) -> None:
+    plan = _attention_plan(shape, dtype, 108)
+    call = _attention_call(host_call, shape, dtype)
+    _Expectation(plan, dtype, "none", call, kernel_images).check(host)
+
+
+@pytest.mark.parametrize("multiprocessors", [1, 30, 132, 191, 192, 300])
+def test_a_step_of_attention_fills_the_card_at_hand(
+    host: Any, host_call: Callable[..., Any], kernel_images: Images, multiprocessors: int
+) -> None:
+    shape = AttentionShape(3, 1, 32, 8, 128, 176_000)
+    plan = _attention_plan(shape, "bf16", min(multiprocessors, MAX_MULTIPROCESSORS))
+    call = _attention_call(host_call, shape, "bf16")
+    card = functools.partial(
+        host, multiprocessors=multiprocessors, context=0x2000 + multiprocessors
+    )
+    _Expectation(plan, "bf16", "none", call, kernel_images).check(card)
+
+
 def test_the_comparison_sees_a_wrong_plan(
     host: Any, host_call: Callable[..., Any], kernel_images: Images
 ) -> None:
@@ -231,6 +303,36 @@ def test_workspace_of_a_scan_is_enough_for_every_smaller_call(
         for n in lengths
     )
     assert most <= said["workspace_bytes"] <= 2 * most + 1024
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize(
+    ("batch", "seq_len", "kv_heads", "heads", "capacity"),
+    [(1, 4096, 8, HEADS[1], 176_000), (16, 1, 8, HEADS[1], 300), (3, 30, 2, HEADS[0], 5000)],
+)
+def test_workspace_of_attention_is_enough_for_every_smaller_call(
+    host: Any,
+    host_call: Callable[..., Any],
+    batch: int,
+    seq_len: int,
+    kv_heads: int,
+    heads: tuple[int, int],
+    capacity: int,
+    dtype: str,
+) -> None:
+    head_dim, group = heads
+
+    def shape(sequences: int, tokens: int) -> AttentionShape:
+        return AttentionShape(sequences, tokens, kv_heads * group, kv_heads, head_dim, capacity)
+
+    said = host(_attention_call(host_call, shape(batch, seq_len), dtype))
+    most = max(
+        _needed(_attention_plan(shape(b, n), dtype, count)[1], 2)
+        for b in range(1, batch + 1)
+        for n in range(1, min(seq_len, 70) + 1)
+        for count in (1, 108, MAX_MULTIPROCESSORS)
+    )
+    assert said["workspace_bytes"] == most
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])

@@ -29,6 +29,7 @@ pytestmark = [
 
 _SCRIPT = Path(__file__).parents[1] / "data" / "build_one_node.py"
 _SIZES = {"d_inner": 64, "d_state": 16, "d_conv": 4}
+_SIZES |= {"heads": 8, "kv_heads": 2, "head_dim": 128, "capacity": 300}
 _SIZES |= {"hidden": 64, "intermediate": 128, "num_experts": 4}
 _ATTRIBUTES: dict[tuple[str, str], dict[str, Any]] = {
     ("SelectiveScan", ""): {},
@@ -36,9 +37,10 @@ _ATTRIBUTES: dict[tuple[str, str], dict[str, Any]] = {
     ("SparseMoE", "int8"): {"top_k": 2, "weight_format": "int8"},
     ("SparseMoE", "int4"): {"top_k": 2, "weight_format": "int4"},
     ("CausalConvWithState", ""): {"activation": "silu"},
+    ("CachedAttention", ""): {},
 }
 # the channels-last convolution is out of its parser's reach: it hands on what ONNX has alone
-_DTYPES = {"float32": "fp32", "int8": "int8", "packed": "int8"}
+_DTYPES = {"float32": "fp32", "int8": "int8", "packed": "int8", "int32": "int32"}
 
 
 class _Builder:
@@ -131,6 +133,8 @@ def test_every_form_of_a_node_builds(
         (_node("SparseMoE", "none", weight_format="int3"), {}, "none, int8 or int4, got 'int3'"),
         (_node("SparseMoE", "none", weight_format="int8"), {}, "expected 6 inputs for int8"),
         (_node("SparseMoE", "int8"), {"down": ["fp32", [4, 64, 128]]}, "'down' must be int8"),
+        (_node("CachedAttention"), {"past_len": ["fp32", ["batch"]]}, "'past_len' must be int32"),
+        (_node("CachedAttention"), {"q": ["bf16", ["batch", "seq_len", 6, 128]]}, "got 128x3;"),
         (_node("CausalConvWithState", activation="none"), {}, "activation must be 'silu'"),
     ],
 )

@@ -17,6 +17,7 @@ from longllava_trt.plugins_trt.registry import import_tensorrt, load_plugins
 
 _BOUNDS = {"batch": (1, 1, 2), "seq_len": (1, 64, 4096), "num_tokens": (1, 64, 4096)}
 _ONNX = {"bf16": TensorProto.BFLOAT16, "fp16": TensorProto.FLOAT16, "fp32": TensorProto.FLOAT}
+_ONNX |= {"int32": TensorProto.INT32}
 _ONNX |= {"int8": TensorProto.INT8, "uint8": TensorProto.UINT8}
 
 flavour = import_tensorrt()

@@ -92,9 +92,9 @@ def _main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if driver and "configure" in request:
-            major, minor, context, failing, code = request["configure"]
+            major, minor, multiprocessors, context, failing, code = request["configure"]
             driver.stand_in_configure(
-                major, minor, ctypes.c_uint64(context), failing.encode(), code
+                major, minor, multiprocessors, ctypes.c_uint64(context), failing.encode(), code
             )
             for index, (name, count) in enumerate(request["counts"].items()):
                 driver.stand_in_count(index, name.encode(), count)

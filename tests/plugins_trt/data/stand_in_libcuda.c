@@ -41,24 +41,27 @@ static struct
 {
     int major;
     int minor;
+    int multiprocessors;
     uint64_t context;
     char failing[64];
     int code;
-    char counted[16][64];
-    int counts[16];
+    char counted[32][64];
+    int counts[32];
     uint32_t module_loads;
     Launch launches[16];
     int launched;
-} state = {8, 0, 0x1000, "", 0, {""}, {0}, 0, {{{0}}}, 0};
+} state = {8, 0, 108, 0x1000, "", 0, {""}, {0}, 0, {{{0}}}, 0};
 
 #define FAIL_IF_TOLD(name)                                                                         \
     if (strcmp(state.failing, name) == 0)                                                          \
     return state.code
 
-void stand_in_configure(int major, int minor, uint64_t context, char const* failing, int code)
+void stand_in_configure(int major, int minor, int multiprocessors, uint64_t context,
+    char const* failing, int code)
 {
     state.major = major;
     state.minor = minor;
+    state.multiprocessors = multiprocessors;
     state.context = context;
     strncpy(state.failing, failing, sizeof state.failing - 1);
     state.code = code;
@@ -109,10 +112,15 @@ int cuCtxGetDevice(int* device)
 int cuDeviceGetAttribute(int* value, int attribute, int device)
 {
     FAIL_IF_TOLD("cuDeviceGetAttribute");
-    if (device != 3 || (attribute != 75 && attribute != 76))
+    if (device != 3)
         return 1;
-    *value = attribute == 75 ? state.major : state.minor;
-    return 0;
+    switch (attribute)
+    {
+    case 16: *value = state.multiprocessors; return 0;
+    case 75: *value = state.major; return 0;
+    case 76: *value = state.minor; return 0;
+    default: return 1;
+    }
 }
 
 int cuModuleLoadDataEx(
@@ -192,7 +200,7 @@ int cuLaunchKernel(Function* function, unsigned x, unsigned y, unsigned z, unsig
     if (launch->is_binary)
         launch->checksum = checksum(function->module->image);
     strcpy(launch->name, function->name);
-    for (int i = 0; i < 16; ++i)
+    for (int i = 0; i < 32; ++i)
         if (strcmp(state.counted[i], function->name) == 0)
             for (int j = 0; j < state.counts[i]; ++j)
                 memcpy(&launch->arguments[j], arguments[j], 8);

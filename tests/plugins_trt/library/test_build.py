@@ -81,13 +81,13 @@ def test_the_same_build_is_found_again(
     tmp_path: Path, include: Path, no_kernels: list[Any], links: list[str]
 ) -> None:
     first = build_library(cache=tmp_path, include=include)
-    assert first == build_library(cache=tmp_path, include=include, archs=(120, 90, 80, 80))
+    assert first == build_library(cache=tmp_path, include=include, archs=(120, 90, 86, 80, 80))
     assert len(no_kernels) == len(links) == 1
-    assert no_kernels[0]["archs"] == [80, 90, 120]
+    assert no_kernels[0]["archs"] == [80, 86, 90, 120]
     assert first.path == tmp_path / "plugins" / first.digest / LIBRARY_NAME
     assert (first.version, first.archs, first.dtypes) == (
         "1",
-        (80, 90, 120),
+        (80, 86, 90, 120),
         ("bf16", "fp16", "fp32"),
     )
     # nothing but the library and its folder is left
@@ -113,6 +113,7 @@ def test_sources_are_where_the_digest_looks_for_them(pattern: str) -> None:
         {"archs": (80,)},
         {"dtypes": ("bf16",)},
         {"weight_formats": ("none",)},
+        {"heads": ((64, 4),)},
         "compiler",
         "headers",
         "sources",
@@ -157,6 +158,8 @@ def test_whatever_goes_in_changes_the_digest(
         ({"dtypes": ("fp8",)}, "expected dtypes from bf16, fp16, fp32; got fp8"),
         ({"weight_formats": ("int3",)}, "expected weight formats from none, int8, int4; got int3"),
         ({"dtypes": ()}, "got none"),
+        ({"heads": ((40, 4), (64, 0), (64, 4))}, "groups of at least 1; got 40x4, 64x0"),
+        ({"heads": ()}, "of a multiple of 16 elements, and groups of at least 1; got none"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -199,6 +202,7 @@ def test_a_kernel_that_does_not_compile_is_told(tmp_path: Path) -> None:
             archs=[80],
             dtypes=["fp5"],
             weight_formats=["none"],
+            heads=[(128, 4)],
             triton_cache=tmp_path / "triton",
         )
 
@@ -256,4 +260,4 @@ def test_two_builds_from_nothing_are_the_same_bytes(tmp_path: Path) -> None:
     for path in (str(tmp_path), str(Path(__file__).parents[3]), sys.prefix):
         assert path.encode() not in code
     assert (events[0].done, events[0].total) == (0, None)
-    assert (events[-1].done, events[-1].total) == (18, 18)
+    assert (events[-1].done, events[-1].total) == (23, 23)

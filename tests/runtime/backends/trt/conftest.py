@@ -254,8 +254,16 @@ def _stage(name: str, **parts: Any) -> EngineStage:
 
 
 def _stages() -> dict[str, EngineStage]:
-    def ranged(*sizes: int) -> dict[str, ShapeRange]:
-        return {"inputs_embeds": ShapeRange(*((1, n, HIDDEN) for n in sizes))}
+    def ranged(sequences: int, *sizes: int) -> dict[str, ShapeRange]:
+        """Return ranges of a batch from one sequence on, as engines for several have them."""
+        batches = (1, 1, sequences)
+
+        def of(*rest: int) -> ShapeRange:
+            return ShapeRange(*((batch, *rest) for batch in batches))
+
+        embeds = ShapeRange(*((b, n, HIDDEN) for b, n in zip(batches, sizes, strict=True)))
+        states = {RECURRENT: of(HIDDEN), KEY: of(2, CAPACITY, 3)}
+        return {"inputs_embeds": embeds, "past_len": of(), **states}
 
     def weight(name: str, shape: tuple[int, ...], offset: int) -> EngineWeight:
         part = WeightPart(
@@ -270,17 +278,17 @@ def _stages() -> dict[str, EngineStage]:
     decoder = _stage(
         "decoder",
         inputs=(
-            TensorSpec("inputs_embeds", (1, "seq_len", HIDDEN), "bfloat16"),
-            TensorSpec("past_len", (1,), "int64"),
-            TensorSpec(RECURRENT, (1, HIDDEN), "float32"),
-            TensorSpec(KEY, (1, 2, CAPACITY, 3), "bfloat16"),
+            TensorSpec("inputs_embeds", ("batch", "seq_len", HIDDEN), "bfloat16"),
+            TensorSpec("past_len", ("batch",), "int64"),
+            TensorSpec(RECURRENT, ("batch", HIDDEN), "float32"),
+            TensorSpec(KEY, ("batch", 2, CAPACITY, 3), "bfloat16"),
         ),
         outputs=(
-            TensorSpec("logits", (1, 1, VOCAB), "float32"),
-            TensorSpec(PRESENT_RECURRENT, (1, HIDDEN), "float32"),
-            TensorSpec(PRESENT_KEY, (1, 2, CAPACITY, 3), "bfloat16"),
+            TensorSpec("logits", ("batch", 1, VOCAB), "float32"),
+            TensorSpec(PRESENT_RECURRENT, ("batch", HIDDEN), "float32"),
+            TensorSpec(PRESENT_KEY, ("batch", 2, CAPACITY, 3), "bfloat16"),
         ),
-        profiles={"chunk": ranged(1, 4, CHUNK), "decode": ranged(1, 1, 2)},
+        profiles={"chunk": ranged(1, 1, 4, CHUNK), "decode": ranged(4, 1, 1, 1)},
         weights=(weight("head", (HIDDEN, VOCAB), 0), weight("bias", (VOCAB,), 4 * HIDDEN * VOCAB)),
         states=(
             StateBinding(input=RECURRENT, output=PRESENT_RECURRENT, mode="double-buffer"),
