@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.compare import attempt, errors, share
 from benchmarks.gpu.context import BenchContext
-from benchmarks.gpu.inputs import FORMATS, conv_inputs, moe_inputs, scan_inputs
+from benchmarks.gpu.inputs import FORMATS, attention_inputs, conv_inputs, moe_inputs, scan_inputs
 from benchmarks.gpu.moe_sizes import TOP_K, make_moe, work_of
-from benchmarks.gpu.oracles import conv_oracle, moe_oracle, scan_oracle
+from benchmarks.gpu.oracles import attention_oracle, conv_oracle, moe_oracle, scan_oracle
 from benchmarks.gpu.plugin_library import PluginLibrary
-from benchmarks.gpu.roofline import Work, conv_work, scan_work
+from benchmarks.gpu.roofline import Work, attention_work, conv_work, scan_work
 from benchmarks.gpu.timing import time_ms
 
 if TYPE_CHECKING:
@@ -27,6 +27,11 @@ __all__ = ["plugin", "plugin_ptx"]
 
 _GUARD, _GUARD_BYTES = 0xA5, 4096
 _CONV = "activation=silu"
+_HEADS = (32, 8, 128)
+"""Heads, key/value heads and elements of a head."""
+_PAST = 16_384
+_READ = ("q", "key_cache", "value_cache", "past_len")
+"""Inputs that the plugin takes; the launcher in Python appends to the caches too."""
 Call = tuple[str, dict[str, Any], tuple["Tensor", ...], tuple["Tensor", ...], Work]
 """Attributes, inputs, the Triton launcher's outputs, float64's, and the least work."""
 
@@ -66,6 +71,8 @@ def _workspaces(library: PluginLibrary) -> Iterator[dict[str, Any]]:
         ("SelectiveScan", ""): scan_inputs(4096, 8192, 16, **options),
         ("CausalConvWithState", _CONV): conv_inputs(4096, 8192, 4, channels_last=False, **options),
     }
+    held = attention_inputs(1, 4096, 144_000, *_HEADS, **options)
+    asked["CachedAttention", ""] = {name: held[name] for name in _READ}
     for weights in FORMATS:
         experts = moe_inputs(4096, 4096, 14336, num_experts=16, weights=weights, **options)
         asked["SparseMoE", _moe_attributes(weights)] = experts
@@ -82,6 +89,7 @@ def _calls(context: BenchContext) -> Iterator[tuple[str, str, Callable[[], Call]
     for n in (1, 64, 4096):
         yield "SelectiveScan", f"L {n}", lambda n=n: _scan(context, n)  # type: ignore[misc]
         yield "CausalConvWithState", f"L {n}", lambda n=n: _conv(context, n)  # type: ignore[misc]
+        yield "CachedAttention", f"L {n}", lambda n=n: _attention(context, n)  # type: ignore[misc]
         for weights in FORMATS:
             case = f"{weights}, {n} tokens"
             yield "SparseMoE", case, lambda n=n, w=weights: _moe(context, n, w)  # type: ignore[misc]
@@ -107,6 +115,22 @@ def _conv(context: BenchContext, seq_len: int) -> Call:
     )
     work = conv_work(seq_len, 8192, 4, itemsize=2)
     return _CONV, tensors, causal_conv(**tensors), conv_oracle(tensors), work
+
+
+def _attention(context: BenchContext, seq_len: int) -> Call:
+    import torch
+
+    from longllava_trt.plugins_trt.kernels.cached_attention import cached_attention
+
+    # sequences as a step may have them, and a chunk that float64 can hold
+    batch, seq_len, past = (4, 1, _PAST) if seq_len == 1 else (1, min(seq_len, 512), _PAST)
+    sizes = (batch, seq_len, past, *_HEADS)
+    tensors = attention_inputs(*sizes, dtype=torch.bfloat16, device=context.device)
+    # writes the new keys and values, which the plugin finds in the caches
+    y = cached_attention(**tensors)
+    work = attention_work(*sizes, itemsize=2)
+    read = {name: tensors[name] for name in _READ}
+    return "", read, (y,), (attention_oracle(tensors),), work
 
 
 def _moe(context: BenchContext, num_tokens: int, weights: str) -> Call:
