@@ -57,7 +57,7 @@ _TABLE = (
     DType("bfloat16", 2, "BF16", 16, "BF16", "bf16", 2),
     DType("int8", 1, "I8", 3, "INT8", "i8", 3),
     DType("uint8", 1, "U8", 2, "UINT8", "u8", 4),
-    DType("int32", 4, "I32", 6, "INT32", "i32"),
+    DType("int32", 4, "I32", 6, "INT32", "i32", 5),
     DType("int64", 8, "I64", 7, "INT64", "i64"),
     DType("bool", 1, "BOOL", 9, "BOOL", "i1"),
 )

@@ -72,7 +72,7 @@ def _workspaces(library: PluginLibrary) -> Iterator[dict[str, Any]]:
         ("CausalConvWithState", _CONV): conv_inputs(4096, 8192, 4, channels_last=False, **options),
     }
     held = attention_inputs(1, 4096, 144_000, *_HEADS, **options)
-    asked["CachedAttention", ""] = {name: held[name] for name in _READ}
+    asked["CachedAttention", ""] = {name: held[name].contiguous() for name in _READ}
     for weights in FORMATS:
         experts = moe_inputs(4096, 4096, 14336, num_experts=16, weights=weights, **options)
         asked["SparseMoE", _moe_attributes(weights)] = experts
