@@ -106,6 +106,9 @@ def _main(argv: Sequence[str] | None) -> int:
     except LongLLaVAError as err:
         return _report(err, args)
     except KeyboardInterrupt:
+        # one that passed through exec() of a text, as dataclasses use it, would make Python end by the signal though it
+        # is caught here; running any other text forgets it
+        exec("")  # noqa: S102 - nothing is executed
         print("interrupted", file=sys.stderr)
         return 130
     return status

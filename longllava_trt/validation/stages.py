@@ -174,7 +174,7 @@ def plain_rows(case: StageCase, subject: ParityCase) -> Iterator[ParityRow]:
     """Compare the decoder's file, opened by its path in ONNX Runtime with nothing of ours anywhere near."""
     import onnxruntime
 
-    name = "stage.plain_onnxruntime.runner.decoder.whole"
+    name = "stage.plain_onnxruntime.decoder.whole"
     weights = subject.bundle / WEIGHTS_FOLDER
     if any(path.is_symlink() for path in weights.rglob("*.safetensors")):
         yield ParityRow.skipped(name, _PLAIN_REFUSES_LINKS)

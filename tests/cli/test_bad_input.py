@@ -366,6 +366,27 @@ def test_interrupted_export_leaves_nothing(tiny: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupt_inside_of_executed_text_ends_like_any_other(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from longllava_trt import cli\n"
+        "def run(args): exec('raise KeyboardInterrupt')\n"
+        "cli.doctor.run = run\n"
+        "sys.exit(cli.main(['doctor']))\n"
+    )
+    (tmp_path / "interrupted.py").write_text(program, encoding="utf-8")
+    paths = [str(tmp_path), str(Path(__file__).resolve().parents[2])]
+    done = subprocess.run(
+        # as a module: only so does Python ask at its end whether an interrupt came
+        [sys.executable, "-m", "interrupted"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "interrupted\n")
+
+
 def test_a_reader_that_leaves_is_no_error(tiny: Path) -> None:
     process = start("inspect", tiny, "--json")
     assert process.stdout is not None
