@@ -1,4 +1,4 @@
-"""What one call adds to a sequence: whether it fits, and its feeding.
+"""Additions of one call to a sequence: whether they fit, and their feeding.
 
 Nothing of it counts until the sequence publishes its content. A draft feeds the decoder's working state; where it is given
 up, the sequence restores that state from its own content before the next call.

@@ -1,4 +1,4 @@
-"""Which backends this machine can run at all, whatever the bundle: what `doctor` says of them."""
+"""List of the backends that this machine can run, whatever the bundle; `doctor` prints it."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ __all__ = ["UsableBackend", "describe_auto", "find_backends"]
 
 
 class UsableBackend(NamedTuple):
-    """What one backend is good for here."""
+    """Answer for one backend: usable here, or why not."""
 
     usable: bool
     on_gpu: bool
     detail: str
-    """What it runs, or what it lacks and what to do."""
+    """Hardware it runs on; or the missing part, and the remedy."""
 
 
 def find_backends() -> Mapping[BackendName, UsableBackend]:

@@ -132,7 +132,7 @@ class Backend(Protocol):
     """Place where a bundle runs."""
 
     name: BackendName
-    """What `RunOptions.backend` calls it."""
+    """Name in `RunOptions.backend`."""
     materialises_scores: bool
     """Whether attention holds scores for a chunk beside all of its context, so that long contexts
     want short chunks."""

@@ -1,4 +1,4 @@
-"""What a message shows, as data: images with the text around them, groups of images, texts; and what decodes an image.
+"""Content of a message, as data: images with the text around them, groups of images, texts; and what decodes an image.
 
 A still, a tile of one and a frame of a video are all one image here. Nothing is decoded before it is asked for.
 """

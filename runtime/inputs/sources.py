@@ -1,4 +1,4 @@
-"""What a caller may give as images and videos: brought into lists of sources, and a still's pixels read as RGB.
+"""Images and videos as a caller may give them: brought into lists of sources, and a still's pixels read as RGB.
 
 Pillow alone decodes. Knows no frame of a video, no tile, nothing of what the vision stage takes, and no prompt.
 """

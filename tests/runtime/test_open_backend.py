@@ -31,7 +31,7 @@ print(model.runner.backend.name, [m for m in ("torch", "triton", "tensorrt_rtx")
 
 @dataclass
 class Machine:
-    """What is there, as `open_backend` sees it; None where nothing is wrong."""
+    """Stand-in for the machine as `open_backend` sees it; None where nothing is wrong."""
 
     target: str | None = "sm80"
     trt: Exception | None = None
