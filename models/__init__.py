@@ -1,6 +1,7 @@
 """A model as data: its layers, the names of its tensors, the contracts of its stages. No torch.
 
-spec.py         layers and sizes of any family
+spec.py         layers and sizes of any family; its parts: decoder_spec.py, image_spec.py, and
+                spec_checks.py, which both use
 family.py       data of a family: reader of config.json, names of tensors, presets
 registry.py     model_type -> family, loaded when it is needed
 parameters.py   path and shape of every parameter; tensors.py: the same by a family's names

@@ -17,6 +17,7 @@ from longllava_trt.models.spec import (
     DecoderSpec,
     DenseSpec,
     ExpertsSpec,
+    ImageSpec,
     LayerSpec,
     MambaSpec,
     ModelSpec,
@@ -48,6 +49,9 @@ TEXT = ModelSpec(
         (RotarySpec, {"theta": -1.0}, "rotary positions: must be positive: theta=-1.0"),
         (MambaSpec, {"d_inner": 8, "d_state": 0, "d_conv": 4, "dt_rank": 2}, "d_state=0"),
         (ExpertsSpec, {"num_experts": 2, "top_k": 3, "intermediate_size": 8}, "3 of them cannot"),
+        (ImageSpec, {"aspect_ratio": "anyres"}, "come together, got 'anyres' and 0 pinpoints"),
+        (ImageSpec, {"pinpoints": ((2, 2),)}, "come together, got 'square' and 1 pinpoints"),
+        (ImageSpec, {"merge": "spatial_unpad"}, "rows that are unpadded end with a newline"),
         (ModelSpec, {"model_type": "x", "decoder": TEXT.decoder, "vision": VisionSpec()}, "or not"),
     ],
 )
@@ -63,6 +67,17 @@ def test_pooling_needs_an_even_grid_of_patches_alone() -> None:
         with pytest.raises(ConfigError, match="so that 2x2 pooling is exact"):
             replace(TEXT, vision=vision, connector=pooled)
         assert replace(TEXT, vision=vision, connector=ConnectorSpec()).num_image_tokens > 0
+
+
+def test_pinpoints_are_whole_tiles() -> None:
+    model = replace(TEXT, vision=VisionSpec(image_size=42), connector=ConnectorSpec())
+    for pinpoint, fits in (((42, 84), True), ((42, 85), False), ((83, 42), False)):
+        images = ImageSpec(aspect_ratio="anyres", pinpoints=(pinpoint,))
+        if fits:
+            assert replace(model, images=images).images.pinpoints == (pinpoint,)
+        else:
+            with pytest.raises(ConfigError, match="multiples of the tower's image_size 42"):
+                replace(model, images=images)
 
 
 @pytest.mark.parametrize(
