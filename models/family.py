@@ -69,8 +69,8 @@ class ModelFamily:
     """Texts of a model's JSON files in this family's format, for a saved dtype, by path."""
     chat: ChatFormat
     """Strings of its prompts."""
-    image_policy: ImagePolicy
-    """How stills in high resolution are cut."""
+    image_policy: ImagePolicy | None = None
+    """How stills in high resolution are cut; None where `high_resolution` means nothing."""
     presets: Mapping[str, ModelSpec] = field(default_factory=dict)
     """Sizes of synthetic checkpoints."""
     published_presets: frozenset[str] = frozenset()

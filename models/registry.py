@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from longllava_trt.core.errors import ConfigError, InputError
 from longllava_trt.core.json_file import read_json_object
+from longllava_trt.core.manifest import VISION_CONFIG_FOLDER
 from longllava_trt.models.family import ModelFamily
 from longllava_trt.models.spec import DecoderSpec, ModelSpec
 
@@ -18,6 +19,7 @@ __all__ = [
     "family_of",
     "find_family",
     "find_preset",
+    "load_bundle_spec",
     "load_decoder_spec",
     "load_family",
     "load_model_spec",
@@ -116,6 +118,16 @@ def load_model_spec(
     """
     family = load_family(folder)
     return family.read_config(folder, vision_tower=vision_tower, ignored_keys=ignored_keys)
+
+
+def load_bundle_spec(bundle: Path) -> ModelSpec:
+    """Read the model of a bundle, which carries its vision tower's config in a folder of its own.
+
+    Raises:
+        ConfigError: As `load_model_spec`.
+    """
+    tower = bundle / VISION_CONFIG_FOLDER
+    return load_model_spec(bundle, vision_tower=tower if tower.is_dir() else None)
 
 
 def load_decoder_spec(folder: Path) -> DecoderSpec:

@@ -71,7 +71,7 @@ class ModelSpec:
     def __post_init__(self) -> None:
         if (self.vision is None) != (self.connector is None):
             raise ConfigError("model: a vision tower and a connector come together or not at all")
-        self._check_pinpoints()
+        self._check_images()
         if self.vision is None or self.connector is None or self.connector.pooling == 1:
             return
         if self.vision.patches_per_side % self.connector.pooling or self.vision.keep_class_token:
@@ -80,7 +80,13 @@ class ModelSpec:
                 f"{self.vision.patch_size} pixels a side, and no class token, so that 2x2 pooling is exact"
             )
 
-    def _check_pinpoints(self) -> None:
+    def _check_images(self) -> None:
+        keeps = self.vision is not None and self.vision.keep_class_token
+        if keeps and self.images.pinpoints and self.images.merge != "flat":
+            raise ConfigError(
+                f"images: '{self.images.merge}' makes one map of all tiles, in which a class token has no place; "
+                "the feature must be the patches alone"
+            )
         tile = 1 if self.vision is None else self.vision.image_size
         bad = [p for p in self.images.pinpoints if p[0] % tile or p[1] % tile]
         if bad:

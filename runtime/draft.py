@@ -141,7 +141,7 @@ class SequenceDraft:
 
         Args:
             again: Images that were fed before.
-            rows: Their embeddings. Each [num_image_tokens, hidden_size], float32.
+            rows: Their embeddings. Each [num_positions, hidden_size], float32.
         """
         for image, row in zip(again, rows, strict=True):
             self._push_text(image.before)
@@ -237,7 +237,8 @@ def _measure(
             text += part.text
             continue
         for image in part.images:
-            step = count(text + image.opening) + runner.num_image_tokens
+            layout = runner.cutter.layout(image)
+            step = count(text + image.opening) + layout.num_positions
             ends.append(ends[-1] + step)
             text = ""
         text = part.closing

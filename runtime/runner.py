@@ -18,14 +18,15 @@ from longllava_trt.core.errors import ConfigError, ManifestError
 from longllava_trt.core.json_file import read_json_object
 from longllava_trt.core.manifest import Manifest
 from longllava_trt.models.family import ModelFamily
-from longllava_trt.models.registry import load_decoder_spec, load_family
-from longllava_trt.models.spec import DecoderSpec
+from longllava_trt.models.image_layout import PatchGrid
+from longllava_trt.models.registry import load_bundle_spec, load_family
+from longllava_trt.models.spec import ModelSpec
 from longllava_trt.runtime.backends.base import Backend, SequenceState, StageSession, StepDecoder
-from longllava_trt.runtime.inputs.encoder import ImageEncoder
+from longllava_trt.runtime.inputs.encoder import ImageEncoder, Projected
 from longllava_trt.runtime.inputs.images import ViewCutter
 from longllava_trt.runtime.inputs.media import MediaOptions
 from longllava_trt.runtime.inputs.message import Message, MessageFormat, build_message
-from longllava_trt.runtime.inputs.pixels import load_processor_config
+from longllava_trt.runtime.inputs.pixels import ImageProcessorConfig, load_processor_config
 from longllava_trt.runtime.inputs.sources import Images, Videos
 from longllava_trt.runtime.open_backend import open_backend
 from longllava_trt.runtime.options import RunOptions
@@ -64,17 +65,13 @@ class Runner:
         self.bundle = bundle
         self.manifest = manifest
         self.options = options
-        family, decoder = _read_model(bundle)
+        family, spec = _read_model(bundle)
         self.chat = family.chat
-        self.processor = load_processor_config(bundle)
-        self.form = MessageFormat(
-            self.chat, ViewCutter(family.image_policy, self.processor.image_size)
-        )
+        self.form = MessageFormat(self.chat, _cutter_of(spec, family))
         self.tokenizer = ChatTokenizer(bundle, self.chat)
         self.vocab_size = int(manifest.stage("decoder").spec.outputs[0].shape[-1])
         self.eos_token_ids = read_end_ids(bundle / "generation_config.json", self.vocab_size)
-        self.num_image_tokens = int(manifest.stage("projector").spec.outputs[0].shape[1])
-        heads = (attention.num_heads for attention in decoder.attention_layers.values())
+        heads = (attention.num_heads for attention in spec.decoder.attention_layers.values())
         self._num_heads = max(heads, default=1)
         self.backend = backend or open_backend(bundle, manifest, options)
 
@@ -125,6 +122,16 @@ class Runner:
         )
 
     @cached_property
+    def cutter(self) -> ViewCutter:
+        """Rules by which images are cut."""
+        return self.form.require_cutter()
+
+    @cached_property
+    def processor(self) -> ImageProcessorConfig:
+        """Format of the pixels that the vision stage expects."""
+        return load_processor_config(self.bundle, aspect_ratio=self.cutter.images.aspect_ratio)
+
+    @cached_property
     def vision(self) -> StageSession:
         """The vision stage."""
         return self.backend.load_stage("vision")
@@ -149,12 +156,16 @@ class Runner:
         """Images to embeddings; its stages load with the first image."""
         return ImageEncoder(
             lambda pixels: self.vision.run({"pixel_values": pixels})["image_features"],
-            lambda features: self.projector.run({"image_features": features})["image_embeds"],
+            self._project,
             processor=self.processor,
-            cutter=self.form.cutter,
+            cutter=self.cutter,
             batch_size=self.vision_batch,
             num_workers=self.options.num_threads,
         )
+
+    def _project(self, features: NDArray[np.float32]) -> Projected:
+        found = self.projector.run({"image_features": features})
+        return Projected(found["image_embeds"], found.get("image_newline"))
 
     def new_state(self, *, capacity: int) -> SequenceState:
         """Return the decoder's state of a sequence that has not begun."""
@@ -206,11 +217,19 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise ManifestError(f"{err}; export the bundle again") from err
 
 
-def _read_model(bundle: Path) -> tuple[ModelFamily, DecoderSpec]:
+def _read_model(bundle: Path) -> tuple[ModelFamily, ModelSpec]:
     try:
-        return load_family(bundle), load_decoder_spec(bundle)
+        return load_family(bundle), load_bundle_spec(bundle)
     except ConfigError as err:
         raise ManifestError(f"{err}; export the bundle again") from err
+
+
+def _cutter_of(spec: ModelSpec, family: ModelFamily) -> ViewCutter | None:
+    """Return the rules by which images are cut; None for a text model."""
+    if spec.vision is None or spec.connector is None:
+        return None
+    patches = PatchGrid.of(spec.vision, spec.connector)
+    return ViewCutter(spec.images, patches, family.image_policy)
 
 
 def _least(wanted: int, limit: int | None) -> int:

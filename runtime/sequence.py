@@ -263,7 +263,7 @@ class MultimodalSequence:
     ) -> list[EncodedImage]:
         """Return the embeddings of images that were shown before.
 
-        Each is [num_image_tokens, hidden_size], float32.
+        Each is [num_positions, hidden_size], float32.
         """
         check_unchanged(shown)
         rows = []
@@ -277,7 +277,7 @@ class MultimodalSequence:
     def _encode(
         self, groups: Sequence[Sequence[ImageInput]], work: RequestMetrics
     ) -> Generator[EncodedImage | InputError, None, None]:
-        """Yield embeddings [num_image_tokens, hidden_size], float32, in order; report progress."""
+        """Yield embeddings [num_positions, hidden_size], float32, in order; report progress."""
         total = sum(map(len, groups))
         decoded = ProgressReporter(work.progress, "decode images", total=total, unit="images")
         encoded = ProgressReporter(work.progress, "encode images", total=total, unit="images")

@@ -180,9 +180,12 @@ def _image_to_json(image: SequenceImage) -> dict[str, Any]:
 def _image_from_json(raw: Mapping[str, Any]) -> SequenceImage:
     fields = dict(raw)
     before = fields.pop("before")
-    grid, stamp = fields.pop("grid"), fields.pop("stamp")
+    grid, stamp, size = fields.pop("grid"), fields.pop("stamp"), fields.pop("size", None)
     shown = ImageInput(
-        **fields, grid=TileGrid(*grid) if grid else None, stamp=tuple(stamp) if stamp else None
+        **fields,
+        grid=TileGrid(*grid) if grid else None,
+        stamp=tuple(stamp) if stamp else None,
+        size=tuple(size) if size else None,
     )
     return SequenceImage(shown, before)
 

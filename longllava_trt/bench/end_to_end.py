@@ -136,9 +136,10 @@ def check_fits(model: LongLLaVA, settings: BenchSettings, pictures: tuple[Path, 
     runner = model.runner
     most, limit = max(settings.image_counts), runner.capacity
     # before a list is made of them
-    if most * runner.num_image_tokens > limit:
+    least = most * runner.cutter.patches.num_rows if most else 0
+    if least > limit:
         raise InputError(
-            f"bench: {most} images take {most * runner.num_image_tokens} positions and more, the cache has {limit}; "
+            f"bench: {most} images take {least} positions and more, the cache has {limit}; "
             f"show fewer images or {runner.more_capacity}"
         )
     turn = runner.message(settings.prompt, images=in_turns(pictures, most))

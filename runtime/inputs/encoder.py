@@ -11,23 +11,25 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 import numpy as np
 
 from longllava_trt.core.errors import InputError
+from longllava_trt.models.image_layout import ImageLayout, Size
 from longllava_trt.runtime.inputs.images import ImageInput, Load, ViewCutter, open_images
-from longllava_trt.runtime.inputs.pixels import ImageProcessorConfig, preprocess
+from longllava_trt.runtime.inputs.pixels import ImageProcessorConfig
+from longllava_trt.runtime.inputs.views import view_pixels
 from longllava_trt.runtime.timings import StageTimer
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["DecodedImage", "EncodedImage", "ImageEncoder", "decode_images"]
+__all__ = ["DecodedImage", "EncodedImage", "ImageEncoder", "Projected", "decode_images"]
 
 _MAX_WORKERS = 4
 
@@ -39,7 +41,9 @@ class DecodedImage:
     """Pixels of one image, ready for the vision stage."""
 
     pixels: NDArray[np.float32]
-    """[3, image_size, image_size], float32."""
+    """[num_views, 3, image_size, image_size], float32."""
+    layout: ImageLayout
+    """Order of the rows that the views become."""
     seconds: float = 0.0
     """Time it took to decode and resize."""
 
@@ -49,7 +53,16 @@ class EncodedImage:
     """Embeddings of one image, ready for the decoder."""
 
     embeddings: NDArray[np.float32]
-    """[num_image_tokens, hidden_size], float32."""
+    """[num_positions, hidden_size], float32."""
+
+
+class Projected(NamedTuple):
+    """Result of the projector stage."""
+
+    rows: Rows
+    """Of each view. [num_views, num_image_tokens, hidden_size], float32."""
+    newline: Rows | None
+    """Row that ends a line of an image, where the model has one. [hidden_size], float32."""
 
 
 def decode_images(
@@ -75,8 +88,12 @@ def decode_images(
     workers = min(num_workers or os.cpu_count() or 1, _MAX_WORKERS)
     ring: deque[Future[DecodedImage | InputError]] = deque()
     pool = ThreadPoolExecutor(workers, thread_name_prefix="decode-image")
+
+    def submit(image: ImageInput, load: Load) -> Future[DecodedImage | InputError]:
+        return pool.submit(_decode, load, image, cutter.layout(image), processor)
+
     try:
-        for job in _jobs(groups, cutter, lambda load: pool.submit(_decode, load, processor)):
+        for job in _jobs(groups, cutter, submit):
             ring.append(job)
             if len(ring) >= depth:
                 yield ring.popleft().result()
@@ -89,25 +106,38 @@ def decode_images(
 def _jobs(
     groups: Sequence[Sequence[ImageInput]],
     cutter: ViewCutter,
-    submit: Callable[[Load], Future[DecodedImage | InputError]],
+    submit: Callable[[ImageInput, Load], Future[DecodedImage | InputError]],
 ) -> Iterator[Future[DecodedImage | InputError]]:
     for group in groups:
         try:
-            for load in open_images(group, cutter):
-                yield submit(load)
+            for image, load in zip(group, open_images(group, cutter), strict=True):
+                yield submit(image, load)
         except InputError as err:
             failed: Future[DecodedImage | InputError] = Future()
             failed.set_result(err)
             yield failed
 
 
-def _decode(load: Load, processor: ImageProcessorConfig) -> DecodedImage | InputError:
+def _decode(
+    load: Load, image: ImageInput, layout: ImageLayout, processor: ImageProcessorConfig
+) -> DecodedImage | InputError:
     begin = time.perf_counter()
     try:
-        pixels = preprocess(load(), processor)
+        picture = load()
+        _check_size(image, picture.size)
+        pixels = view_pixels(picture, layout, processor)
     except InputError as err:
         return err
-    return DecodedImage(pixels, time.perf_counter() - begin)
+    return DecodedImage(pixels, layout, time.perf_counter() - begin)
+
+
+def _check_size(image: ImageInput, size: Size) -> None:
+    """Raise an error if positions were counted for another size."""
+    if image.size in {None, size}:
+        return
+    if image.frame is None:
+        raise InputError(f"{image.where}: is not the size its header says; save it again")
+    raise InputError(f"{image.where}: its frames must all have one size; convert it to MP4")
 
 
 class ImageEncoder:
@@ -115,18 +145,17 @@ class ImageEncoder:
 
     Args:
         vision: Runs the vision stage on pixels [num_images, 3, image_size, image_size] float32.
-        projector: Runs the projector on the result of ``vision``; returns embeddings
-            [num_images, num_image_tokens, hidden_size] float32.
+        projector: Runs the projector on the result of ``vision``.
         processor: Format of the pixels that the vision stage expects.
         cutter: Cuts stills in high resolution.
-        batch_size: Images encoded at a time.
+        batch_size: Views encoded at a time.
         num_workers: Threads that decode images; by default one for each core, up to four.
     """
 
     def __init__(
         self,
         vision: Callable[[Rows], Rows],
-        projector: Callable[[Rows], Rows],
+        projector: Callable[[Rows], Projected],
         *,
         processor: ImageProcessorConfig,
         cutter: ViewCutter,
@@ -165,22 +194,41 @@ class ImageEncoder:
         )
         count = 0
         try:
-            while batch := list(islice(decoded, self._batch_size)):
+            while batch := list(self._take(decoded)):
                 images = [item for item in batch if isinstance(item, DecodedImage)]
                 timings.add("decode_image", sum(image.seconds for image in images))
                 count += len(images)
                 on_decoded(count)
-                encoded = iter(self._encode([image.pixels for image in images], timings))
+                encoded = self._encode(images, timings)
                 on_encoded(count)
                 for item in batch:
-                    yield item if isinstance(item, InputError) else EncodedImage(next(encoded))
+                    yield item if isinstance(item, InputError) else next(encoded)
         finally:
             decoded.close()  # type: ignore[attr-defined]
 
-    def _encode(self, pixels: Sequence[Rows], timings: StageTimer) -> Iterable[Rows]:
-        if not pixels:
-            return ()
+    def _take(
+        self, decoded: Iterator[DecodedImage | InputError]
+    ) -> Iterator[DecodedImage | InputError]:
+        """Yield the next images, until their views fill a batch."""
+        room = self._batch_size
+        while room > 0 and (item := next(decoded, None)) is not None:
+            room -= len(item.pixels) if isinstance(item, DecodedImage) else 1
+            yield item
+
+    def _encode(
+        self, images: Sequence[DecodedImage], timings: StageTimer
+    ) -> Iterator[EncodedImage]:
+        """Return each image's embeddings; the views of all images share the batches."""
+        views = [view for image in images for view in image.pixels]
+        batches = range(0, len(views), self._batch_size)
+        projected = [self._project(views[i : i + self._batch_size], timings) for i in batches]
+        rows = iter([row for batch in projected for row in batch.rows])
+        for image in images:
+            own = np.stack(list(islice(rows, image.layout.num_views)))
+            yield EncodedImage(image.layout.arrange(own, projected[0].newline))
+
+    def _project(self, views: Sequence[Rows], timings: StageTimer) -> Projected:
         with timings.measure("vision"):
-            features = self._vision(np.stack(pixels))
+            features = self._vision(np.stack(views))
         with timings.measure("projector"):
             return self._projector(features)

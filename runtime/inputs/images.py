@@ -15,7 +15,9 @@ from PIL import Image
 
 from longllava_trt.core.errors import InputError
 from longllava_trt.models.chat import ChatFormat
-from longllava_trt.models.image_policy import ImagePolicy, TileGrid
+from longllava_trt.models.image_layout import ImageLayout, PatchGrid, Size, image_layout
+from longllava_trt.models.image_policy import ImagePolicy, TileGrid, ViewTexts
+from longllava_trt.models.image_spec import ImageSpec
 from longllava_trt.runtime.inputs.sources import ImageSource, load_image
 from longllava_trt.runtime.inputs.tiles import overview_and_tiles
 from longllava_trt.runtime.inputs.video import VideoClip
@@ -59,6 +61,8 @@ class ImageInput:
     """Index of the tile, counted from 1; 0 is the still itself."""
     frame: int | None = None
     """Index of the frame in its video, counted from 0."""
+    size: Size | None = None
+    """Width and height in pixels, where the number of positions depends on them."""
     stamp: FileStamp | None = None
     """Stamp of the file when it was shown."""
 
@@ -145,26 +149,55 @@ def check_unchanged(images: Sequence[ImageInput]) -> None:
 
 
 class ViewCutter(NamedTuple):
-    """Rules by which stills in high resolution are cut."""
+    """Rules by which images are cut: those of the model for every image, and those of `high_resolution`."""
 
-    policy: ImagePolicy
-    image_size: int
-    """Side of the square that the vision tower sees, in pixels."""
+    images: ImageSpec
+    patches: PatchGrid
+    policy: ImagePolicy | None
+    """None where `high_resolution` means nothing."""
 
-    def grid(self, size: tuple[int, int]) -> TileGrid:
-        """Return the tiles of an image of this width and height."""
-        return self.policy.grid(size, image_size=self.image_size)
+    @property
+    def needs_sizes(self) -> bool:
+        """Whether the number of positions depends on an image's size."""
+        return bool(self.images.pinpoints)
+
+    def layout(self, image: ImageInput) -> ImageLayout:
+        """Return the views and positions of an image."""
+        # without a size it cannot be decoded, and only its place is counted
+        size = image.size or (self.patches.image_size, self.patches.image_size)
+        return image_layout(self.images, size, self.patches)
+
+    def grid(self, size: Size) -> TileGrid:
+        """Return the tiles of a still in high resolution, of this width and height."""
+        return self._required().grid(size, image_size=self.patches.image_size)
 
     def cut(self, image: Image.Image) -> Iterator[Image.Image]:
-        """Yield the image and its tiles."""
-        return overview_and_tiles(image, self.policy, image_size=self.image_size)
+        """Yield a still and its tiles in high resolution."""
+        return overview_and_tiles(image, self._required(), image_size=self.patches.image_size)
+
+    def texts(self, grid: TileGrid, chat: ChatFormat) -> ViewTexts:
+        """Return the text around a still and its tiles in high resolution."""
+        return self._required().texts(grid, chat)
+
+    def _required(self) -> ImagePolicy:
+        if self.policy is None:
+            why = "cuts images into tiles by itself" if self.needs_sizes else "has no tiles"
+            raise InputError(f"media: high_resolution means nothing for this model, which {why}")
+        return self.policy
 
 
 class MessageFormat(NamedTuple):
     """Format in which a model family writes a message."""
 
     chat: ChatFormat
-    cutter: ViewCutter
+    cutter: ViewCutter | None
+    """None for a text model."""
+
+    def require_cutter(self) -> ViewCutter:
+        """Return the rules by which images are cut; `InputError` if the model takes none."""
+        if self.cutter is None:
+            raise InputError("media: this model takes text alone; leave out images and videos")
+        return self.cutter
 
 
 def open_images(shown: Sequence[ImageInput], cutter: ViewCutter) -> Iterator[Load]:

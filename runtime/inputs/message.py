@@ -60,6 +60,8 @@ def build_message(
     if query is not None and not query.strip():
         raise InputError("prompt: the text is empty; type a question or an instruction")
     stills, clips = image_sources(images), video_sources(videos)
+    if stills or clips or options.high_resolution:
+        form.require_cutter()
     writer = MessageWriter(options, form)
     if options.official_compat:
         return original_message(query, stills, clips, writer)

@@ -1,16 +1,17 @@
 """RGB images to the pixel values the vision stage takes.
 
-Pillow and numpy only. The result must equal that of the original's padding to a square and the
-tower's own image processor, so the resampling filter and the rounding to bytes between its two
-passes are the same.
+Pillow and numpy only. The result equals, to the last bit, that of the original's padding and the
+tower's own image processor, so the resampling filter, the rounding to bytes between its two passes
+and the arithmetic of a byte's value are the same.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -21,10 +22,22 @@ from longllava_trt.core.json_file import read_json_object
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["ImageProcessorConfig", "load_processor_config", "preprocess", "preprocess_batch"]
+__all__ = [
+    "Fit",
+    "ImageProcessorConfig",
+    "load_processor_config",
+    "normalise",
+    "preprocess",
+    "preprocess_batch",
+]
+
+Fit: TypeAlias = Literal["pad", "crop", "stretch"]
+"""How an image becomes a square: padded with the mean colour and resized; resized by its shorter
+side and cropped in the middle; or resized in both directions by themselves."""
 
 _RESCALE_FACTOR = 0.00392156862745098
 _STRIP_ROWS = 256
+_STRIP_BYTES = 2**24
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +50,8 @@ class ImageProcessorConfig:
     """Mean of red, green and blue, on a scale of 0 to 1."""
     image_std: tuple[float, float, float]
     """Standard deviation of red, green and blue, on the same scale."""
+    fit: Fit = "pad"
+    """How an image that is not square becomes one."""
 
     def __post_init__(self) -> None:
         if self.image_size < 1:
@@ -68,16 +83,27 @@ _FIXED: dict[str, Any] = {
 
 _REQUIRED = ("image_mean", "image_std", "size")
 
-_IGNORED = {"_processor_class", "_valid_processor_keys", "default_to_square", "do_center_crop"} | {
+_IGNORED = {"_processor_class", "_valid_processor_keys", "default_to_square"} | {
     "feature_extractor_type",
+    "image_grid_pinpoints",
     "image_processor_type",
     "processor_class",
 }
-"""Keys without influence on a square image whose crop is as large as itself."""
+"""Keys that say nothing about pixels, or what config.json says."""
+
+_SHAPING = {"crop_size", "do_center_crop", "do_pad"}
+
+_PADS_TO_SQUARE = "LlavaImageProcessor"
+"""The one type of image processor whose `do_pad` means a square; others fill up batches by it."""
 
 
-def load_processor_config(bundle: Path) -> ImageProcessorConfig:
+def load_processor_config(bundle: Path, *, aspect_ratio: str = "pad") -> ImageProcessorConfig:
     """Read and check a bundle's preprocessor_config.json, in its older or newer spelling.
+
+    Args:
+        bundle: Folder.
+        aspect_ratio: What config.json says of images that are not square: `pad`, or anything else
+            for what the image processor says.
 
     Raises:
         ConfigError: Lists every key that is missing, unknown, or has a value that is not supported.
@@ -85,7 +111,7 @@ def load_processor_config(bundle: Path) -> ImageProcessorConfig:
     path = bundle / "preprocessor_config.json"
     raw = read_json_object(path, whose="a bundle carries its image processor's settings")
     problems = [f"missing key '{key}'" for key in _REQUIRED if key not in raw]
-    unknown = raw.keys() - _FIXED.keys() - set(_REQUIRED) - _IGNORED - {"crop_size"}
+    unknown = raw.keys() - _FIXED.keys() - set(_REQUIRED) - _IGNORED - _SHAPING
     problems += [f"unknown key '{key}'" for key in sorted(unknown)]
     problems += [
         f"'{key}' must be {want!r}, got {raw[key]!r}"
@@ -100,15 +126,33 @@ def load_processor_config(bundle: Path) -> ImageProcessorConfig:
     for key in ("image_mean", "image_std"):
         if key in raw and not _is_rgb(raw[key]):
             problems.append(f"'{key}' must be a list of 3 numbers, got {raw[key]!r}")
-    if problems or size is None:
+    fit = "pad" if aspect_ratio == "pad" else _fit(raw)
+    if fit is None:
+        problems.append(
+            "'do_center_crop' must be true where 'size' is of the shortest edge, got false"
+        )
+    if problems or size is None or fit is None:
         raise ConfigError(f"{path}: " + "; ".join(problems))
     return ImageProcessorConfig(
-        image_size=size, image_mean=tuple(raw["image_mean"]), image_std=tuple(raw["image_std"])
+        image_size=size,
+        image_mean=tuple(raw["image_mean"]),
+        image_std=tuple(raw["image_std"]),
+        fit=fit,
     )
 
 
+def _fit(raw: dict[str, Any]) -> Fit | None:
+    """Return how the image processor itself makes a square; None if it would make none."""
+    kind = str(raw.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
+    if raw.get("do_pad") and kind == _PADS_TO_SQUARE:
+        return "pad"
+    if isinstance(raw.get("size"), dict) and "height" in raw["size"]:
+        return "stretch"
+    return "crop" if raw.get("do_center_crop", True) else None
+
+
 def preprocess(image: Image.Image, config: ImageProcessorConfig) -> NDArray[np.float32]:
-    """Pad to a square, resize, and normalise.
+    """Make an image a square of the tower's size, and normalise it.
 
     Args:
         image: RGB, as `load_image` returns it.
@@ -121,10 +165,30 @@ def preprocess(image: Image.Image, config: ImageProcessorConfig) -> NDArray[np.f
         The official runtime rounds these values to float16 before its float32 tower; they stay
         float32 here.
     """
-    square = _resize_on_square(image, config)
+    if config.fit == "pad":
+        square = _resize_on_square(image, config)
+    elif config.fit == "crop":
+        square = _resize_and_crop(image, config.image_size)
+    else:
+        square = image.resize((config.image_size,) * 2, Image.Resampling.BICUBIC)
+    return normalise(square, config)
+
+
+def normalise(square: Image.Image, config: ImageProcessorConfig) -> NDArray[np.float32]:
+    """Return the pixel values of an image of the tower's size. [3, image_size, image_size], float32."""
+    pixels, levels = np.asarray(square), _levels(config)
+    values = np.empty((3, *pixels.shape[:2]), np.float32)
+    for channel, taken in enumerate(values):
+        np.take(levels[channel], pixels[..., channel], out=taken)
+    return values
+
+
+@cache
+def _levels(config: ImageProcessorConfig) -> NDArray[np.float32]:
+    """Return the value of every byte: scaled in float64, rounded, then normalised. [3, 256], float32."""
+    scaled = (np.arange(256) * _RESCALE_FACTOR).astype(np.float32)
     mean, std = np.array(config.image_mean, np.float32), np.array(config.image_std, np.float32)
-    pixels = np.asarray(square, dtype=np.float32) * np.float32(_RESCALE_FACTOR)
-    return np.ascontiguousarray(((pixels - mean) / std).transpose(2, 0, 1))
+    return (scaled - mean[:, None]) / std[:, None]
 
 
 def preprocess_batch(
@@ -161,6 +225,30 @@ def _resize_on_square(image: Image.Image, config: ImageProcessorConfig) -> Image
         strip = strip.resize((size, end - row), Image.Resampling.BICUBIC)
         narrowed.paste(strip, (0, top + row))
     return narrowed.resize((size, size), Image.Resampling.BICUBIC)
+
+
+def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+    """Resize the shorter side to ``size``, and keep the middle of the longer one.
+
+    As in `_resize_on_square`, what is cut away is not stored: the first of Pillow's two passes is
+    cropped before the second, and a tall image takes the second in strips of columns.
+    """
+    if image.width >= image.height:
+        width = int(size * image.width / image.height)
+        left = (width - size) // 2
+        rows = image.resize((width, image.height), Image.Resampling.BICUBIC)
+        rows = rows.crop((left, 0, left + size, image.height))
+        return rows.resize((size, size), Image.Resampling.BICUBIC)
+    height = int(size * image.height / image.width)
+    top = (height - size) // 2
+    rows = image.resize((size, image.height), Image.Resampling.BICUBIC)
+    square = Image.new("RGB", (size, size))
+    step = max(_STRIP_BYTES // (3 * height), 1)
+    for left in range(0, size, step):
+        strip = rows.crop((left, 0, min(left + step, size), image.height))
+        strip = strip.resize((strip.width, height), Image.Resampling.BICUBIC)
+        square.paste(strip.crop((0, top, strip.width, top + size)), (left, 0))
+    return square
 
 
 def _side(value: Any) -> int | None:

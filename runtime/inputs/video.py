@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from longllava_trt.core.errors import InputError, MissingDependencyError
+from longllava_trt.models.image_layout import Size
 from longllava_trt.runtime.inputs.sources import check_file
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ class VideoClip:
     """Name of the video in errors."""
     indices: tuple[int, ...]
     """Frames to show, counted from 0, ascending."""
+    size: Size | None = None
+    """Width and height of the first frame in pixels, upright; None if nobody asks."""
 
     def frames(self) -> Iterator[Image.Image]:
         """Yield the chosen frames as RGB, upright; each is decoded when it is needed.
@@ -84,13 +87,23 @@ def open_clip(
     where = f"video {position} ({path})"
     check_file(path, where)
     fps = _read_fps(path, where)
-    num_frames = sum(1 for _ in _decode(path, where))
+    num_frames, size = _measure(path, where)
     if num_frames == 0:
         raise InputError(f"{where}: has no frame; is it cut off or damaged?")
     indices = choose_frames(
         num_frames, fps=fps, seconds_per_frame=seconds_per_frame, max_frames=max_frames
     )
-    return VideoClip(path=path, where=where, indices=indices)
+    return VideoClip(path=path, where=where, indices=indices, size=size)
+
+
+def _measure(path: Path, where: str) -> tuple[int, Size | None]:
+    """Return the number of frames, and the size of the first."""
+    frames = _decode(path, where)
+    first = next(frames, None)
+    if first is None:
+        return 0, None
+    size = (first.width, first.height)
+    return 1 + sum(1 for _ in frames), size[::-1] if first.rotation % 180 else size
 
 
 def _read_fps(path: Path, where: str) -> float:

@@ -12,12 +12,14 @@ from typing import NamedTuple
 
 from longllava_trt.core.errors import InputError
 from longllava_trt.models.chat import ChatFormat
+from longllava_trt.models.image_layout import Size
 from longllava_trt.models.image_policy import TileGrid, ViewTexts
 from longllava_trt.runtime.inputs.images import (
     ImageGroup,
     ImageInput,
     MessageFormat,
     Text,
+    ViewCutter,
     file_stamp,
 )
 from longllava_trt.runtime.inputs.media import MediaOptions
@@ -40,7 +42,12 @@ class MessageWriter:
 
     def __init__(self, options: MediaOptions, form: MessageFormat) -> None:
         self.options = options
-        self.chat, self.cutter = form
+        self.chat, self._form = form.chat, form
+
+    @property
+    def cutter(self) -> ViewCutter:
+        """Rules by which images are cut."""
+        return self._form.require_cutter()
 
     def parts(
         self, query: str | None, stills: Sequence[ImageSource]
@@ -100,22 +107,26 @@ class MessageWriter:
 
     def still(self, slot: Slot, source: ImageSource, position: int) -> ImageGroup:
         """Return one still, with tiles if the options say so."""
-        grid = self._grid(source, position) if self.options.high_resolution else None
+        size = self._size(source, position)
         image = ImageInput(
             source=source,
             position=position,
             opening=slot.opening,
             ending=slot.closing,
             stamp=file_stamp(source),
+            size=size if self.cutter.needs_sizes else None,
         )
-        if grid is None:
+        if size is None or not self.options.high_resolution:
             return ImageGroup((image,), slot.closing)
-        texts = self.cutter.policy.texts(grid, self.chat)
-        return _tiled(image, grid, texts, slot, self.chat)
+        grid = self.cutter.grid(size)
+        return _tiled(image, grid, self.cutter.texts(grid, self.chat), slot, self.chat)
 
-    def _grid(self, source: ImageSource, position: int) -> TileGrid | None:
+    def _size(self, source: ImageSource, position: int) -> Size | None:
+        """Return a still's size if anything depends on it; None too if it cannot be read."""
+        if not (self.options.high_resolution or self.cutter.needs_sizes):
+            return None
         try:
-            return self.cutter.grid(read_image_size(source, position=position))
+            return read_image_size(source, position=position)
         except InputError:
             if self.options.on_broken == "stop":
                 raise
@@ -130,7 +141,8 @@ class MessageWriter:
             ending = chat.image_close + chat.video_close
             between = chat.image_close + chat.between_frames + chat.image_open
             openings = [chat.video_open + chat.image_open, *[between] * (len(clip.indices) - 1)]
-            yield ImageGroup(tuple(_frames(clip, position, openings, ending)), ending)
+            size = clip.size if self.cutter.needs_sizes else None
+            yield ImageGroup(tuple(_frames(clip, position, openings, ending, size)), ending)
 
     def _open(self, path: Path, position: int) -> VideoClip:
         return open_clip(
@@ -160,7 +172,7 @@ def _tiled(
 
 
 def _frames(
-    clip: VideoClip, position: int, openings: Sequence[str], ending: str
+    clip: VideoClip, position: int, openings: Sequence[str], ending: str, size: Size | None
 ) -> Iterator[ImageInput]:
     stamp = file_stamp(clip.path)
     for frame, opening in zip(clip.indices, openings, strict=True):
@@ -171,4 +183,5 @@ def _frames(
             ending=ending,
             frame=frame,
             stamp=stamp,
+            size=size,
         )

@@ -70,7 +70,7 @@ def test_answers_are_what_was_asked_for(model: LongLLaVA, tmp_path: Path) -> Non
     pictures = draw_pictures(tmp_path, 2)
     none, three = measure_answers(model, settings, pictures, watch=None, progress=events.append)
     assert (none.num_images, three.num_images) == (0, 3)
-    assert three.prompt_tokens >= none.prompt_tokens + 3 * model.runner.num_image_tokens
+    assert three.prompt_tokens >= none.prompt_tokens + 3 * model.runner.cutter.patches.num_rows
     for answer in (none, three):
         assert len(answer.runs) == 2
         assert [run.steps for run in answer.runs] == [4, 4]

@@ -424,7 +424,7 @@ def test_a_thousand_images_are_shown_once(
         return np.ones(512, np.float32)
 
     def encode(_: ImageEncoder, groups: Any, **__: Any) -> Iterator[EncodedImage]:
-        embeds = np.zeros((model.runner.num_image_tokens, 64), np.float32)
+        embeds = np.zeros((model.runner.cutter.patches.num_rows, 64), np.float32)
         return (EncodedImage(embeds) for group in groups for _ in group)
 
     monkeypatch.setattr(Decoder, "step", count)

@@ -10,9 +10,9 @@ from typing import TypeAlias, TypeVar
 import torch
 
 from longllava_trt.core.errors import ConfigError, ManifestError
-from longllava_trt.core.manifest import VISION_CONFIG_FOLDER, Manifest, WeightRecord
+from longllava_trt.core.manifest import Manifest, WeightRecord
 from longllava_trt.core.stage_spec import PAST_PREFIX, STAGES
-from longllava_trt.models.registry import load_model_spec
+from longllava_trt.models.registry import load_bundle_spec
 from longllava_trt.models.spec import ExpertsSpec, ModelSpec
 from longllava_trt.runtime.backends.base import (
     GPU_CHUNK,
@@ -169,9 +169,8 @@ class KernelsBackend:
 
 
 def _config_of(bundle: Path) -> ModelSpec:
-    vision = bundle / VISION_CONFIG_FOLDER
     try:
-        return load_model_spec(bundle, vision_tower=vision if vision.is_dir() else None)
+        return load_bundle_spec(bundle)
     except ConfigError as err:
         raise ManifestError(
             f"{bundle}: does not say how its model is built ({err}); export it again"

@@ -13,9 +13,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from longllava_trt.core.errors import InputError
+from longllava_trt.models.image_layout import PatchGrid
+from longllava_trt.models.image_spec import ImageSpec
 from longllava_trt.models.llava_jamba.image_policy import IMAGE_POLICY
 from longllava_trt.runtime.backends.ort.decoder import Decoder, DecoderState
-from longllava_trt.runtime.inputs import encoder as ingest
+from longllava_trt.runtime.inputs import views
 from longllava_trt.runtime.inputs.encoder import DecodedImage, decode_images
 from longllava_trt.runtime.inputs.images import ImageInput, ViewCutter
 from longllava_trt.runtime.inputs.pixels import ImageProcessorConfig, preprocess
@@ -32,7 +34,11 @@ PROCESSOR = ImageProcessorConfig(
 )
 
 
-CUTTER = ViewCutter(IMAGE_POLICY, PROCESSOR.image_size)
+CUTTER = ViewCutter(
+    ImageSpec(aspect_ratio="pad"),
+    PatchGrid(image_size=PROCESSOR.image_size, side=2),
+    IMAGE_POLICY,
+)
 
 
 def shown(source: Path | Image.Image, position: int = 1) -> tuple[ImageInput]:
@@ -84,7 +90,7 @@ def test_only_so_many_are_decoded_ahead(tmp_path: Path, monkeypatch: pytest.Monk
             decoded.append(1)
         return preprocess(image, config)
 
-    monkeypatch.setattr(ingest, "preprocess", counted)
+    monkeypatch.setattr(views, "preprocess", counted)
     ring = ahead(write_stills(tmp_path, 30), depth=5)
     for taken in range(1, 11):
         next(ring)

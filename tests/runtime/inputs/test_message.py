@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from longllava_trt.core.errors import InputError
+from longllava_trt.models.image_layout import PatchGrid
+from longllava_trt.models.image_spec import ImageSpec
 from longllava_trt.models.llava_jamba.chat import CHAT
 from longllava_trt.models.llava_jamba.image_policy import IMAGE_POLICY
 from longllava_trt.runtime.inputs.images import Load, ViewCutter, open_images
@@ -23,7 +25,7 @@ from longllava_trt.runtime.inputs.message import (
 )
 
 FRAME = "<img><image></img>"
-CUTTER = ViewCutter(IMAGE_POLICY, image_size=336)
+CUTTER = ViewCutter(ImageSpec(aspect_ratio="pad"), PatchGrid(image_size=336, side=12), IMAGE_POLICY)
 FORM = MessageFormat(CHAT, CUTTER)
 
 

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from longllava_trt.core.errors import InputError
+from longllava_trt.models.image_layout import PatchGrid
+from longllava_trt.models.image_spec import ImageSpec
 from longllava_trt.models.llava_jamba.chat import CHAT
 from longllava_trt.models.llava_jamba.image_policy import IMAGE_POLICY
 from longllava_trt.reference.prompt import (
@@ -31,7 +33,10 @@ from longllava_trt.runtime.inputs.message import (
 )
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 
-FORM = MessageFormat(CHAT, ViewCutter(IMAGE_POLICY, image_size=336))
+FORM = MessageFormat(
+    CHAT,
+    ViewCutter(ImageSpec(aspect_ratio="pad"), PatchGrid(image_size=336, side=12), IMAGE_POLICY),
+)
 TOKENIZER = ChatTokenizer(Path(__file__).parents[1] / "text" / "data" / "reduced-tokenizer", CHAT)
 STILL = Image.new("RGB", (4, 4))
 
