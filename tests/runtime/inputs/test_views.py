@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-
 from PIL import Image
 
 from longllava_trt.models.image_layout import ImageLayout, PatchGrid, image_layout
