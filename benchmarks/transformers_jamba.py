@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from longllava_trt.models.llava_jamba.config import DECODER_KEYS
+from longllava_trt.models.jamba_layers import JAMBA_KEYS
 from longllava_trt.models.spec import DecoderSpec
 from longllava_trt.reference.model import LongLLaVA
 
@@ -34,7 +34,7 @@ def jamba_from_reference(model: LongLLaVA, *, attention: str = "eager") -> torch
     import transformers
 
     decoder = model.config.decoder
-    fields = {name: model.config.source[name] for name in DECODER_KEYS}
+    fields = {name: model.config.source[name] for name in JAMBA_KEYS}
     options: dict[str, Any] = {"tie_word_embeddings": False, "attn_implementation": attention}
     config = transformers.JambaConfig(**fields, **options)
     jamba: torch.nn.Module = transformers.JambaForCausalLM(config)

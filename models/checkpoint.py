@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from longllava_trt.core.dtypes import FLOAT_NAMES, FLOATS
 from longllava_trt.core.errors import CheckpointError
 from longllava_trt.core.safetensors_header import TensorSource, read_header
 from longllava_trt.models.family import ModelFamily
-from longllava_trt.models.parameters import VISION
+from longllava_trt.models.parameters import HEAD, VISION, unused_parameters
 from longllava_trt.models.registry import family_of
 from longllava_trt.models.spec import ModelSpec
 from longllava_trt.models.tensors import expected_tensors
@@ -80,7 +81,8 @@ def index_checkpoint(
             checkpoint's own copy; its other tensors are ignored.
 
     Returns:
-        Sources by canonical name, in the order of `expected_tensors`.
+        Sources by canonical name, in the order of `expected_tensors`; the tower's layers after its
+        feature may be absent.
 
     Raises:
         CheckpointError: Lists the tensors that are missing, extra, of a wrong shape or of a dtype
@@ -88,10 +90,14 @@ def index_checkpoint(
     """
     family = family_of(spec)
     tensors = dict(CheckpointIndex.open(folder, family).tensors)
-    place = str(folder)
+    place, prefix = str(folder), family.tensor_name(VISION)
+    if spec.vision is not None and not any(name.startswith(prefix) for name in tensors):
+        vision_tower = vision_tower or _find_tower(folder, spec)
+    if spec.decoder.tie_embeddings:
+        # transformers ignores a head that is tied, and some files have a copy
+        tensors.pop(family.tensor_name(HEAD), None)
     if vision_tower is not None:
         place += f" with the vision tower of {vision_tower}"
-        prefix = family.tensor_name(VISION)
         tensors = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
         home = vision_tower.resolve()
         tensors |= {
@@ -100,11 +106,23 @@ def index_checkpoint(
             if name.startswith(prefix)
         }
     expected = expected_tensors(spec)
+    unused = {family.tensor_name(path) for path in unused_parameters(spec)}
     _raise_if(
-        list(_differences(tensors, expected)),
+        list(_differences(tensors, expected, may_lack=unused)),
         f"{place}: tensors are not those that config.json describes; check that both are of the same model",
     )
-    return {name: tensors[name] for name in expected}
+    return {name: tensors[name] for name in expected if name in tensors}
+
+
+def _find_tower(folder: Path, spec: ModelSpec) -> Path:
+    """Return the folder of the tower that is not in the shards."""
+    home = folder / spec.tower if spec.tower else None
+    if home is not None and any((home / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+        return home
+    named = f"; config.json names '{spec.tower}'" if spec.tower else ""
+    raise CheckpointError(
+        f"{folder}: has no vision tower among its weights{named}; fetch that and give its folder with --vision-tower"
+    )
 
 
 def _read_weight_map(folder: Path) -> dict[str, str] | None:
@@ -209,9 +227,12 @@ def _cut(source: TensorSource, count: int) -> list[TensorSource]:
 
 
 def _differences(
-    tensors: Mapping[str, TensorSource], expected: Mapping[str, tuple[int, ...]]
+    tensors: Mapping[str, TensorSource],
+    expected: Mapping[str, tuple[int, ...]],
+    *,
+    may_lack: AbstractSet[str],
 ) -> Iterator[str]:
-    yield from _listed("missing", expected.keys() - tensors.keys())
+    yield from _listed("missing", expected.keys() - tensors.keys() - may_lack)
     yield from _listed("left over", tensors.keys() - expected.keys())
     common = sorted(expected.keys() & tensors.keys())
     yield from _listed(

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from longllava_trt.core.errors import ConfigError
 from longllava_trt.core.json_file import read_json_object
+from longllava_trt.core.manifest import VISION_CONFIG_FOLDER
+from longllava_trt.models.config_reader import ConfigReader, located
 from longllava_trt.models.registry import CONFIG_FILE, WHOSE_CONFIG
 from longllava_trt.models.spec import VisionSpec
+from longllava_trt.models.towers import known_tower
 
-__all__ = ["clip_config", "find_vision_tower", "preprocessor_config", "published_tower"]
+__all__ = ["CLIP", "clip_config", "find_vision_tower", "preprocessor_config", "read_vision_config"]
 
-_PUBLISHED = {"clip-vit-large-patch14-336": VisionSpec()}
-"""Towers that checkpoints only name, by the last part of the name."""
+CLIP: Mapping[str, Any] = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+}
+"""Defaults of transformers' class, for files that list only what differs from them."""
 
+_MODEL_TYPES = ("clip_vision_model", "clip")
+_HARMLESS = ("attention_dropout", "dropout", "dtype", "projection_dim", "torch_dtype", "vocab_size")
 _FIELDS = {
     "hidden_size": "hidden_size",
     "intermediate_size": "intermediate_size",
@@ -28,30 +41,50 @@ _FIELDS = {
 
 
 def find_vision_tower(checkpoint: Path, tower: str, *, override: Path | None) -> VisionSpec:
-    """Return a tower's sizes, from `override`, a folder in the checkpoint, or its published name.
+    """Return a tower's sizes.
+
+    They are in ``override``, in a folder of the checkpoint, in the folder that a bundle has for
+    them, or known by the tower's published name.
 
     Raises:
         ConfigError: If none of these exists, or its config has an unsupported value.
     """
-    for folder in (override, checkpoint / tower):
-        if folder is not None and (folder / CONFIG_FILE).is_file():
-            return _read_config(folder / CONFIG_FILE)
     if override is not None:
+        if (override / CONFIG_FILE).is_file():
+            return _read_config(override / CONFIG_FILE)
         raise ConfigError(
             f"{override / CONFIG_FILE}: not found; give a folder with a CLIP config.json"
         )
-    published = _PUBLISHED.get(Path(tower).name.replace("_", "-"))
-    if published is not None:
-        return published
+    for folder in (checkpoint / tower, checkpoint / VISION_CONFIG_FOLDER):
+        if (folder / CONFIG_FILE).is_file():
+            return _read_config(folder / CONFIG_FILE)
+    if (known := known_tower(tower)) is not None:
+        return known
     raise ConfigError(
         f"{checkpoint / CONFIG_FILE}: 'mm_vision_tower' is {tower!r}, which is neither a folder in the checkpoint with "
-        f"a config.json nor one of {', '.join(_PUBLISHED)}; name the tower's folder with --vision-tower"
+        "a config.json nor a published CLIP tower that is known; name the tower's folder with --vision-tower"
     )
 
 
-def published_tower(spec: VisionSpec) -> str | None:
-    """Return the hub's name of a tower; None if it is not published."""
-    return next((f"openai/{name}" for name, known in _PUBLISHED.items() if spec == known), None)
+def read_vision_config(reader: ConfigReader, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the keys of a CLIP tower.
+
+    Args:
+        reader: The object that has them.
+        defaults: Values of keys that are absent; the others are required.
+
+    Returns:
+        Fields of `VisionSpec`.
+    """
+    reader.one_of("model_type", _MODEL_TYPES, "clip_vision_model", why="another kind of tower")
+    reader.one_of("num_channels", (3,), 3)
+    reader.harmless(_HARMLESS)
+    fields: dict[str, Any] = {
+        _FIELDS[key]: reader.whole(key, defaults.get(key)) for key in _FIELDS if "eps" not in key
+    }
+    fields["layer_norm_eps"] = reader.real("layer_norm_eps", 1e-5)
+    fields["activation"] = reader.one_of("hidden_act", ("quick_gelu", "gelu"), "quick_gelu")
+    return fields
 
 
 def clip_config(spec: VisionSpec) -> dict[str, Any]:
@@ -84,19 +117,15 @@ def preprocessor_config(spec: VisionSpec) -> dict[str, Any]:
 
 
 def _read_config(path: Path) -> VisionSpec:
+    """Read a tower's own config.json, or that of a CLIP with a text side."""
     raw = read_json_object(path, whose=WHOSE_CONFIG)
-    raw = raw.get("vision_config", raw)
-    if raw.get("hidden_act", "quick_gelu") != "quick_gelu":
-        raise ConfigError(f"{path}: 'hidden_act' must be 'quick_gelu', got {raw['hidden_act']!r}")
-    missing = sorted(set(_FIELDS) - raw.keys() - {"layer_norm_eps"})
-    if missing:
-        raise ConfigError(f"{path}: missing " + ", ".join(f"'{name}'" for name in missing))
-    found = {name: raw[key] for key, name in _FIELDS.items() if key in raw}
-    wrong = [
-        f"'{key}' must be a number, got {raw[key]!r}"
-        for key in _FIELDS
-        if key in raw and (isinstance(raw[key], bool) or not isinstance(raw[key], int | float))
-    ]
-    if wrong:
-        raise ConfigError(f"{path}: " + "; ".join(wrong))
-    return VisionSpec(**found)
+    vision = raw.get("vision_config", raw)
+    if not isinstance(vision, dict):
+        raise ConfigError(f"{path}: 'vision_config' must be an object, got {vision!r}")
+    reader = ConfigReader(vision)
+    fields = read_vision_config(reader, {})
+    # the tower's file may hold anything else: what it computes is what these keys say
+    reader.harmless(vision)
+    reader.finish(str(path))
+    with located(str(path)):
+        return VisionSpec(**fields)

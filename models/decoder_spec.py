@@ -23,9 +23,13 @@ __all__ = [
     "MambaSpec",
     "MixerSpec",
     "RotarySpec",
+    "check_depth",
 ]
 
 LayerKind = Literal["attention", "mamba"]
+
+_MOST_LAYERS = 10_000
+"""Far more than any model has; a larger number would fill the memory before anything is read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,3 +189,11 @@ class DecoderSpec:
     def mixers(self) -> tuple[MixerSpec, ...]:
         """Mixer of each layer."""
         return tuple(layer.mixer for layer in self.layers)
+
+
+def check_depth(num_layers: int, *, where: str = "decoder") -> None:
+    """Refuse a number of layers that no model has, before they are made."""
+    if num_layers > _MOST_LAYERS:
+        raise ConfigError(
+            f"{where}: num_hidden_layers must be at most {_MOST_LAYERS}, got {num_layers}"
+        )

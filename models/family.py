@@ -10,13 +10,21 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from longllava_trt.models.chat import ChatFormat
 from longllava_trt.models.image_policy import ImagePolicy
 from longllava_trt.models.spec import DecoderSpec, ModelSpec
 
-__all__ = ["ModelFamily", "ReadConfig", "ReadDecoder", "Renaming", "rename"]
+__all__ = [
+    "CheckpointFormat",
+    "ModelFamily",
+    "ReadConfig",
+    "ReadDecoder",
+    "Renaming",
+    "StoredTensor",
+    "rename",
+]
 
 Renaming = tuple[tuple[re.Pattern[str], str], ...]
 """Patterns and what replaces them, in the order in which they are tried."""
@@ -46,6 +54,27 @@ class ReadDecoder(Protocol):
         """Return the decoder, or raise `ConfigError`."""
 
 
+class StoredTensor(NamedTuple):
+    """One tensor of a checkpoint's file."""
+
+    paths: tuple[str, ...]
+    """Parameters in it, in storage order; more than one where experts are stacked."""
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointFormat:
+    """A format in which checkpoints of a family are published."""
+
+    config_files: Callable[[ModelSpec, str], dict[str, str]]
+    """Texts of a model's JSON files, for a saved dtype, by path; `InputError` if the format cannot say what the model
+    is."""
+    stored: Callable[[ModelSpec], dict[str, StoredTensor]] | None = None
+    """Tensors of a model's files by key; by default each parameter under its canonical name."""
+    added_tokens: Callable[[ModelSpec], Mapping[str, int]] | None = None
+    """Tokens that this format adds to the tokenizer for images, with their ids; by default none."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelFamily:
     """A family of models."""
@@ -54,6 +83,8 @@ class ModelFamily:
     """Its word in config.json."""
     title: str
     """Its name for people."""
+    other_model_types: tuple[str, ...] = ()
+    """Further words in config.json that mean this family, in other formats or with other decoders."""
     read_config: ReadConfig
     read_decoder: ReadDecoder
     tensor_name: Callable[[str], str]
@@ -65,8 +96,8 @@ class ModelFamily:
     its first axis."""
     is_tolerated: Callable[[str], bool]
     """Whether a key may be in a file without meaning."""
-    config_files: Callable[[ModelSpec, str], dict[str, str]]
-    """Texts of a model's JSON files in this family's format, for a saved dtype, by path."""
+    formats: Mapping[str, CheckpointFormat]
+    """Formats of its checkpoints by name, to write synthetic ones; the first is the usual one."""
     chat: ChatFormat
     """Strings of its prompts."""
     image_policy: ImagePolicy | None = None
@@ -77,6 +108,16 @@ class ModelFamily:
     """Presets that are too large to be filled with random numbers by accident."""
     positions_around_image: int = 0
     """Positions of the markers around an image that stands alone."""
+
+    @property
+    def model_types(self) -> tuple[str, ...]:
+        """All words in config.json that mean this family."""
+        return (self.model_type, *self.other_model_types)
+
+    @property
+    def usual_format(self) -> CheckpointFormat:
+        """The format in which its checkpoints are usually published."""
+        return next(iter(self.formats.values()))
 
 
 def rename(name: str, renaming: Renaming) -> str:

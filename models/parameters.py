@@ -24,6 +24,7 @@ __all__ = [
     "EMBEDDING",
     "EXPERT_MATRICES",
     "HEAD",
+    "IMAGE_NEWLINE",
     "PACKED_PARTS",
     "PROJECTOR",
     "VISION",
@@ -38,12 +39,15 @@ __all__ = [
     "parameter_shapes",
     "path_ending",
     "router_path",
+    "unused_parameters",
 ]
 
 Shape = tuple[int, ...]
 Shapes = Iterator[tuple[str, Shape]]
 
 EMBEDDING, HEAD = "embed_tokens.weight", "lm_head.weight"
+IMAGE_NEWLINE = "image_newline"
+"""Embedding that ends each row of an image's map of tiles. [hidden_size]."""
 VISION, PROJECTOR = "vision.", "projector."
 """Prefixes of the paths of the tower and of the connector."""
 PACKED_PARTS = ("gate_up", "down", "gate_up_scales", "down_scales")
@@ -97,8 +101,20 @@ def parameter_shapes(spec: ModelSpec) -> dict[str, Shape]:
     if spec.vision is not None and spec.connector is not None:
         hidden = spec.decoder.hidden_size
         shapes.update(_connector(spec.connector, spec.vision.feature_size, hidden))
+        if spec.images.has_newline:
+            shapes[IMAGE_NEWLINE] = (hidden,)
         shapes.update((VISION + name, shape) for name, shape in _vision_tower(spec.vision))
     return shapes
+
+
+def unused_parameters(spec: ModelSpec) -> frozenset[str]:
+    """Return paths that no stage reads, and that a file may lack: the tower's after its feature."""
+    if spec.vision is None:
+        return frozenset()
+    run = spec.vision.num_run_layers
+    after = [f"{VISION}encoder.layers.{i}." for i in range(run, spec.vision.num_layers)]
+    prefixes = (*after, f"{VISION}post_layernorm.")
+    return frozenset(path for path in parameter_shapes(spec) if path.startswith(prefixes))
 
 
 def decoder_parameters(decoder: DecoderSpec) -> dict[str, Shape]:

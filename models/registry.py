@@ -38,18 +38,26 @@ class _Entry(NamedTuple):
     """Module with the family as `FAMILY`."""
 
 
-_BUILT_IN = {"llava_jamba": _Entry("LongLLaVA", "longllava_trt.models.llava_jamba.family")}
+_LLAVA = "longllava_trt.models.llava.family"
+_BUILT_IN = {
+    "llava_jamba": _Entry("LongLLaVA", "longllava_trt.models.llava_jamba.family"),
+    "llava_llama": _Entry("LLaVA in its original format", _LLAVA),
+    "llava": _Entry("LLaVA in either format", _LLAVA),
+    "llava_mistral": _Entry("LLaVA-1.6 with Mistral in its original format", _LLAVA),
+    "llava_next": _Entry("LLaVA-1.6 in transformers' format", _LLAVA),
+    "jamba": _Entry("Jamba", "longllava_trt.models.jamba.family"),
+}
 
 _FOREIGN = {
     "clip": "CLIP",
     "clip_vision_model": "a CLIP vision tower",
-    "jamba": "Jamba, text alone",
     "llama": "Llama, text alone",
-    "llava": "LLaVA-1.5 in transformers' format",
-    "llava_llama": "LLaVA in its original format",
-    "llava_mistral": "LLaVA-1.6 with Mistral in its original format",
-    "llava_next": "LLaVA-1.6 in transformers' format",
+    "llava_next_video": "LLaVA-NeXT-Video",
+    "llava_onevision": "LLaVA-OneVision",
+    "llava_qwen": "LLaVA with Qwen",
     "mistral": "Mistral, text alone",
+    "video_llava": "Video-LLaVA",
+    "vipllava": "ViP-LLaVA",
 }
 """Models that people try and that are not supported; an error names them."""
 
@@ -62,16 +70,19 @@ def register_family(family: ModelFamily) -> None:
     Raises:
         ConfigError: If another family has its `model_type`.
     """
-    if family.model_type in _BUILT_IN or family.model_type in _loaded:
-        raise ConfigError(
-            f"model_type '{family.model_type}': must be new, but a family has it; choose another"
-        )
-    _loaded[family.model_type] = family
+    for model_type in family.model_types:
+        if model_type in _BUILT_IN or model_type in _loaded:
+            raise ConfigError(
+                f"model_type '{model_type}': must be new, but a family has it; choose another"
+            )
+    _loaded.update(dict.fromkeys(family.model_types, family))
 
 
 def unregister_family(model_type: str) -> None:
     """Remove a registered family."""
-    _loaded.pop(model_type, None)
+    family = _loaded.get(model_type)
+    for word in family.model_types if family is not None else ():
+        _loaded.pop(word)
 
 
 def find_family(model_type: object, *, where: str = "model") -> ModelFamily:
@@ -89,7 +100,8 @@ def find_family(model_type: object, *, where: str = "model") -> ModelFamily:
     if isinstance(model_type, str) and model_type in _BUILT_IN:
         family = importlib.import_module(_BUILT_IN[model_type].module).FAMILY
         assert isinstance(family, ModelFamily), "Bug: the module of a family holds it"
-        _loaded[model_type] = family
+        assert model_type in family.model_types, "Bug: a family says all its words"
+        _loaded.update(dict.fromkeys(family.model_types, family))
         return family
     title = _FOREIGN.get(model_type) if isinstance(model_type, str) else None
     got = f"this is {title} (model_type '{model_type}')" if title else _describe(model_type)
@@ -153,7 +165,8 @@ def find_preset(name: str) -> ModelSpec:
 
 
 def _families() -> list[ModelFamily]:
-    return [find_family(name) for name in {**_BUILT_IN, **_loaded}]
+    families = [find_family(name) for name in {**_BUILT_IN, **_loaded}]
+    return [family for i, family in enumerate(families) if family not in families[:i]]
 
 
 def load_family(folder: Path) -> ModelFamily:
@@ -175,5 +188,5 @@ def _describe(model_type: object) -> str:
 
 def _supported() -> str:
     titles = {name: entry.title for name, entry in _BUILT_IN.items()}
-    titles |= {name: family.title for name, family in _loaded.items()}
+    titles |= {name: family.title for name, family in _loaded.items() if name not in titles}
     return ", ".join(f"{title} ('{name}')" for name, title in titles.items())

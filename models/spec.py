@@ -22,6 +22,7 @@ from longllava_trt.models.decoder_spec import (
     MambaSpec,
     MixerSpec,
     RotarySpec,
+    check_depth,
 )
 from longllava_trt.models.image_spec import ConnectorSpec, ImageSpec, VisionSpec
 
@@ -40,6 +41,7 @@ __all__ = [
     "ModelSpec",
     "RotarySpec",
     "VisionSpec",
+    "check_depth",
 ]
 
 
@@ -65,6 +67,8 @@ class ModelSpec:
     pad_token_id: int | None = None
     max_positions: int | None = None
     """Largest number of positions in config.json; it is only reported, and limits nothing."""
+    tower: str | None = field(default=None, compare=False)
+    """Folder of the tower's own checkpoint, or its name on the hub, if config.json has one."""
     source: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """The config.json this came from, unchanged."""
 

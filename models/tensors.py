@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
+from longllava_trt.models.family import StoredTensor
 from longllava_trt.models.parameters import (
     PACKED_PARTS,
     PROJECTOR,
@@ -17,7 +18,7 @@ from longllava_trt.models.parameters import (
 from longllava_trt.models.registry import family_of, load_decoder_spec, load_family
 from longllava_trt.models.spec import ModelSpec
 
-__all__ = ["expected_tensors", "stored_paths", "tensor_names"]
+__all__ = ["expected_tensors", "stored_paths", "stored_tensors", "tensor_names"]
 
 
 def expected_tensors(spec: ModelSpec) -> dict[str, Shape]:
@@ -30,6 +31,25 @@ def tensor_names(spec: ModelSpec) -> dict[str, str]:
     """Return the canonical name of every parameter, by path."""
     name = family_of(spec).tensor_name
     return {path: name(path) for path in parameter_shapes(spec)}
+
+
+def stored_tensors(
+    spec: ModelSpec, checkpoint_format: str | None = None
+) -> dict[str, StoredTensor]:
+    """Return the tensors of a model's files by key.
+
+    Args:
+        spec: The model.
+        checkpoint_format: One of its family's formats; by default the usual one.
+    """
+    family = family_of(spec)
+    chosen = family.formats[checkpoint_format] if checkpoint_format else family.usual_format
+    if chosen.stored is not None:
+        return chosen.stored(spec)
+    return {
+        family.tensor_name(path): StoredTensor((path,), shape)
+        for path, shape in parameter_shapes(spec).items()
+    }
 
 
 def stored_paths(bundle: Path, names: Iterable[str]) -> dict[str, str]:

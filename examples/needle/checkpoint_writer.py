@@ -30,7 +30,9 @@ def write_tokenizer(folder: Path, vocab_size: int) -> None:
 def write_trained(folder: Path, model: LongLLaVA) -> None:
     """Write configuration, tokenizer and weights; the weights are rounded to float16."""
     write_tokenizer(folder, model.config.decoder.vocab_size)
-    for name, text in family_of(model.config).config_files(model.config, "float16").items():
+    for name, text in (
+        family_of(model.config).usual_format.config_files(model.config, "float16").items()
+    ):
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, encoding="utf-8")
     weights = sorted(model.named_tensors().items())

@@ -18,12 +18,30 @@ from longllava_trt.core.dtypes import FLOAT_NAMES
 __all__ = ["PRESETS", "add_parser", "run"]
 
 # the library's own table would cost the help an import of NumPy
-PRESETS = ("tiny", "tiny-dense", "mini", "9b", "53b")
+PRESETS = (
+    "tiny",
+    "tiny-dense",
+    "mini",
+    "9b",
+    "53b",
+    "llava-1-tiny",
+    "llava-1.5-tiny",
+    "llava-1.5-hd-tiny",
+    "llava-1.6-tiny",
+    "llava-1.6-mistral-tiny",
+    "llava-1.5-7b",
+    "llava-1.5-13b",
+    "llava-1.6-mistral-7b",
+    "jamba-tiny",
+    "jamba-3b",
+)
+FORMATS = ("original", "huggingface", "per-expert", "stacked")
 
 _EXAMPLES = """\
   longllava-trt synth tiny
   longllava-trt synth mini --preset mini --seed 7 --dtype bfloat16
   longllava-trt synth 53b --preset 53b --sparse            104 GB in 22 files that take no disk
+  longllava-trt synth llava --preset llava-1.5-tiny --format huggingface
   longllava-trt synth 9b-2 --preset 9b --layers 2          real shapes, random weights, 3 GB
 """
 
@@ -45,7 +63,14 @@ def add_parser(subparsers: Subparsers) -> None:
         choices=PRESETS,
         default="tiny",
         help="tiny: 4 experts, 5 MB; tiny-dense: no router, as the 9B; mini: 16 experts, hidden 512, for measuring "
-        "speed; 9b and 53b: the published sizes and shards, for --sparse or --layers (default: %(default)s)",
+        "speed; 9b and 53b: the published sizes and shards, for --sparse or --layers; llava-NAME-tiny and jamba-tiny: "
+        "small models of the series, llava-NAME-7b, -13b and jamba-3b: their published sizes (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--format",
+        choices=FORMATS,
+        help="format of config.json and of the tensors' names; llava: original or huggingface, jamba: per-expert or "
+        "stacked (default: the first of the two)",
     )
     parser.add_argument(
         "--sparse",
@@ -80,6 +105,7 @@ def run(args: argparse.Namespace) -> int:
     files = write_checkpoint(
         args.out,
         preset=args.preset,
+        checkpoint_format=args.format,
         seed=args.seed,
         dtype=args.dtype,
         layers=args.layers,

@@ -14,38 +14,21 @@ from typing import Any
 from longllava_trt.core.errors import ConfigError
 from longllava_trt.core.json_file import read_json_object
 from longllava_trt.models.clip import find_vision_tower
+from longllava_trt.models.jamba_layers import JAMBA_KEYS, jamba_decoder
 from longllava_trt.models.registry import CONFIG_FILE, WHOSE_CONFIG
 from longllava_trt.models.spec import (
-    AttentionSpec,
     ConnectorSpec,
     DecoderSpec,
-    DenseSpec,
-    ExpertsSpec,
-    FeedForwardSpec,
     ImageSpec,
-    LayerSpec,
-    MambaSpec,
-    MixerSpec,
     ModelSpec,
     VisionSpec,
 )
 
-__all__ = ["DECODER_KEYS", "MODEL_TYPE", "model_from_keys", "read_config", "read_decoder"]
+__all__ = ["MODEL_TYPE", "model_from_keys", "read_config", "read_decoder"]
 
 logger = logging.getLogger(__name__)
 
 MODEL_TYPE = "llava_jamba"
-
-DECODER_KEYS = (
-    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-    "num_attention_heads", "num_key_value_heads",
-    "attn_layer_period", "attn_layer_offset", "expert_layer_period", "expert_layer_offset",
-    "num_experts", "num_experts_per_tok",
-    "mamba_d_state", "mamba_d_conv", "mamba_expand", "mamba_dt_rank", "rms_norm_eps",
-)  # fmt: skip
-"""Keys of the decoder's numbers; all are required."""
-
-_ZERO_ALLOWED = frozenset({"attn_layer_offset", "expert_layer_offset"})
 
 _FIXED: dict[str, tuple[Any, ...]] = {
     "model_type": (MODEL_TYPE,),
@@ -113,7 +96,7 @@ def read_config(
             where,
         )
     # before the search for the tower: errors here do not depend on it
-    _decoder(raw, where)
+    jamba_decoder(raw, where)
     vision = find_vision_tower(folder, str(raw["mm_vision_tower"]), override=vision_tower)
     if vision.hidden_size != raw["mm_hidden_size"]:
         raise ConfigError(
@@ -124,7 +107,7 @@ def read_config(
 
 def read_decoder(folder: Path, *, ignored_keys: Iterable[str] = ()) -> DecoderSpec:
     """Read and check the decoder's part of config.json; the vision tower is not needed."""
-    return _decoder(_checked(folder, ignored_keys), str(folder / CONFIG_FILE))
+    return jamba_decoder(_checked(folder, ignored_keys), str(folder / CONFIG_FILE))
 
 
 def model_from_keys(
@@ -143,12 +126,13 @@ def model_from_keys(
         vision=vision,
         connector=ConnectorSpec(num_layers=2, pooling=_POOLING),
         images=ImageSpec(aspect_ratio="pad"),
-        decoder=_decoder(raw, where),
+        decoder=jamba_decoder(raw, where),
         torch_dtype=raw.get("torch_dtype") or "bfloat16",
         bos_token_id=raw.get("bos_token_id", 1),
         eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
         pad_token_id=raw.get("pad_token_id", 0),
         max_positions=raw.get("tokenizer_model_max_length"),
+        tower=raw.get("mm_vision_tower"),
         source=raw,
     )
 
@@ -157,7 +141,7 @@ def _checked(folder: Path, ignored_keys: Iterable[str]) -> dict[str, Any]:
     """Check all keys of config.json and return its content."""
     path = folder / CONFIG_FILE
     raw = read_json_object(path, whose=WHOSE_CONFIG)
-    known = {*DECODER_KEYS, *_FIXED, *_HARMLESS, *_OTHER_KEYS}
+    known = {*JAMBA_KEYS, *_FIXED, *_HARMLESS, *_OTHER_KEYS}
     ignored = set(ignored_keys) & (raw.keys() - known)
     if ignored:
         logger.warning("%s: ignoring %s, as told", path, ", ".join(map(repr, sorted(ignored))))
@@ -170,7 +154,7 @@ def _checked(folder: Path, ignored_keys: Iterable[str]) -> dict[str, Any]:
 def _key_problems(raw: Mapping[str, Any], known: set[str]) -> list[str]:
     """Return all faults of the keys of config.json."""
     required = {
-        *DECODER_KEYS,
+        *JAMBA_KEYS,
         *(_FIXED.keys() - _OPTIONAL_FIXED),
         "mm_vision_tower",
         "mm_hidden_size",
@@ -186,75 +170,3 @@ def _key_problems(raw: Mapping[str, Any], known: set[str]) -> list[str]:
         if key in raw and raw[key] not in allowed
     ]
     return problems
-
-
-def _decoder(raw: Mapping[str, Any], where: str) -> DecoderSpec:
-    keys = {name: raw[name] for name in DECODER_KEYS}
-    if keys["mamba_dt_rank"] == "auto" and isinstance(keys["hidden_size"], int):
-        keys["mamba_dt_rank"] = -(-keys["hidden_size"] // 16)
-    problems = _number_problems(keys)
-    if problems:
-        raise ConfigError(f"{where}: " + "; ".join(problems))
-    heads, hidden = keys["num_attention_heads"], keys["hidden_size"]
-    if hidden % heads or heads % keys["num_key_value_heads"]:
-        whole, part = (hidden, heads) if hidden % heads else (heads, keys["num_key_value_heads"])
-        raise ConfigError(f"{where}: decoder: {whole} is not divisible by {part}")
-    if keys["num_experts_per_tok"] > keys["num_experts"]:
-        raise ConfigError(
-            f"{where}: decoder: num_experts_per_tok {keys['num_experts_per_tok']} exceeds num_experts "
-            f"{keys['num_experts']}"
-        )
-    return DecoderSpec(
-        layers=tuple(_layer(keys, i) for i in range(keys["num_hidden_layers"])),
-        vocab_size=keys["vocab_size"],
-        hidden_size=hidden,
-        rms_norm_eps=keys["rms_norm_eps"],
-    )
-
-
-def _number_problems(keys: Mapping[str, Any]) -> list[str]:
-    """Return faults of the decoder's numbers, one kind of fault at a time."""
-    problems = [
-        f"'{name}' must be a number, got {value!r}"
-        for name, value in keys.items()
-        if isinstance(value, bool) or not isinstance(value, int | float)
-    ] or [
-        f"'{name}' must be a whole number, got {value!r}"
-        for name, value in keys.items()
-        if name != "rms_norm_eps" and not isinstance(value, int)
-    ]
-    if problems:
-        return problems
-    bad = [
-        f"{name}={value!r}"
-        for name, value in keys.items()
-        if not value > 0 and not (name in _ZERO_ALLOWED and value == 0)
-    ]
-    return [f"decoder: must be positive: {', '.join(bad)}"] if bad else []
-
-
-def _layer(keys: Mapping[str, Any], layer: int) -> LayerSpec:
-    """Return one layer of the pattern; a single expert is never routed."""
-    hidden, inner = keys["hidden_size"], keys["intermediate_size"]
-    mixer: MixerSpec
-    if layer % keys["attn_layer_period"] == keys["attn_layer_offset"]:
-        heads = keys["num_attention_heads"]
-        mixer = AttentionSpec(
-            num_heads=heads, num_kv_heads=keys["num_key_value_heads"], head_dim=hidden // heads
-        )
-    else:
-        mixer = MambaSpec(
-            d_inner=keys["mamba_expand"] * hidden,
-            d_state=keys["mamba_d_state"],
-            d_conv=keys["mamba_d_conv"],
-            dt_rank=keys["mamba_dt_rank"],
-        )
-    forward: FeedForwardSpec = DenseSpec(intermediate_size=inner)
-    routed = layer % keys["expert_layer_period"] == keys["expert_layer_offset"]
-    if keys["num_experts"] > 1 and routed:
-        forward = ExpertsSpec(
-            num_experts=keys["num_experts"],
-            top_k=keys["num_experts_per_tok"],
-            intermediate_size=inner,
-        )
-    return LayerSpec(mixer=mixer, feed_forward=forward)

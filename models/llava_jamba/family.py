@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from longllava_trt.models.family import ModelFamily
+from longllava_trt.models.family import CheckpointFormat, ModelFamily
 from longllava_trt.models.llava_jamba.chat import CHAT
 from longllava_trt.models.llava_jamba.config import MODEL_TYPE, read_config, read_decoder
 from longllava_trt.models.llava_jamba.image_policy import IMAGE_POLICY
@@ -25,7 +25,7 @@ FAMILY = ModelFamily(
     canonical_name=canonical_name,
     stored_parts=stored_parts,
     is_tolerated=is_tolerated,
-    config_files=config_files,
+    formats={"original": CheckpointFormat(config_files=config_files)},
     chat=CHAT,
     image_policy=IMAGE_POLICY,
     presets=PRESETS,

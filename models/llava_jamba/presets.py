@@ -8,10 +8,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from longllava_trt.models.clip import clip_config, preprocessor_config, published_tower
+from longllava_trt.models.clip import clip_config, preprocessor_config
 from longllava_trt.models.llava_jamba.config import MODEL_TYPE, model_from_keys
 from longllava_trt.models.registry import CONFIG_FILE
 from longllava_trt.models.spec import ModelSpec, VisionSpec
+from longllava_trt.models.towers import published_tower
 
 __all__ = ["PRESETS", "PUBLISHED", "compose", "config_files"]
 

@@ -1,4 +1,4 @@
-"""Synthetic checkpoints in the original's file format: seeded random weights, or sparse files.
+"""Synthetic checkpoints in the published file formats: seeded random weights, or sparse files.
 
 Random weights give a model without meaning but with usual numbers: activations stay near one, the
 router has preferences, images and distant tokens change the next token, and greedy decoding neither
@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 
 from longllava_trt.core.dtypes import DTYPES, FLOAT_NAMES
@@ -24,26 +23,28 @@ from longllava_trt.core.safetensors_writer import (
     write_safetensors,
 )
 from longllava_trt.models.checkpoint import INDEX_FILE
+from longllava_trt.models.family import CheckpointFormat, ModelFamily, StoredTensor
 from longllava_trt.models.registry import family_of
 from longllava_trt.models.spec import ModelSpec
-from longllava_trt.models.tensors import expected_tensors, tensor_names
+from longllava_trt.models.tensors import expected_tensors, stored_tensors
 from longllava_trt.reference.synthetic.presets import preset_config
 from longllava_trt.reference.synthetic.tokenizer import TEXT_VOCABULARY, tokenizer_files
-from longllava_trt.reference.synthetic.weights import draw_tensor
+from longllava_trt.reference.synthetic.weights import RandomWeights
 
 __all__ = ["write_checkpoint"]
 
-Shapes = dict[str, tuple[int, ...]]
+Tensors = dict[str, StoredTensor]
 
 _SHARD_BYTES = 256 * 2**20
 _PUBLISHED_SHARD_BYTES = 5 * 10**9
 """Shard size that gives the published number of shards: 4 for the 9B, 22 for the 53B."""
 
 
-def write_checkpoint(
+def write_checkpoint(  # noqa: PLR0913 - the options of the command line, one to one
     folder: Path,
     *,
     preset: str,
+    checkpoint_format: str | None = None,
     seed: int = 0,
     dtype: str | None = None,
     layers: int | None = None,
@@ -56,6 +57,8 @@ def write_checkpoint(
     Args:
         folder: Target; must not exist or be empty.
         preset: One of `preset_names()`.
+        checkpoint_format: Format of the files, if the preset's family has several; the weights are
+            the same in all.
         seed: Not negative. The same seed gives the same bytes.
         dtype: Dtype of every tensor: float32, float16 or bfloat16; by default the preset's own.
         layers: Write only this number of decoder layers, from the first.
@@ -73,6 +76,7 @@ def write_checkpoint(
     """
     config = preset_config(preset, layers)
     family = family_of(config)
+    files = _find_format(family, checkpoint_format, preset)
     is_published = preset in family.published_presets
     dtype = dtype or config.torch_dtype
     if shard_bytes is None:
@@ -87,17 +91,29 @@ def write_checkpoint(
         _check_room(folder, config, dtype, everything=is_published and layers is None)
     with atomic_directory(folder, overwrite=overwrite, marker=INDEX_FILE) as staging:
         vocabulary = min(config.decoder.vocab_size, TEXT_VOCABULARY)
-        texts = family.config_files(config, dtype) | tokenizer_files(vocabulary)
+        added = files.added_tokens(config) if files.added_tokens is not None else {}
+        texts = files.config_files(config, dtype) | tokenizer_files(vocabulary, added)
         for name, text in texts.items():
             (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).write_text(text, encoding="utf-8")
-        shards = _plan_shards(config, DTYPES[dtype].itemsize, shard_bytes)
-        paths = {} if sparse else {name: path for path, name in tensor_names(config).items()}
-        for name, shapes in shards.items():
-            _write_shard(staging / name, shapes, dtype, seed=seed, paths=paths)
+        stored = stored_tensors(config, checkpoint_format)
+        shards = _plan_shards(stored, DTYPES[dtype].itemsize, shard_bytes)
+        source = None if sparse else RandomWeights(config, seed)
+        for name, tensors in shards.items():
+            _write_shard(staging / name, tensors, dtype, source)
         _write_index(staging, shards, dtype)
         names = sorted(p.relative_to(staging) for p in staging.rglob("*") if p.is_file())
     return [folder / name for name in names]
+
+
+def _find_format(family: ModelFamily, name: str | None, preset: str) -> CheckpointFormat:
+    if name is None:
+        return family.usual_format
+    if name not in family.formats:
+        raise InputError(
+            f"synth: format of preset {preset} must be one of {', '.join(family.formats)}, got {name!r}"
+        )
+    return family.formats[name]
 
 
 def _check_room(folder: Path, config: ModelSpec, dtype: str, *, everything: bool) -> None:
@@ -120,45 +136,40 @@ def _check_room(folder: Path, config: ModelSpec, dtype: str, *, everything: bool
         )
 
 
-def _plan_shards(config: ModelSpec, itemsize: int, shard_bytes: int) -> dict[str, Shapes]:
+def _plan_shards(stored: Tensors, itemsize: int, shard_bytes: int) -> dict[str, Tensors]:
     """Return the tensors of each shard by file name: in the model's order, at least two shards."""
-    shapes = expected_tensors(config)
-    total = itemsize * sum(map(math.prod, shapes.values()))
+    total = itemsize * sum(math.prod(tensor.shape) for tensor in stored.values())
     limit = min(shard_bytes, math.ceil(total / 2))
-    shards: list[Shapes] = [{}]
+    shards: list[Tensors] = [{}]
     room = limit
-    for name, shape in shapes.items():
-        nbytes = itemsize * math.prod(shape)
+    for key, tensor in stored.items():
+        nbytes = itemsize * math.prod(tensor.shape)
         if nbytes > room and shards[-1]:
             shards.append({})
             room = limit
-        shards[-1][name] = shape
+        shards[-1][key] = tensor
         room -= nbytes
     return {
         f"model-{i:05}-of-{len(shards):05}.safetensors": shard for i, shard in enumerate(shards, 1)
     }
 
 
-def _write_shard(
-    path: Path, shapes: Shapes, dtype: str, *, seed: int, paths: Mapping[str, str]
-) -> None:
-    """Write one shard with one tensor in memory at a time; a sparse file if ``paths`` is empty."""
-    tensors = {name: (shape, dtype) for name, shape in shapes.items()}
+def _write_shard(path: Path, stored: Tensors, dtype: str, source: RandomWeights | None) -> None:
+    """Write one shard with one tensor in memory at a time; a sparse file without a source."""
+    tensors = {key: (tensor.shape, dtype) for key, tensor in stored.items()}
     layout = layout_safetensors(path.name, tensors, metadata=PYTORCH)
-    if not paths:
+    if source is None:
         write_safetensors(path, layout, None)
         return
-    drawn = (
-        draw_tensor(paths[name], shape, name=name, seed=seed) for name, shape in shapes.items()
-    )
+    drawn = (source.draw(tensor) for tensor in stored.values())
     write_safetensors(path, layout, (content_of(t.astype(DTYPES[dtype].numpy)) for t in drawn))
 
 
-def _write_index(folder: Path, shards: dict[str, Shapes], dtype: str) -> None:
-    total = sum(math.prod(shape) for shapes in shards.values() for shape in shapes.values())
-    weight_map = {key: name for name, shapes in shards.items() for key in shapes}
+def _write_index(folder: Path, shards: dict[str, Tensors], dtype: str) -> None:
+    shapes = [tensor.shape for tensors in shards.values() for tensor in tensors.values()]
+    weight_map = {key: name for name, tensors in shards.items() for key in tensors}
     index = {
-        "metadata": {"total_size": total * DTYPES[dtype].itemsize},
+        "metadata": {"total_size": sum(map(math.prod, shapes)) * DTYPES[dtype].itemsize},
         "weight_map": dict(sorted(weight_map.items())),
     }
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")

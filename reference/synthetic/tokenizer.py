@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from tokenizers import Tokenizer, models, trainers
@@ -57,11 +58,12 @@ Just before sunset the shadows are long; every object near the beach, even the q
 """
 
 
-def train_tokenizer(vocab_size: int) -> str:
+def train_tokenizer(vocab_size: int, added: Mapping[str, int] | None = None) -> str:
     """Train a tokenizer and return the text of its tokenizer.json.
 
     Args:
         vocab_size: Number of ids: special tokens, bytes, characters, then merged pieces.
+        added: Further special tokens with their ids.
 
     Raises:
         InputError: If the text is too short for `vocab_size` ids, or the ids are too few for its
@@ -81,17 +83,25 @@ def train_tokenizer(vocab_size: int) -> str:
             f"synthetic tokenizer: vocab_size {vocab_size} gives {len(model['vocab'])} pieces and "
             f"leaves out {missing or 'no marker'}; choose about 512"
         )
-    return _json(_published_form(model))
+    form = _published_form(model)
+    form["added_tokens"] += [{"id": i, **_added_token(token)} for token, i in (added or {}).items()]
+    return _json(form)
 
 
-def tokenizer_files(vocab_size: int) -> dict[str, str]:
-    """Return the texts of a checkpoint's three tokenizer files by file name."""
+def tokenizer_files(vocab_size: int, added: Mapping[str, int] | None = None) -> dict[str, str]:
+    """Return the texts of a checkpoint's three tokenizer files by file name.
+
+    Args:
+        vocab_size: Number of ids that texts give.
+        added: Further special tokens with their ids, which are larger.
+    """
+    tokens = dict(enumerate(SPECIAL_TOKENS)) | {i: token for token, i in (added or {}).items()}
     pad, bos, eos, unk = SPECIAL_TOKENS
     special = {"bos_token": bos, "eos_token": eos, "pad_token": pad, "unk_token": unk}
     config = {
         "add_bos_token": True,
         "add_eos_token": False,
-        "added_tokens_decoder": {str(i): _added_token(t) for i, t in enumerate(SPECIAL_TOKENS)},
+        "added_tokens_decoder": {str(i): _added_token(t) for i, t in tokens.items()},
         "clean_up_tokenization_spaces": False,
         "model_max_length": int(1e30),
         "spaces_between_special_tokens": False,
@@ -100,7 +110,7 @@ def tokenizer_files(vocab_size: int) -> dict[str, str]:
         **special,
     }
     return {
-        "tokenizer.json": train_tokenizer(vocab_size),
+        "tokenizer.json": train_tokenizer(vocab_size, added),
         "tokenizer_config.json": _json(config),
         "special_tokens_map.json": _json(special),
     }

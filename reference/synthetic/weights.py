@@ -13,10 +13,13 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from longllava_trt.models.parameters import EMBEDDING, HEAD
+from longllava_trt.models.family import StoredTensor
+from longllava_trt.models.parameters import EMBEDDING, HEAD, parameter_shapes
+from longllava_trt.models.spec import ModelSpec
+from longllava_trt.models.tensors import tensor_names
 from longllava_trt.reference.synthetic.tokenizer import BYTE_IDS, SPECIAL_TOKENS, TEXT_VOCABULARY
 
-__all__ = ["draw_tensor"]
+__all__ = ["RandomWeights", "draw_tensor"]
 
 Array = npt.NDArray[np.float32]
 
@@ -29,6 +32,29 @@ _GAINS = {
 }
 _BYTE_SHARE = 0.3
 _DT_RANGE = (1e-3, 1e-1)
+
+
+class RandomWeights:
+    """Values of a checkpoint's tensors; the same in every format of the files.
+
+    Args:
+        spec: The model.
+        seed: Seed of the checkpoint.
+    """
+
+    def __init__(self, spec: ModelSpec, seed: int) -> None:
+        self._shapes, self._names = parameter_shapes(spec), tensor_names(spec)
+        self._tied, self._seed = spec.decoder.tie_embeddings, seed
+
+    def draw(self, tensor: StoredTensor) -> Array:
+        """Return a stored tensor, float32, with its parts one after another."""
+        parts = [self._draw(path) for path in tensor.paths]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts).reshape(tensor.shape)
+
+    def _draw(self, path: str) -> Array:
+        # a table that is the head too is drawn as the head: its scores decide what is generated
+        drawn_as = HEAD if path == EMBEDDING and self._tied else path
+        return draw_tensor(drawn_as, self._shapes[path], name=self._names[path], seed=self._seed)
 
 
 def draw_tensor(path: str, shape: tuple[int, ...], *, name: str, seed: int) -> Array:

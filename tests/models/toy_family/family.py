@@ -11,7 +11,7 @@ from longllava_trt.core.errors import ConfigError
 from longllava_trt.core.json_file import read_json_object
 from longllava_trt.models.chat import ChatFormat
 from longllava_trt.models.clip import preprocessor_config
-from longllava_trt.models.family import ModelFamily
+from longllava_trt.models.family import CheckpointFormat, ModelFamily
 from longllava_trt.models.image_policy import Box, TileGrid, ViewTexts
 from longllava_trt.models.spec import (
     AttentionSpec,
@@ -107,7 +107,7 @@ FAMILY = ModelFamily(
     canonical_name=lambda key: key,
     stored_parts=lambda key, _: (key,),
     is_tolerated=lambda _: False,
-    config_files=config_files,
+    formats={"toy": CheckpointFormat(config_files=config_files)},
     chat=CHAT,
     image_policy=WholeImage(),
     presets={

@@ -1,0 +1,39 @@
+"""Jamba, text alone: a bundle has the stages `embed` and `decoder`."""
+
+from __future__ import annotations
+
+from longllava_trt.models.chat import ChatFormat
+from longllava_trt.models.family import CheckpointFormat, ModelFamily
+from longllava_trt.models.jamba.config import MODEL_TYPE, read_config, read_decoder
+from longllava_trt.models.jamba.presets import PRESETS, PUBLISHED, config_files
+from longllava_trt.models.jamba.weights import (
+    canonical_name,
+    is_tolerated,
+    stacked_tensors,
+    stored_parts,
+    tensor_name,
+)
+from longllava_trt.models.llava_jamba.image_policy import IMAGE_POLICY
+
+__all__ = ["FAMILY"]
+
+FAMILY = ModelFamily(
+    model_type=MODEL_TYPE,
+    title="Jamba",
+    read_config=read_config,
+    read_decoder=read_decoder,
+    tensor_name=tensor_name,
+    canonical_name=canonical_name,
+    stored_parts=stored_parts,
+    is_tolerated=is_tolerated,
+    formats={
+        "per-expert": CheckpointFormat(config_files=config_files),
+        "stacked": CheckpointFormat(config_files=config_files, stored=stacked_tensors),
+    },
+    # the tokenizer's own chat template is not read yet: the plainest format stands in its place
+    chat=ChatFormat(user_role="", assistant_role="", separator="\n"),
+    # no image is ever cut for it
+    image_policy=IMAGE_POLICY,
+    presets=PRESETS,
+    published_presets=PUBLISHED,
+)
