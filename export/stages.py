@@ -36,11 +36,12 @@ class VisionStage(_Stage):
 
 
 class ProjectorStage(_Stage):
-    """`image_features` to `image_embeds`."""
+    """`image_features` to `image_embeds`, and `image_newline` where the model has one."""
 
     def forward(self, image_features: Tensor) -> Outputs:
-        """Trace pooling and MLP."""
-        return (self.model.project(image_features),)
+        """Trace pooling and MLP, and the row that ends a line of tiles, which is a weight."""
+        newline = [self.model.image_newline] if self.model.config.images.has_newline else []
+        return (self.model.project(image_features), *newline)
 
 
 class EmbedStage(_Stage):

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from longllava_trt.core.stage_spec import PAST_PREFIX, StageSpec, TensorSpec, present_name
+from longllava_trt.models.parameters import IMAGE_NEWLINE
 from longllava_trt.models.spec import AttentionSpec, DecoderSpec, ModelSpec
 
 __all__ = ["TRAINED_CONTEXT", "carried_state", "layer_output_names", "stage_specs"]
@@ -83,7 +84,10 @@ def _image_stages(spec: ModelSpec, dtype: str) -> Mapping[str, StageSpec]:
     image_embeds = TensorSpec(
         "image_embeds", ("num_images", spec.num_image_tokens, spec.decoder.hidden_size), dtype
     )
+    newline = [TensorSpec(IMAGE_NEWLINE, (spec.decoder.hidden_size,), dtype)]
+    if not spec.images.has_newline:
+        newline = []
     return {
         "vision": StageSpec("vision", (pixels,), (features,)),
-        "projector": StageSpec("projector", (features,), (image_embeds,)),
+        "projector": StageSpec("projector", (features,), (image_embeds, *newline)),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -15,13 +15,15 @@ __all__ = ["IMAGE_TOKEN_INDEX", "assemble_embeds", "greedy_tokens", "prefill"]
 IMAGE_TOKEN_INDEX = -200
 
 
-def assemble_embeds(model: LongLLaVA, input_ids: Sequence[int], image_embeds: Tensor) -> Tensor:
+def assemble_embeds(
+    model: LongLLaVA, input_ids: Sequence[int], image_embeds: Iterable[Tensor]
+) -> Tensor:
     """Embed a prompt, with the k-th image's tokens at the k-th image index.
 
     Args:
         model: The model.
         input_ids: Token ids, with `IMAGE_TOKEN_INDEX` for each image.
-        image_embeds: [num_images, num_image_tokens, hidden_size], T.
+        image_embeds: Of each image. [num_positions, hidden_size], T.
 
     Returns:
         Embeddings. [1, length, hidden_size], T.

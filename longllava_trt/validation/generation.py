@@ -17,11 +17,15 @@ from PIL import Image
 
 from longllava_trt.core.parity import FLOAT32_MODEL, ParityRow, compare_logits, compare_tokens
 from longllava_trt.models.chat import ChatFormat
+from longllava_trt.models.image_layout import PatchGrid, image_layout
 from longllava_trt.models.registry import family_of
 from longllava_trt.reference.generate import assemble_embeds, greedy_tokens
+from longllava_trt.reference.image_rows import image_rows
+from longllava_trt.reference.model import LongLLaVA
 from longllava_trt.reference.prompt import IMAGE_PLACEHOLDER, tokenize_prompt
-from longllava_trt.runtime.inputs.pixels import load_processor_config, preprocess_batch
+from longllava_trt.runtime.inputs.pixels import load_processor_config
 from longllava_trt.runtime.inputs.sources import ImageSource, load_image
+from longllava_trt.runtime.inputs.views import view_pixels
 from longllava_trt.runtime.model import LongLLaVA as RuntimeLongLLaVA
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 from longllava_trt.validation.parity_case import ParityCase, array_of
@@ -60,14 +64,9 @@ class GenerationCase:
         """Let the reference answer, from images given or synthetic."""
         model = subject.reference
         shown: tuple[ImageSource, ...] = tuple(images) or tuple(_synthetic_images(seed))
-        pixels = preprocess_batch(
-            [load_image(image, position=i) for i, image in enumerate(shown, start=1)],
-            load_processor_config(subject.bundle),
-        )
         prompt = write_prompt(_QUERY, family_of(model.config).chat, num_images=len(shown))
         ids = tokenize_prompt(prompt, ChatTokenizer(subject.bundle))
-        image_embeds = model.project(model.encode_images(torch.from_numpy(pixels)))
-        embeds = assemble_embeds(model, ids, image_embeds)
+        embeds = assemble_embeds(model, ids, _image_embeds(model, subject.bundle, shown))
         answer = list(greedy_tokens(model, embeds, max_new_tokens=max_new_tokens))
         return cls(
             query=_QUERY,
@@ -77,6 +76,20 @@ class GenerationCase:
             logits=np.stack([array_of(logits) for _, logits in answer]),
             max_new_tokens=max_new_tokens,
         )
+
+
+def _image_embeds(
+    model: LongLLaVA, bundle: Path, shown: Sequence[ImageSource]
+) -> Iterator[torch.Tensor]:
+    """Yield the embeddings of each image. [num_positions, hidden_size], T."""
+    config = model.config
+    patches = PatchGrid.of(config.require_vision(), config.require_connector())
+    processor = load_processor_config(bundle, aspect_ratio=config.images.aspect_ratio)
+    for position, source in enumerate(shown, start=1):
+        image = load_image(source, position=position)
+        layout = image_layout(config.images, image.size, patches)
+        pixels = torch.from_numpy(view_pixels(image, layout, processor))
+        yield image_rows(model, pixels, layout, image.size)
 
 
 def write_prompt(query: str, chat: ChatFormat, *, num_images: int) -> str:

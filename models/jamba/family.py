@@ -13,7 +13,6 @@ from longllava_trt.models.jamba.weights import (
     stored_parts,
     tensor_name,
 )
-from longllava_trt.models.llava_jamba.image_policy import IMAGE_POLICY
 
 __all__ = ["FAMILY"]
 
@@ -33,7 +32,6 @@ FAMILY = ModelFamily(
     # the tokenizer's own chat template is not read yet: the plainest format stands in its place
     chat=ChatFormat(user_role="", assistant_role="", separator="\n"),
     # no image is ever cut for it
-    image_policy=IMAGE_POLICY,
     presets=PRESETS,
     published_presets=PUBLISHED,
 )

@@ -20,7 +20,6 @@ from longllava_trt.models.llava.weights import (
     stored_parts,
     tensor_name,
 )
-from longllava_trt.models.llava_jamba.image_policy import IMAGE_POLICY
 
 __all__ = ["FAMILY"]
 
@@ -44,9 +43,8 @@ FAMILY = ModelFamily(
             added_tokens=huggingface_tokens,
         ),
     },
-    # chat and images of the series are not written yet: the plainest ones stand in their place
+    # chats of the series are not written yet: the plainest one stands in their place
     chat=ChatFormat(user_role="USER: ", assistant_role="ASSISTANT:", separator=" "),
-    image_policy=IMAGE_POLICY,
     presets=PRESETS,
     published_presets=PUBLISHED,
 )

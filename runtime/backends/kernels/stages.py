@@ -57,7 +57,10 @@ class KernelsStage(ABC):
         self.check_values(value)
         with self.stream.active():
             result = self.forward(self.stream.to_device(value))
-            return {self.spec.outputs[0].name: self.stream.to_host(result)}
+            # what a stage gives besides is a weight: the row that ends a line of tiles
+            others = {o.name: self.weights[o.name] for o in self.spec.outputs[1:]}
+            found = {self.spec.outputs[0].name: result, **others}
+            return {name: self.stream.to_host(tensor) for name, tensor in found.items()}
 
     def check_values(self, value: NDArray[Any]) -> None:  # noqa: B027 - few stages have any to refuse
         """Refuse what would fail on the device."""

@@ -16,6 +16,7 @@ from longllava_trt.models.parameters import (
     EMBEDDING,
     EXPERT_MATRICES,
     HEAD,
+    IMAGE_NEWLINE,
     PROJECTOR,
     VISION,
     expert_path,
@@ -89,10 +90,11 @@ def plan_stage(stage: str, spec: ModelSpec, dtype: str) -> tuple[FusedWeight, ..
     if stage == "embed":
         shape = (spec.decoder.vocab_size, spec.decoder.hidden_size)
         return _as_stored(spec, [FusedWeight("embed_tokens", shape, dtype, (EMBEDDING,))])
-    width = spec.require_vision().feature_size
-    return _as_stored(
-        spec, _projector(spec.require_connector(), width, spec.decoder.hidden_size, dtype)
-    )
+    width, hidden = spec.require_vision().feature_size, spec.decoder.hidden_size
+    plan = [*_projector(spec.require_connector(), width, hidden, dtype)]
+    if spec.images.has_newline:
+        plan.append(FusedWeight(IMAGE_NEWLINE, (hidden,), dtype, (IMAGE_NEWLINE,)))
+    return _as_stored(spec, plan)
 
 
 def _as_stored(spec: ModelSpec, plan: Iterable[FusedWeight]) -> tuple[FusedWeight, ...]:
