@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -58,14 +58,11 @@ def photograph(name: str, box: tuple[int, int, int, int] | None = None) -> Image
 
 
 def images() -> list[Any]:
-    every: list[tuple[str, Callable[[], Image.Image]]] = []
-    every += [(name, lambda name=name: photograph(name)) for name in PHOTOGRAPHS]
-    every += [(f"{n}{b}", lambda n=n, b=b: photograph(n, b)) for n, b in PORTRAITS + SMALL]
-    every += [(f"{w}x{h}", lambda size=(w, h): noise(size)) for w, h in ODD]
-    every += [
-        (mode, lambda mode=mode: noise((301, 450), mode)) for mode in ("L", "RGBA", "LA", "P")
-    ]
-    return [pytest.param(make, id=name) for name, make in every]
+    every = {name: partial(photograph, name) for name in PHOTOGRAPHS}
+    every |= {f"{name}{box}": partial(photograph, name, box) for name, box in PORTRAITS + SMALL}
+    made = {f"{w}x{h}": partial(noise, (w, h)) for w, h in ODD}
+    made |= {mode: partial(noise, (301, 450), mode) for mode in ("L", "RGBA", "LA", "P")}
+    return [pytest.param(make, id=name) for name, make in (every | made).items()]
 
 
 def test_there_are_thirty_images() -> None:
