@@ -106,6 +106,8 @@ class ModelFamily:
     """Sizes of synthetic checkpoints."""
     published_presets: frozenset[str] = frozenset()
     """Presets that are too large to be filled with random numbers by accident."""
+    trained_context: int | None = None
+    """Positions of prompt and answer together that its models were trained for; None: what config.json says."""
     positions_around_image: int = 0
     """Positions of the markers around an image that stands alone."""
 

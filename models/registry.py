@@ -25,11 +25,16 @@ __all__ = [
     "load_model_spec",
     "preset_names",
     "register_family",
+    "trained_context",
     "unregister_family",
 ]
 
 CONFIG_FILE = "config.json"
 WHOSE_CONFIG = "the folder of a checkpoint holds config.json beside its weights"
+
+
+_UNSAID_CONTEXT = 4096
+"""Where config.json gives no number."""
 
 
 class _Entry(NamedTuple):
@@ -111,6 +116,11 @@ def find_family(model_type: object, *, where: str = "model") -> ModelFamily:
 def family_of(spec: ModelSpec) -> ModelFamily:
     """Return the family of a model."""
     return find_family(spec.model_type)
+
+
+def trained_context(spec: ModelSpec) -> int:
+    """Return the positions of prompt and answer together that a model was trained for."""
+    return family_of(spec).trained_context or spec.max_positions or _UNSAID_CONTEXT
 
 
 def load_model_spec(

@@ -21,34 +21,39 @@ _ON_GPU: tuple[BackendName, ...] = ("trt", "kernels")
 """Best first."""
 
 
-def open_backend(bundle: Path, manifest: Manifest, options: RunOptions) -> Backend:
+def open_backend(
+    bundle: Path, manifest: Manifest, options: RunOptions, *, max_context: int
+) -> Backend:
     """Open a backend for a bundle; loads no stage.
 
     Args:
         bundle: Folder.
         manifest: Its manifest.
         options: Which backend, and its own options.
+        max_context: Most positions of one sequence.
 
     Raises:
         LongLLaVAError: If the bundle or the machine lacks what the backend needs.
     """
     if options.backend != "auto":
-        return _open(options.backend, bundle, manifest, options)
+        return _open(options.backend, bundle, manifest, options, max_context)
     target = current_target()
     if target is not None:
-        return _open_best(target, bundle, manifest, options)
+        return _open_best(target, bundle, manifest, options, max_context)
     logger.info("backend ort: this machine has no usable NVIDIA GPU")
-    return _open("ort", bundle, manifest, options)
+    return _open("ort", bundle, manifest, options, max_context)
 
 
-def _open_best(target: str, bundle: Path, manifest: Manifest, options: RunOptions) -> Backend:
+def _open_best(
+    target: str, bundle: Path, manifest: Manifest, options: RunOptions, max_context: int
+) -> Backend:
     """Open the first backend that runs the bundle on a GPU; on the CPU if none does, and say why."""
     lacks: list[str] = []
     for name in _ON_GPU:
         lack = _lack(name, bundle, target)
         if lack is None:
             try:
-                backend = _open(name, bundle, manifest, options)
+                backend = _open(name, bundle, manifest, options, max_context)
             except LongLLaVAError as err:
                 lack = str(err)
             else:
@@ -58,7 +63,7 @@ def _open_best(target: str, bundle: Path, manifest: Manifest, options: RunOption
         lacks.append(f"{name} ({lack})")
     # slower by a hundred times, so nobody should have to ask for it
     logger.warning("backend ort: not the GPU (%s) but the CPU; not %s", target, ", ".join(lacks))
-    return _open("ort", bundle, manifest, options)
+    return _open("ort", bundle, manifest, options, max_context)
 
 
 def _lack(name: BackendName, bundle: Path, target: str) -> str | None:
@@ -74,7 +79,9 @@ def _lack(name: BackendName, bundle: Path, target: str) -> str | None:
     return f"the bundle has engines for {', '.join(sorted(targets)) or 'no GPU'}"
 
 
-def _open(name: BackendName, bundle: Path, manifest: Manifest, options: RunOptions) -> Backend:
+def _open(
+    name: BackendName, bundle: Path, manifest: Manifest, options: RunOptions, max_context: int
+) -> Backend:
     if name == "trt":
         from longllava_trt.runtime.backends.trt.backend import TrtBackend
         from longllava_trt.runtime.backends.trt.engines import open_engines
@@ -88,7 +95,7 @@ def _open(name: BackendName, bundle: Path, manifest: Manifest, options: RunOptio
         return KernelsBackend(
             bundle,
             manifest,
-            max_context=options.max_context,
+            max_context=max_context,
             chunk_size=options.chunk_size,
             scan=options.scan,
         )

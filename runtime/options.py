@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from longllava_trt.models.contracts import TRAINED_CONTEXT
 from longllava_trt.runtime.backends.base import BACKENDS, SCANS, ScanName
 from longllava_trt.runtime.backends.ort.kernels import Kernels, kernels_named
 from longllava_trt.runtime.option_checks import check, choice, whole_number
@@ -33,8 +32,8 @@ class RunOptions:
     """Prompt positions fed to the decoder at a time; by default what the backend runs best with."""
     vision_batch: int | None = None
     """Images encoded at a time; by default what the backend runs best with."""
-    max_context: int = TRAINED_CONTEXT
-    """Most positions of prompt and answer together; the model was trained up to this length."""
+    max_context: int | None = None
+    """Most positions of prompt and answer together; by default as many as the model was trained for."""
 
     def __post_init__(self) -> None:
         check(
@@ -46,7 +45,7 @@ class RunOptions:
                 whole_number("num_threads", self.num_threads, at_least=1, or_none=True),
                 whole_number("chunk_size", self.chunk_size, at_least=1, or_none=True),
                 whole_number("vision_batch", self.vision_batch, at_least=1, or_none=True),
-                whole_number("max_context", self.max_context, at_least=1),
+                whole_number("max_context", self.max_context, at_least=1, or_none=True),
             ],
         )
         object.__setattr__(self, "kernels", kernels_named(self.kernels))

@@ -19,7 +19,7 @@ from longllava_trt.core.json_file import read_json_object
 from longllava_trt.core.manifest import Manifest
 from longllava_trt.models.family import ModelFamily
 from longllava_trt.models.image_layout import PatchGrid
-from longllava_trt.models.registry import load_bundle_spec, load_family
+from longllava_trt.models.registry import load_bundle_spec, load_family, trained_context
 from longllava_trt.models.spec import ModelSpec
 from longllava_trt.runtime.backends.base import Backend, SequenceState, StageSession, StepDecoder
 from longllava_trt.runtime.inputs.encoder import ImageEncoder, Projected
@@ -73,17 +73,21 @@ class Runner:
         self.eos_token_ids = read_end_ids(bundle / "generation_config.json", self.vocab_size)
         heads = (attention.num_heads for attention in spec.decoder.attention_layers.values())
         self._num_heads = max(heads, default=1)
-        self.backend = backend or open_backend(bundle, manifest, options)
+        self.max_context = options.max_context or trained_context(spec)
+        """Most positions of one sequence, if the backend has room for them."""
+        self.backend = backend or open_backend(
+            bundle, manifest, options, max_context=self.max_context
+        )
 
     @property
     def capacity(self) -> int:
         """Most positions of one sequence, prompt and answer together."""
-        return _least(self.options.max_context, self.backend.limits.capacity)
+        return _least(self.max_context, self.backend.limits.capacity)
 
     @property
     def more_capacity(self) -> str:
         """Advice in errors on how a sequence gets more positions."""
-        if self.capacity < self.options.max_context:
+        if self.capacity < self.max_context:
             return "build engines with a larger --max-context"
         return "raise --max-context"
 
@@ -109,6 +113,7 @@ class Runner:
             backend=self.backend.name,
             chunk_size=self.chunk_size,
             vision_batch=self.vision_batch,
+            max_context=self.max_context,
         )
 
     @cached_property

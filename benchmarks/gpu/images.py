@@ -92,6 +92,7 @@ def _float32_bundles(context: BenchContext) -> list[Path]:
 
 def _open_with_random_weights(bundle: Path) -> tuple[LongLLaVA, Callable[[], bool | None]]:
     """Return a model, and a function that says whether its decode steps are replayed as graphs."""
+    from longllava_trt.models.registry import load_bundle_spec, trained_context
     from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
     options = RunOptions(chunk_size=_CHUNK, vision_batch=_BATCH)
@@ -107,7 +108,7 @@ def _open_with_random_weights(bundle: Path) -> tuple[LongLLaVA, Callable[[], boo
         backend = KernelsBackend(
             bundle,
             manifest,
-            max_context=options.max_context,
+            max_context=trained_context(load_bundle_spec(bundle)),
             chunk_size=_CHUNK,
             read_weights=draw_weights,
         )

@@ -223,6 +223,7 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         type=count,
         metavar="N",
         help="most positions of prompt and answer together, those of images included",
+        default_text="as many as the model was trained for",
     )
     add_threads(engine)
 

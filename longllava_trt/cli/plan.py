@@ -86,7 +86,17 @@ def add_parser(subparsers: Subparsers) -> None:
         "max_context",
         type=count,
         metavar="N",
-        help="positions allowed; the model was trained up to the default",
+        help="positions allowed",
+        default_text="as many as the model was trained for",
+    )
+    PLAN.add(
+        parser,
+        "--image-size",
+        "image_size",
+        type=_size_of_image,
+        metavar="WxH",
+        help="width and height of each image in pixels, where positions depend on them, as in LLaVA-1.6",
+        default_text="the vision tower's own",
     )
     parser.add_argument(
         "--vision-tower",
@@ -102,6 +112,16 @@ def add_parser(subparsers: Subparsers) -> None:
         "values from engine.json, and the chunk (default: estimate)",
     )
     parser.set_defaults(run=run)
+
+
+def _size_of_image(text: str) -> tuple[int, int]:
+    """Read WIDTHxHEIGHT."""
+    width, _, height = text.partition("x")
+    if not (width.isdecimal() and height.isdecimal() and int(width) and int(height)):
+        raise argparse.ArgumentTypeError(
+            f"expected width and height in pixels, such as 1024x768, got '{text}'"
+        )
+    return int(width), int(height)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from longllava_trt.core.engine_record import EngineRecord
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.weight_formats import MOE_QUANTS, MoeQuant
-from longllava_trt.models.contracts import TRAINED_CONTEXT
-from longllava_trt.models.registry import family_of
+from longllava_trt.models.image_layout import ImageLayout, PatchGrid, image_layout
+from longllava_trt.models.registry import family_of, trained_context
 from longllava_trt.models.spec import ModelSpec
 from longllava_trt.planning.flops import StageFlops, count_flops, decoder_flops
 from longllava_trt.planning.gpus import Gpu
@@ -75,18 +75,21 @@ class PlanRequest:
     chunk: int = 4096
     """Positions of one decoder call during prefill."""
     vision_batch: int = 16
-    max_context: int = TRAINED_CONTEXT
-    """Positions the model was trained for."""
+    max_context: int | None = None
+    """Positions allowed; by default as many as the model was trained for."""
+    image_size: tuple[int, int] | None = None
+    """Width and height of each image in pixels; by default the vision tower's own."""
     engines: EngineMemory | None = None
     """Existing engines; by default their needs are estimated."""
 
     def __post_init__(self) -> None:
         least = {"images": 0, "text_tokens": 1, "chunk": 1, "vision_batch": 1, "max_context": 1}
         for name, floor in least.items():
-            if getattr(self, name) < floor:
-                raise InputError(
-                    f"plan: {name} must be at least {floor}, got {getattr(self, name)}"
-                )
+            value = getattr(self, name)
+            if value is not None and value < floor:
+                raise InputError(f"plan: {name} must be at least {floor}, got {value}")
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise InputError(f"plan: image_size must be positive, got {self.image_size}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,6 +124,7 @@ class Plan:
     """Host memory allowed for loading and for images in flight; flat in the number of images."""
     disk_bytes: int
     """Bytes of the bundle with weights; without quantisation they are links to the checkpoint."""
+    positions_per_image: int
     kv_bytes_per_image: int
     flops: StageFlops
     prefill_s: float
@@ -162,7 +166,8 @@ def make_plan(config: ModelSpec, gpu: Gpu, request: PlanRequest | None = None) -
 def _estimate(config: ModelSpec, gpu: Gpu, request: PlanRequest) -> Plan:
     decoder = config.decoder
     weights = count_weights(config, dtype=request.dtype, moe_quant=request.moe_quant)
-    per_image = config.num_image_tokens + family_of(config).positions_around_image
+    layout = _image_layout(config, request)
+    per_image = layout.num_positions + family_of(config).positions_around_image
     tokens = request.images * per_image + request.text_tokens
     kv_per_token = kv_bytes_per_token(decoder, dtype=request.dtype)
     states = 2 * recurrent_bytes(decoder, dtype=request.dtype)
@@ -177,7 +182,7 @@ def _estimate(config: ModelSpec, gpu: Gpu, request: PlanRequest) -> Plan:
             config, dtype=request.dtype, chunk=request.chunk, vision_batch=request.vision_batch
         ),
     )
-    flops = count_flops(config, images=request.images, tokens=tokens)
+    flops = count_flops(config, views=request.images * layout.num_views, tokens=tokens)
     step, attention = decoder_flops(decoder, tokens=1, past=tokens)
     read = weights.read_per_token + tokens * kv_per_token + states
     free = gpu.memory_bytes - (device.total - device.kv_cache)
@@ -185,7 +190,8 @@ def _estimate(config: ModelSpec, gpu: Gpu, request: PlanRequest) -> Plan:
     if engines:
         # they have room for all positions or do not fit at all
         room = engines.capacity if room >= engines.capacity else 0
-    positions = min(room, request.max_context) - request.text_tokens
+    context = request.max_context or trained_context(config)
+    positions = min(room, context) - request.text_tokens
     passes = -(-tokens // request.chunk)
     return Plan(
         gpu=gpu,
@@ -200,13 +206,30 @@ def _estimate(config: ModelSpec, gpu: Gpu, request: PlanRequest) -> Plan:
         # every chunk reads all weights once
         prefill_s=max(flops.total / gpu.flops, passes * weights.total / gpu.bandwidth),
         decode_tokens_per_s=1 / max((step + attention) / gpu.flops, read / gpu.bandwidth),
-        max_images=positions // per_image,
-        problems=tuple(_problems(gpu, request, device, tokens)),
+        positions_per_image=per_image,
+        # a text model takes none
+        max_images=positions // per_image if per_image else 0,
+        problems=tuple(_problems(gpu, request, device, tokens, context)),
         suggestion=None,
     )
 
 
-def _problems(gpu: Gpu, request: PlanRequest, device: DeviceMemory, tokens: int) -> list[str]:
+def _image_layout(config: ModelSpec, request: PlanRequest) -> ImageLayout:
+    """Return what one image becomes; nothing for a text model."""
+    if config.vision is None or config.connector is None:
+        if request.images:
+            raise InputError(
+                f"plan: this model takes text alone, got {request.images} images; give --images 0"
+            )
+        return ImageLayout(num_views=0, num_positions=0)
+    patches = PatchGrid.of(config.vision, config.connector)
+    size = request.image_size or (patches.image_size, patches.image_size)
+    return image_layout(config.images, size, patches)
+
+
+def _problems(
+    gpu: Gpu, request: PlanRequest, device: DeviceMemory, tokens: int, context: int
+) -> list[str]:
     problems = []
     if device.total > gpu.memory_bytes:
         problems.append(
@@ -217,10 +240,8 @@ def _problems(gpu: Gpu, request: PlanRequest, device: DeviceMemory, tokens: int)
         problems.append(
             f"{request.images} images are {tokens} positions, the engines have room for {request.engines.capacity}"
         )
-    if tokens > request.max_context:
-        problems.append(
-            f"{request.images} images are {tokens} positions, the context is {request.max_context}"
-        )
+    if tokens > context:
+        problems.append(f"{request.images} images are {tokens} positions, the context is {context}")
     return problems
 
 

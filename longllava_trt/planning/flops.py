@@ -38,18 +38,18 @@ class StageFlops:
         return self.vision + self.projector + self.decoder_linear + self.decoder_attention
 
 
-def count_flops(config: ModelSpec, *, images: int, tokens: int) -> StageFlops:
+def count_flops(config: ModelSpec, *, views: int, tokens: int) -> StageFlops:
     """Count the prefill of a prompt.
 
     Args:
         config: The model.
-        images: Images in it.
+        views: Inputs of the vision tower: images, and their tiles.
         tokens: Positions of the whole prompt, those of images included.
     """
     linear, attention = decoder_flops(config.decoder, tokens=tokens, past=0)
     return StageFlops(
-        vision=images * vision_flops(config.vision) if config.vision else 0.0,
-        projector=images * _projector_flops(config),
+        vision=views * vision_flops(config.vision) if config.vision else 0.0,
+        projector=views * _projector_flops(config),
         decoder_linear=linear,
         decoder_attention=attention,
     )
@@ -64,7 +64,7 @@ def _projector_flops(config: ModelSpec) -> float:
 
 
 def vision_flops(config: VisionSpec) -> float:
-    """Count the encoding of one image."""
+    """Count the encoding of one view."""
     width, length = config.hidden_size, config.num_patches + 1
     patches = config.num_patches * 3 * config.patch_size**2 * width
     layer = length * (4 * width**2 + 2 * width * config.intermediate_size) + 2 * length**2 * width

@@ -30,6 +30,8 @@ FAMILY = ModelFamily(
     image_policy=IMAGE_POLICY,
     presets=PRESETS,
     published_presets=PUBLISHED,
+    # as published; config.json says less
+    trained_context=176_000,
     # `<img>` and `</img>` are three tokens each (spec 5.8)
     positions_around_image=6,
 )

@@ -42,7 +42,7 @@ def test_the_footnote_gives_both_counts(name: str, config: ModelSpec, images: in
     row = next(line for line in page.splitlines() if line.startswith(f"| {name} | {images} |"))
     _, _, paper, ours, *_ = (cell.strip() for cell in row.strip("|").split("|"))
     assert paper == f"{paper_flops(config, images=images) / 1e15:.4f}"
-    flops = count_flops(config, images=images, tokens=144 * images)
+    flops = count_flops(config, views=images, tokens=144 * images)
     assert ours == f"{(flops.decoder_linear + flops.decoder_attention) / 1e15:.3f}"
 
 
@@ -52,7 +52,7 @@ def test_the_footnote_gives_both_counts(name: str, config: ModelSpec, images: in
 def test_honest_count_of_128_images_agrees_with_the_specification(
     config: ModelSpec, linear: float
 ) -> None:
-    flops = count_flops(config, images=128, tokens=18_432)
+    flops = count_flops(config, views=128, tokens=18_432)
 
     assert round(flops.decoder_linear / 1e15, 3) == linear
     assert round(flops.decoder_attention / 1e15, 3) == 0.011

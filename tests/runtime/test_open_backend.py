@@ -89,7 +89,9 @@ def chosen(tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) 
             ).save(folder)
         caplog.set_level(logging.INFO, "longllava_trt")
         caplog.clear()
-        found = open_backend(tmp_path, Manifest.load(tiny_bundle), options or RunOptions())
+        found = open_backend(
+            tmp_path, Manifest.load(tiny_bundle), options or RunOptions(), max_context=4096
+        )
         (record,) = caplog.records
         return found.name, record
 
@@ -194,11 +196,17 @@ def test_interpreted_kernels_are_never_chosen(
 
 def test_a_name_is_taken_at_its_word(machine: Machine, tiny_bundle: Path) -> None:
     manifest = Manifest.load(tiny_bundle)
-    assert open_backend(tiny_bundle, manifest, RunOptions(backend="ort")).name == "ort"
-    assert open_backend(tiny_bundle, manifest, RunOptions(backend="trt")).name == "trt"
+    assert (
+        open_backend(tiny_bundle, manifest, RunOptions(backend="ort"), max_context=4096).name
+        == "ort"
+    )
+    assert (
+        open_backend(tiny_bundle, manifest, RunOptions(backend="trt"), max_context=4096).name
+        == "trt"
+    )
     machine.packages = MissingDependencyError("kernels: needs torch")
     with pytest.raises(MissingDependencyError, match="needs torch"):
-        open_backend(tiny_bundle, manifest, RunOptions(backend="kernels"))
+        open_backend(tiny_bundle, manifest, RunOptions(backend="kernels"), max_context=4096)
 
 
 class OtherSizes(OrtBackend):
