@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from longllava_trt.models.rotary import inverse_frequencies
+from longllava_trt.models.spec import RotarySpec
 from longllava_trt.plugins_trt.spec import CAUSAL_CONV, SELECTIVE_SCAN, SPARSE_MOE, OperatorSpec
 from longllava_trt.reference.cache import AttentionState
 from longllava_trt.reference.operators import ExpertWeights, ScanInputs
@@ -30,6 +32,7 @@ class OnnxOperators:
 
     def __init__(self, past_len: Tensor | None = None) -> None:
         self._past_len = past_len
+        self._tables: dict[RotarySpec, tuple[Tensor, Tensor]] = {}
 
     def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """`RMSNormalization`: mean square in float32, scale in the input's dtype (spec 2.1)."""
@@ -39,6 +42,35 @@ class OnnxOperators:
     def full_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """`Attention` without a mask."""
         return _standard("Attention", [q, k, v], like=q, version=24, softmax_precision=1)
+
+    def rotate(
+        self, q: Tensor, k: Tensor, state: AttentionState, rotary: RotarySpec
+    ) -> tuple[Tensor, Tensor]:
+        """`RotaryEmbedding` of q and k; the cosines and sines are computed once for all layers."""
+        del state  # its length is the capacity, not the number of positions
+        if rotary not in self._tables:
+            self._tables[rotary] = self._rotary_tables(q, rotary)
+        cosine, sine = self._tables[rotary]
+        rotated_q, rotated_k = (
+            _standard("RotaryEmbedding", [x, cosine, sine], like=x, version=23) for x in (q, k)
+        )
+        return rotated_q, rotated_k
+
+    def _rotary_tables(self, q: Tensor, rotary: RotarySpec) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines [batch, L, head_dim / 2], T, of the angles, which are float32.
+
+        Args:
+            q: Queries. [batch, H, L, head_dim], T.
+            rotary: Base and scaling.
+        """
+        assert self._past_len is not None, "Bug: the decoder stage gives past_len"
+        positions = self._past_len[:, None] + torch.arange(q.shape[2])
+        values = inverse_frequencies(rotary, q.shape[-1]).tolist()
+        frequencies = torch.onnx.ops.symbolic(
+            "Constant", [], {"value_floats": values}, dtype=torch.float32, shape=[len(values)]
+        )
+        angles = positions.float()[..., None] * frequencies
+        return angles.cos().to(q.dtype), angles.sin().to(q.dtype)
 
     def causal_attention(
         self, q: Tensor, k: Tensor, v: Tensor, state: AttentionState

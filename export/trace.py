@@ -41,8 +41,9 @@ _EXAMPLE_SIZES = {"batch": 2, "seq_len": 5, "capacity": 11, "num_images": 3}
 
 _SAME_IN_BOTH = frozenset(
     """
-    Add Cast Concat Constant Div Erf Expand Flatten Gather Identity LayerNormalization MatMul Mul Reshape
-    Shape Sigmoid Slice Split Squeeze Sub Transpose Unsqueeze ReduceMean Conv Gemm
+    Add Attention Cast Concat Constant Cos Div Erf Expand Flatten Gather Identity
+    LayerNormalization MatMul Mul Range Reshape Shape Sigmoid Sin Slice Split Squeeze Sub
+    Transpose Unsqueeze ReduceMean Conv Gemm
     """.split()
 )
 """Standard operators whose meaning did not change from the opset that torch emits to ours.
@@ -167,9 +168,9 @@ def _set_opset(model: ir.Model, stage: str) -> None:
     doubtful = set()
     for node in model.graph:
         if node.domain == "" and node.op_type not in _SAME_IN_BOTH:
-            # nodes that we emit ourselves were written for our opset; older ones must be unchanged
+            # a node says the version that it was written for; later ones must mean the same
             since = onnx.defs.get_schema(node.op_type, OPSET).since_version
-            if node.version is None and since > _TRACED_OPSET:
+            if since > (node.version or _TRACED_OPSET):
                 doubtful.add(node.op_type)
     if doubtful:
         raise ExportError(

@@ -6,7 +6,7 @@ G key/value heads, E experts. `T` is the model's dtype.
 
     model.py           the whole model, built from its specification clip.py            vision tower
     connector.py       pooling and projector decoder.py         the layers; mamba.py, attention.py,
-    moe.py their mixers and feed-forwards operators.py       the operators that export swaps for
+    moe.py their mixers and feed-forwards rotary.py           positions of attention operators.py       the operators that export swaps for
     ONNX nodes, in plain PyTorch cache.py           carried state checkpoint.py      strict loading
     generate.py        embedding assembly and greedy decoding prompt.py          a question and its
     images to ids, as the original's strings synthetic/         synthetic checkpoints: seeded random

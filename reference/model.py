@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
+from longllava_trt.models.parameters import EMBEDDING, parameter_shapes, unused_parameters
 from longllava_trt.models.spec import ModelSpec
 from longllava_trt.models.tensors import tensor_names
 from longllava_trt.reference.cache import HybridCache
@@ -52,6 +53,8 @@ class LongLLaVA(nn.Module):
         if config.vision is not None and config.connector is not None:
             width = config.vision.feature_size
             self.projector = build_projector(config.connector, width, decoder.hidden_size)
+            if config.images.has_newline:
+                self.image_newline = nn.Parameter(torch.zeros(decoder.hidden_size))
             self.vision = VisionTransformer(config.vision)
         if not decoder.tie_embeddings:
             self.lm_head = nn.Linear(decoder.hidden_size, decoder.vocab_size, bias=False)
@@ -144,9 +147,15 @@ class LongLLaVA(nn.Module):
     def from_tensors(cls, config: ModelSpec, tensors: Mapping[str, Tensor]) -> LongLLaVA:
         """Build the model from weights under a checkpoint's names, ready for inference.
 
-        Shapes and dtypes are those of the model's parameters.
+        Shapes and dtypes are those of the model's parameters. Parameters that never run may be
+        absent; they become zeros.
         """
         model = cls.on_meta(config)
-        state = {path: tensors[name] for path, name in tensor_names(config).items()}
+        names, unused = tensor_names(config), unused_parameters(config)
+        absent = {path for path in unused if names[path] not in tensors}
+        state = {path: tensors[name] for path, name in names.items() if path not in absent}
+        dtype = state[EMBEDDING].dtype
+        shapes = parameter_shapes(config)
+        state |= {path: torch.zeros(shapes[path], dtype=dtype) for path in absent}
         model.load_state_dict(state, strict=True, assign=True)
         return model.eval().requires_grad_(False)

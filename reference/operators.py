@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - PyTorch's own idiom
 
+from longllava_trt.models.spec import RotarySpec
 from longllava_trt.reference.cache import AttentionState
+from longllava_trt.reference.rotary import rotary_tables, rotate_halves
 
 __all__ = ["ExpertWeights", "Operators", "ScanInputs", "TorchOperators"]
 
@@ -64,6 +66,16 @@ class Operators(Protocol):
 
     def full_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Attend without a mask. Inputs and result [B, H, L, head_dim], T."""
+        ...
+
+    def rotate(
+        self, q: Tensor, k: Tensor, state: AttentionState, rotary: RotarySpec
+    ) -> tuple[Tensor, Tensor]:
+        """Rotate q [B, H, L, head_dim] and k [B, G, L, head_dim], T, to the positions after the cache.
+
+        Returns:
+            Tensors like q and k.
+        """
         ...
 
     def causal_attention(
@@ -131,10 +143,19 @@ class TorchOperators:
         scores = q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])
         return scores.float().softmax(-1).to(q.dtype) @ v
 
+    def rotate(
+        self, q: Tensor, k: Tensor, state: AttentionState, rotary: RotarySpec
+    ) -> tuple[Tensor, Tensor]:
+        """Angles in float32; their cosines and sines, and the products, in T."""
+        past_len = state.key.shape[2]
+        positions = torch.arange(past_len, past_len + q.shape[2], device=q.device)
+        tables = rotary_tables(positions, rotary, q.shape[-1], q.dtype)
+        return rotate_halves(q, *tables), rotate_halves(k, *tables)
+
     def causal_attention(
         self, q: Tensor, k: Tensor, v: Tensor, state: AttentionState
     ) -> tuple[Tensor, AttentionState]:
-        """Grouped-query attention without positions over a cache that grows (spec 2.3)."""
+        """Grouped-query attention over a cache that grows (spec 2.3)."""
         key = torch.cat([state.key, k], dim=2)
         value = torch.cat([state.value, v], dim=2)
         past_len, length = state.key.shape[2], q.shape[2]
