@@ -42,6 +42,9 @@ class LongLLaVA(nn.Module):
         ops: Implementation of the operators; plain PyTorch by default.
     """
 
+    image_newline: nn.Parameter
+    """Row that ends each line of an image's map; only where the model has one. [hidden_size], T."""
+
     def __init__(self, config: ModelSpec, *, ops: Operators | None = None) -> None:
         super().__init__()
         self.config = config
