@@ -40,7 +40,7 @@ class ProjectorStage(_Stage):
 
     def forward(self, image_features: Tensor) -> Outputs:
         """Trace pooling and MLP, and the row that ends a line of tiles, which is a weight."""
-        newline = [self.model.image_newline] if self.model.config.images.has_newline else []
+        newline = [self.model.image_newline.clone()] if self.model.config.images.has_newline else []
         return (self.model.project(image_features), *newline)
 
 
