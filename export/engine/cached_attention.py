@@ -2,7 +2,8 @@
 
 TensorRT's own attention would copy keys and values of the whole cache, once for every head, in every layer of every call,
 and make a mask of all positions. Ours takes queries and gives results as the projections have them, so that nothing is
-transposed around it. The bundle's graph keeps the standard nodes, which any runtime knows.
+transposed around it. Queries that are rotated are transposed back behind the rotation: TensorRT makes one kernel of both, as it
+makes one of the rotation of keys and the write of the caches. The bundle's graph keeps the standard nodes, which any runtime knows.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class _Site:
 
     attention: onnx.NodeProto
     into: onnx.NodeProto
-    """Transposes the queries."""
+    """Transposes the queries, or rotates them after that."""
     out: onnx.NodeProto
     """Transposes the results."""
     past_len: str
@@ -86,7 +87,7 @@ def _find_site(
         problems.append("keys and values must be written by TensorScatter, at the same positions")
     if lengths is None or lengths.op_type != "Add" or not written & set(lengths.input):
         problems.append("lengths must be those positions and the new ones")
-    if not (_turns(into) and _turns(out)):
+    if not ((_turns(into) or _rotates(into)) and _turns(out)):
         problems.append("queries and results must be transposed")
     if problems or into is None or out is None:
         raise ExportError(
@@ -105,14 +106,23 @@ def _turns(node: onnx.NodeProto | None) -> bool:
     )
 
 
+def _rotates(node: onnx.NodeProto | None) -> bool:
+    return node is not None and node.op_type == "RotaryEmbedding"
+
+
 def _narrow(name: str) -> str:
     return f"{name}.int32"
 
 
 def _replace(graph: onnx.GraphProto, site: _Site) -> None:
+    queries = site.into.input[0]
+    if _rotates(site.into):
+        rotated, queries = site.into.output[0], f"{site.into.output[0]}.turned"
+        turn = helper.make_node("Transpose", [rotated], [queries], perm=_HEADS_FIRST)
+        graph.node.insert(list(graph.node).index(site.attention), turn)
     node = helper.make_node(
         CACHED_ATTENTION.op_type,
-        [site.into.input[0], *site.attention.input[1:3], _narrow(site.past_len)],
+        [queries, *site.attention.input[1:3], _narrow(site.past_len)],
         list(site.out.output),
         domain=CACHED_ATTENTION.domain,
     )
