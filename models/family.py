@@ -16,7 +16,7 @@ from longllava_trt.models.chat import ChatFormat
 from longllava_trt.models.image_policy import ImagePolicy
 from longllava_trt.models.spec import DecoderSpec, ModelSpec
 
-__all__ = ["ModelFamily", "ReadConfig", "ReadDecoder", "Renaming", "rename"]
+__all__ = ["ModelFamily", "ReadChat", "ReadConfig", "ReadDecoder", "Renaming", "rename"]
 
 Renaming = tuple[tuple[re.Pattern[str], str], ...]
 """Patterns and what replaces them, in the order in which they are tried."""
@@ -36,6 +36,18 @@ class ReadConfig(Protocol):
                 checkpoint says.
             ignored_keys: Keys of config.json that the family does not know and the user says do not
                 matter.
+        """
+
+
+class ReadChat(Protocol):
+    """Reader of the chat format of one checkpoint or bundle."""
+
+    def __call__(self, folder: Path, prompt_format: str | None = None) -> ChatFormat:
+        """Return the format, or raise `ConfigError`; `InputError` if there is none of that name.
+
+        Args:
+            folder: Checkpoint or bundle.
+            prompt_format: Name of another format than the checkpoint's own.
         """
 
 
@@ -68,13 +80,15 @@ class ModelFamily:
     config_files: Callable[[ModelSpec, str], dict[str, str]]
     """Texts of a model's JSON files in this family's format, for a saved dtype, by path."""
     chat: ChatFormat
-    """Strings of its prompts."""
+    """Strings of its prompts; of most of its checkpoints, if ``read_chat`` is given."""
     image_policy: ImagePolicy
     """How stills in high resolution are cut."""
     presets: Mapping[str, ModelSpec] = field(default_factory=dict)
     """Sizes of synthetic checkpoints."""
     published_presets: frozenset[str] = frozenset()
     """Presets that are too large to be filled with random numbers by accident."""
+    read_chat: ReadChat | None = None
+    """The format of each checkpoint, in a family whose checkpoints differ in it."""
     positions_around_image: int = 0
     """Positions of the markers around an image that stands alone."""
 

@@ -17,8 +17,9 @@ import numpy as np
 from longllava_trt.core.errors import ConfigError, ManifestError
 from longllava_trt.core.json_file import read_json_object
 from longllava_trt.core.manifest import Manifest
+from longllava_trt.models.chat import ChatFormat
 from longllava_trt.models.family import ModelFamily
-from longllava_trt.models.registry import load_decoder_spec, load_family
+from longllava_trt.models.registry import load_chat, load_decoder_spec, load_family
 from longllava_trt.models.spec import DecoderSpec
 from longllava_trt.runtime.backends.base import Backend, SequenceState, StageSession, StepDecoder
 from longllava_trt.runtime.inputs.encoder import ImageEncoder
@@ -65,7 +66,7 @@ class Runner:
         self.manifest = manifest
         self.options = options
         family, decoder = _read_model(bundle)
-        self.chat = family.chat
+        self.chat = _read_chat(bundle, options)
         self.processor = load_processor_config(bundle)
         self.form = MessageFormat(
             self.chat, ViewCutter(family.image_policy, self.processor.image_size)
@@ -211,6 +212,13 @@ def _read_model(bundle: Path) -> tuple[ModelFamily, DecoderSpec]:
         return load_family(bundle), load_decoder_spec(bundle)
     except ConfigError as err:
         raise ManifestError(f"{err}; export the bundle again") from err
+
+
+def _read_chat(bundle: Path, options: RunOptions) -> ChatFormat:
+    try:
+        return load_chat(bundle, options.prompt_format)
+    except ConfigError as err:
+        raise ManifestError(f"{err}") from err
 
 
 def _least(wanted: int, limit: int | None) -> int:

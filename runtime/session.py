@@ -236,8 +236,7 @@ class Session:
         self, turn: Message, work: RequestMetrics, *, spare: int, remember: bool
     ) -> Prompted:
         """Feed a question that fits; the sequence does not change."""
-        chat = self.sequence.runner.chat
-        tail = chat.separator + chat.assistant_role
+        tail = self.sequence.runner.chat.tail
         self._expect(turn, work, tail=tail, spare=spare, where="generate: the prompt takes")
         prompted = self.sequence.prompt(
             turn, on_broken=self.media.on_broken, work=work, remember=remember

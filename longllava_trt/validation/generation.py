@@ -16,10 +16,9 @@ import torch
 from PIL import Image
 
 from longllava_trt.core.parity import FLOAT32_MODEL, ParityRow, compare_logits, compare_tokens
-from longllava_trt.models.chat import ChatFormat
-from longllava_trt.models.registry import family_of
+from longllava_trt.models.registry import load_chat
 from longllava_trt.reference.generate import assemble_embeds, greedy_tokens
-from longllava_trt.reference.prompt import IMAGE_PLACEHOLDER, tokenize_prompt
+from longllava_trt.reference.prompt import IMAGE_TOKEN_INDEX
 from longllava_trt.runtime.inputs.pixels import load_processor_config, preprocess_batch
 from longllava_trt.runtime.inputs.sources import ImageSource, load_image
 from longllava_trt.runtime.model import LongLLaVA as RuntimeLongLLaVA
@@ -29,7 +28,7 @@ from longllava_trt.validation.parity_case import ParityCase, array_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["CHUNK_SIZE", "GenerationCase", "generation_rows", "write_prompt"]
+__all__ = ["CHUNK_SIZE", "GenerationCase", "generation_rows"]
 
 CHUNK_SIZE = 97
 """Prompt positions fed at a time: odd, and fewer than an image takes, so that images are cut."""
@@ -64,8 +63,9 @@ class GenerationCase:
             [load_image(image, position=i) for i, image in enumerate(shown, start=1)],
             load_processor_config(subject.bundle),
         )
-        prompt = write_prompt(_QUERY, family_of(model.config).chat, num_images=len(shown))
-        ids = tokenize_prompt(prompt, ChatTokenizer(subject.bundle))
+        chat = load_chat(subject.bundle)
+        prompt = chat.prompt(_QUERY, num_images=len(shown))
+        ids = _prompt_ids(prompt, ChatTokenizer(subject.bundle, chat), place=chat.image_placeholder)
         image_embeds = model.project(model.encode_images(torch.from_numpy(pixels)))
         embeds = assemble_embeds(model, ids, image_embeds)
         answer = list(greedy_tokens(model, embeds, max_new_tokens=max_new_tokens))
@@ -79,14 +79,13 @@ class GenerationCase:
         )
 
 
-def write_prompt(query: str, chat: ChatFormat, *, num_images: int) -> str:
-    """Return a question with images in front as its family writes it, `<image>` where one goes.
-
-    Written from the format alone: the runtime builds the same prompt from parts.
-    """
-    image = f"{chat.image_open}{IMAGE_PLACEHOLDER}{chat.image_close}{chat.after_image}"
-    message = f"{chat.user_role}{image * num_images}{query}{chat.separator}"
-    return f"{chat.prefix}{message}{chat.assistant_role}"
+def _prompt_ids(prompt: str, tokenizer: ChatTokenizer, *, place: str) -> list[int]:
+    """Return a prompt's ids, cut at the places of images, with `IMAGE_TOKEN_INDEX` there."""
+    first, *rest = prompt.split(place) if place else [prompt]
+    ids = tokenizer.encode(first)
+    for text in rest:
+        ids += [IMAGE_TOKEN_INDEX, *tokenizer.encode(text, after="image")]
+    return ids
 
 
 def generation_rows(case: GenerationCase, runtime: RuntimeLongLLaVA) -> Iterator[ParityRow]:
