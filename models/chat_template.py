@@ -98,24 +98,34 @@ def format_of_template(folder: Path, base: ChatFormat) -> ChatFormat | None:
     found = find_template(folder)
     if found is None:
         return None
+    tokens = _special_tokens(folder)
+    try:
+        chat = _proven(*found, tokens, base)
+    except ConfigError as err:
+        raise ConfigError(f"{err}; choose another format with --prompt-format") from err
+    # what the template begins with itself, the tokenizer does not add again
+    bos = tokens.get("bos_token")
+    begins = base.begins_with_bos and not (bos and chat.prefix.startswith(bos))
+    return replace(chat, begins_with_bos=begins)
+
+
+def _proven(source: str, where: str, tokens: Mapping[str, str], base: ChatFormat) -> ChatFormat:
+    """Return a template's format in the first style in which it writes messages."""
     from longllava_trt.models.jinja_template import JinjaTemplate
 
-    template, tokens = JinjaTemplate(*found), _special_tokens(folder)
+    template = JinjaTemplate(source, where)
     styles: tuple[_Style, ...] = ("parts", "text") if base.image_placeholder else ("text", "parts")
     faults = []
     for style in styles:
         writer = _Writer(template, tokens, style, base.image_placeholder)
         try:
             chat = _derive(writer, base)
-            writer.prove(chat)
         except ConfigError as err:
             faults.append(err)
             continue
-        # what the template begins with itself, the tokenizer does not add again
-        bos = tokens.get("bos_token")
-        begins = base.begins_with_bos and not (bos and chat.prefix.startswith(bos))
-        return replace(chat, begins_with_bos=begins)
-    raise ConfigError(f"{faults[0]}; choose another format with --prompt-format")
+        writer.prove(chat)
+        return chat
+    raise faults[0]
 
 
 @dataclass(frozen=True, slots=True)
