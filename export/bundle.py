@@ -16,7 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from longllava_trt.core.digests import FileHasher
-from longllava_trt.core.errors import CheckpointError, InputError
+from longllava_trt.core.errors import InputError
 from longllava_trt.core.logs import Progress, ProgressEvent
 from longllava_trt.core.manifest import (
     MANIFEST_FILE,
@@ -39,13 +39,16 @@ from longllava_trt.export.memory import check_memory, peak_rss_bytes
 from longllava_trt.export.options import ExportOptions
 from longllava_trt.export.quantisation.quantise import QuantisedExperts
 from longllava_trt.export.resume import Journal, resume_key
+from longllava_trt.export.tokenizer import place_tokenizer
 from longllava_trt.export.trace import trace_stage
 from longllava_trt.export.weights import bind_weights, place_weight_files
+from longllava_trt.models.chat_file import ChatFile
+from longllava_trt.models.chat_template import TEMPLATE_FILES
 from longllava_trt.models.checkpoint import index_checkpoint
 from longllava_trt.models.clip import clip_config, preprocessor_config
 from longllava_trt.models.contracts import stage_specs
 from longllava_trt.models.parameters import EMBEDDING, HEAD
-from longllava_trt.models.registry import family_of, load_model_spec
+from longllava_trt.models.registry import family_of, load_chat, load_family, load_model_spec
 from longllava_trt.models.spec import ModelSpec
 from longllava_trt.plugins_trt.bodies import function_bodies
 
@@ -226,11 +229,7 @@ def _with_bodies(model: onnx.ModelProto, weight_format: str) -> onnx.ModelProto:
 
 def _copy_side_files(checkpoint: Path, config: ModelSpec, staging: Path) -> None:
     """Copy tokenizer and configs; fill in the two that a published checkpoint may lack."""
-    if not (checkpoint / "tokenizer.json").is_file():
-        raise CheckpointError(
-            f"{checkpoint / 'tokenizer.json'}: not found; it must be in the folder of config.json "
-            "(a checkpoint with tokenizer.model alone has to be converted first)"
-        )
+    _place_chat(checkpoint, staging)
     eos = config.eos_token_ids
     defaults: dict[str, dict[str, Any]] = {
         "generation_config.json": {
@@ -241,7 +240,7 @@ def _copy_side_files(checkpoint: Path, config: ModelSpec, staging: Path) -> None
     }
     if config.vision is not None:
         defaults["preprocessor_config.json"] = preprocessor_config(config.vision)
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", *defaults):
+    for name in ("config.json", *TEMPLATE_FILES, *defaults):
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, staging / name)
         elif name in defaults:
@@ -252,6 +251,14 @@ def _copy_side_files(checkpoint: Path, config: ModelSpec, staging: Path) -> None
         tower = staging / VISION_CONFIG_FOLDER / "config.json"
         tower.parent.mkdir(exist_ok=True)
         tower.write_text(json.dumps(clip_config(config.vision), indent=2) + "\n")
+
+
+def _place_chat(checkpoint: Path, staging: Path) -> None:
+    """Write the tokenizer, and what is chosen once for all prompts."""
+    chat = load_chat(checkpoint)
+    placed = place_tokenizer(checkpoint, staging, prefers_model=chat.reads_sentencepiece)
+    if load_family(checkpoint).read_chat is not None:
+        ChatFile(prompt_format=chat.name, piece_prefix=placed.piece_prefix).write(staging)
 
 
 def _graph_file(stage: str) -> str:

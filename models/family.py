@@ -19,6 +19,7 @@ from longllava_trt.models.spec import DecoderSpec, ModelSpec
 __all__ = [
     "CheckpointFormat",
     "ModelFamily",
+    "ReadChat",
     "ReadConfig",
     "ReadDecoder",
     "Renaming",
@@ -44,6 +45,18 @@ class ReadConfig(Protocol):
                 checkpoint says.
             ignored_keys: Keys of config.json that the family does not know and the user says do not
                 matter.
+        """
+
+
+class ReadChat(Protocol):
+    """Reader of the chat format of one checkpoint or bundle."""
+
+    def __call__(self, folder: Path, prompt_format: str | None = None) -> ChatFormat:
+        """Return the format, or raise `ConfigError`; `InputError` if there is none of that name.
+
+        Args:
+            folder: Checkpoint or bundle.
+            prompt_format: Name of another format than the checkpoint's own.
         """
 
 
@@ -99,7 +112,7 @@ class ModelFamily:
     formats: Mapping[str, CheckpointFormat]
     """Formats of its checkpoints by name, to write synthetic ones; the first is the usual one."""
     chat: ChatFormat
-    """Strings of its prompts."""
+    """Strings of its prompts; of most of its checkpoints, if ``read_chat`` is given."""
     image_policy: ImagePolicy | None = None
     """How stills in high resolution are cut; None where `high_resolution` means nothing."""
     presets: Mapping[str, ModelSpec] = field(default_factory=dict)
@@ -108,6 +121,8 @@ class ModelFamily:
     """Presets that are too large to be filled with random numbers by accident."""
     trained_context: int | None = None
     """Positions of prompt and answer together that its models were trained for; None: what config.json says."""
+    read_chat: ReadChat | None = None
+    """The format of each checkpoint, in a family whose checkpoints differ in it."""
     positions_around_image: int = 0
     """Positions of the markers around an image that stands alone."""
 

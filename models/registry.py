@@ -10,6 +10,7 @@ from typing import NamedTuple
 from longllava_trt.core.errors import ConfigError, InputError
 from longllava_trt.core.json_file import read_json_object
 from longllava_trt.core.manifest import VISION_CONFIG_FOLDER
+from longllava_trt.models.chat import ChatFormat
 from longllava_trt.models.family import ModelFamily
 from longllava_trt.models.spec import DecoderSpec, ModelSpec
 
@@ -20,6 +21,7 @@ __all__ = [
     "find_family",
     "find_preset",
     "load_bundle_spec",
+    "load_chat",
     "load_decoder_spec",
     "load_family",
     "load_model_spec",
@@ -159,6 +161,27 @@ def load_decoder_spec(folder: Path) -> DecoderSpec:
         ConfigError: As `load_model_spec`.
     """
     return load_family(folder).read_decoder(folder)
+
+
+def load_chat(folder: Path, prompt_format: str | None = None) -> ChatFormat:
+    """Return the chat format of a checkpoint or bundle.
+
+    Args:
+        folder: Checkpoint or bundle.
+        prompt_format: Name of another format than its own.
+
+    Raises:
+        ConfigError: If its files name no format that can be used.
+        InputError: If its family has no format of that name.
+    """
+    family = load_family(folder)
+    if family.read_chat is not None:
+        return family.read_chat(folder, prompt_format)
+    if prompt_format not in (None, family.chat.name):
+        raise InputError(
+            f"run: prompt_format must be {family.chat.name}, the only one of {family.title}, got '{prompt_format}'"
+        )
+    return family.chat
 
 
 def preset_names() -> tuple[str, ...]:

@@ -18,13 +18,14 @@ from longllava_trt.runtime.inputs.images import ImageInput
 from longllava_trt.runtime.inputs.message import ImageGroup, Message, OnBroken, Text
 from longllava_trt.runtime.prefill import ChunkedPrefill
 from longllava_trt.runtime.runner import Runner
+from longllava_trt.runtime.text.tokenizer import Place
 from longllava_trt.runtime.timings import RequestMetrics
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-__all__ = ["SequenceDraft", "Shown", "check_fits"]
+__all__ = ["SequenceDraft", "Shown", "check_fits", "place_after"]
 
 
 class Shown(NamedTuple):
@@ -77,6 +78,11 @@ class SequenceDraft:
         """Positions fed."""
         return self._state.past_len
 
+    @property
+    def _place(self) -> Place:
+        """What is before the pending text."""
+        return place_after(self.images, self.fed_text)
+
     def content(self) -> SequenceContent:
         """Return the whole content; copies only conv and recurrent states."""
         return SequenceContent(
@@ -122,19 +128,32 @@ class SequenceDraft:
         """Add text, to be fed later."""
         self.pending += text
 
-    def prefill_pending(self) -> NDArray[np.float32]:
-        """Feed all pending text.
+    def prefill_stable(self, following: str) -> None:
+        """Feed the pending text whose ids no later text can change, and leave the rest pending.
 
-        Text after it must begin with a special token; otherwise its ids could differ.
+        Args:
+            following: Text after it that is known.
+        """
+        length = self._runner.tokenizer.stable_length(self.pending, following, after=self._place)
+        if length:
+            self._feed_text(length)
+
+    def prefill_pending(self) -> NDArray[np.float32]:
+        """Feed all pending text; the ids of text after it are those of a new text.
 
         Returns:
             Logits of the token that follows. [vocab_size], float32.
         """
-        self._push_text(self.pending)
-        self._feeder.flush()
-        self.fed_text, self.pending = self.fed_text + self.pending, ""
+        self._feed_text(len(self.pending))
         assert self._feeder.logits is not None, "Bug: a message is never empty"
         return self._feeder.logits
+
+    def _feed_text(self, length: int) -> None:
+        """Feed so much of the pending text."""
+        text, self.pending = self.pending[:length], self.pending[length:]
+        self._push_text(text)
+        self._feeder.flush()
+        self.fed_text += text
 
     def replay(self, again: Sequence[SequenceImage], rows: Sequence[EncodedImage]) -> None:
         """Feed images again, with the text before each.
@@ -185,7 +204,7 @@ class SequenceDraft:
         publish(reached._replace(checkpoints=tuple(self._checkpoints)))
 
     def _push_text(self, text: str) -> None:
-        ids = self._runner.tokenizer.encode(text)
+        ids = self._runner.tokenizer.encode(text, after=self._place)
         if ids:
             with self._work.timings.measure("embed"):
                 self._feeder.push(self._runner.embed_tokens(ids)[0])
@@ -230,16 +249,29 @@ def _measure(
     runner: Runner, content: SequenceContent, turn: Message, tail: str
 ) -> tuple[list[int], int]:
     """Return the positions before the first image and after each image, and after the tail."""
-    count = functools.cache(lambda text: len(runner.tokenizer.encode(text)))
+    count = functools.cache(lambda text, after: len(runner.tokenizer.encode(text, after=after)))
     ends, text = [content.state.past_len], content.pending
+    place = place_after(content.images, content.fed_text)
     for part in turn.parts:
         if isinstance(part, Text):
             text += part.text
             continue
         for image in part.images:
             layout = runner.cutter.layout(image)
-            step = count(text + image.opening) + layout.num_positions
+            step = count(text + image.opening, place) + layout.num_positions
             ends.append(ends[-1] + step)
-            text = ""
+            text, place = "", "image"
         text = part.closing
-    return ends, ends[-1] + count(text + tail)
+    return ends, ends[-1] + count(text + tail, place)
+
+
+def place_after(images: Sequence[SequenceImage], fed_text: str) -> Place:
+    """Return what is before the pending text of a sequence.
+
+    Args:
+        images: Images that were fed.
+        fed_text: Text fed since the last of them.
+    """
+    if fed_text:
+        return "token"
+    return "image" if images else "start"

@@ -34,6 +34,8 @@ class RunOptions:
     """Images encoded at a time; by default what the backend runs best with."""
     max_context: int | None = None
     """Most positions of prompt and answer together; by default as many as the model was trained for."""
+    prompt_format: str | None = None
+    """Name of the chat format of prompts; by default the checkpoint's own."""
 
     def __post_init__(self) -> None:
         check(
@@ -42,6 +44,7 @@ class RunOptions:
                 choice("backend", self.backend, ("auto", *BACKENDS)),
                 choice("scan", self.scan, SCANS),
                 self._unused_scan(),
+                self._bad_format(),
                 whole_number("num_threads", self.num_threads, at_least=1, or_none=True),
                 whole_number("chunk_size", self.chunk_size, at_least=1, or_none=True),
                 whole_number("vision_batch", self.vision_batch, at_least=1, or_none=True),
@@ -49,6 +52,12 @@ class RunOptions:
             ],
         )
         object.__setattr__(self, "kernels", kernels_named(self.kernels))
+
+    def _bad_format(self) -> str | None:
+        name = self.prompt_format
+        if name is None or isinstance(name, str):
+            return None
+        return f"prompt_format must be a name, got {name!r}"
 
     def _unused_scan(self) -> str | None:
         if self.scan == "mamba-ssm" and self.backend != "kernels":

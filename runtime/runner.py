@@ -17,9 +17,15 @@ import numpy as np
 from longllava_trt.core.errors import ConfigError, ManifestError
 from longllava_trt.core.json_file import read_json_object
 from longllava_trt.core.manifest import Manifest
+from longllava_trt.models.chat import ChatFormat
 from longllava_trt.models.family import ModelFamily
 from longllava_trt.models.image_layout import PatchGrid
-from longllava_trt.models.registry import load_bundle_spec, load_family, trained_context
+from longllava_trt.models.registry import (
+    load_bundle_spec,
+    load_chat,
+    load_family,
+    trained_context,
+)
 from longllava_trt.models.spec import ModelSpec
 from longllava_trt.runtime.backends.base import Backend, SequenceState, StageSession, StepDecoder
 from longllava_trt.runtime.inputs.encoder import ImageEncoder, Projected
@@ -66,7 +72,7 @@ class Runner:
         self.manifest = manifest
         self.options = options
         family, spec = _read_model(bundle)
-        self.chat = family.chat
+        self.chat = _read_chat(bundle, options)
         self.form = MessageFormat(self.chat, _cutter_of(spec, family))
         self.tokenizer = ChatTokenizer(bundle, self.chat)
         self.vocab_size = int(manifest.stage("decoder").spec.outputs[0].shape[-1])
@@ -235,6 +241,13 @@ def _cutter_of(spec: ModelSpec, family: ModelFamily) -> ViewCutter | None:
         return None
     patches = PatchGrid.of(spec.vision, spec.connector)
     return ViewCutter(spec.images, patches, family.image_policy)
+
+
+def _read_chat(bundle: Path, options: RunOptions) -> ChatFormat:
+    try:
+        return load_chat(bundle, options.prompt_format)
+    except ConfigError as err:
+        raise ManifestError(f"{err}") from err
 
 
 def _least(wanted: int, limit: int | None) -> int:

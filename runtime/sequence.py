@@ -20,6 +20,7 @@ from longllava_trt.runtime.inputs.images import ImageInput, check_unchanged
 from longllava_trt.runtime.inputs.message import Message, OnBroken
 from longllava_trt.runtime.option_checks import check, whole_number
 from longllava_trt.runtime.runner import Runner
+from longllava_trt.runtime.text.quoting import quote
 from longllava_trt.runtime.timings import ProgressReporter, RequestMetrics
 
 if TYPE_CHECKING:
@@ -65,10 +66,7 @@ class MultimodalSequence:
         self.checkpoint_every = checkpoint_every
         self.keep_checkpoints = keep_checkpoints
         self._state = runner.new_state(capacity=_SLACK)
-        chat = runner.chat
-        self.content = SequenceContent.beginning(
-            self._state.snapshot(), chat.prefix + chat.user_role
-        )
+        self.content = SequenceContent.beginning(self._state.snapshot(), runner.chat.beginning)
         """Content of the sequence; replaced as a whole."""
         self._state_at: StateSnapshot | None = self.content.state
         """The decoder's state; None while a draft carries it on."""
@@ -170,8 +168,8 @@ class MultimodalSequence:
         draft.append_text(chat.separator)
         asked = None
         if remember:
-            # a role begins with a special token, so the text may be tokenized in two parts here
-            draft.prefill_pending()
+            # a piece of the vocabulary may begin in the question and end in what comes after it
+            draft.prefill_stable(chat.assistant_role)
             asked = draft.content()
         draft.append_text(chat.assistant_role)
         logits = draft.prefill_pending()
@@ -184,7 +182,8 @@ class MultimodalSequence:
         chat, asked = self.runner.chat, prompted.asked
         assert asked is not None, "Bug: the question was not fed to be remembered"
         turn = RememberedTurn(question, answer, prompted.num_images)
-        pending = chat.assistant_role + answer + chat.separator + chat.user_role
+        text = answer if chat.keeps_special_tokens else quote(answer)
+        pending = asked.pending + chat.after_question(text)
         self.content = asked._replace(pending=pending, turns=(*asked.turns, turn))
 
     def rewind(self, to_image: int, work: RequestMetrics) -> None:

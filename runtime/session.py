@@ -29,6 +29,7 @@ from longllava_trt.runtime.sequence import MultimodalSequence, Prompted
 from longllava_trt.runtime.session_file import write_session
 from longllava_trt.runtime.text.detokenizer import GenerationOutput, IncrementalDetokenizer
 from longllava_trt.runtime.timings import RequestMetrics
+from longllava_trt.runtime.written_prompt import WrittenPrompt, written_prompt
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -197,6 +198,19 @@ class Session:
         rows += [decoder.step(embed([token]), prompted.state) for token in ids[:-1]]
         return np.stack(rows)
 
+    def written_prompt(
+        self, query: str, images: Images = (), *, videos: Videos = ()
+    ) -> WrittenPrompt:
+        """Return the prompt of a question as one text, without running anything.
+
+        Args:
+            query: As for `ask`.
+            images: As for `ask`.
+            videos: As for `ask`.
+        """
+        turn = self._message(question_text(query), images=images, videos=videos)
+        return written_prompt(self.sequence.runner, self.sequence.content, turn)
+
     def rewind(self, to_image: int, *, progress: Progress | None = None) -> None:
         """Go back to the point after `to_image` images; forget all that was shown and said later.
 
@@ -236,8 +250,7 @@ class Session:
         self, turn: Message, work: RequestMetrics, *, spare: int, remember: bool
     ) -> Prompted:
         """Feed a question that fits; the sequence does not change."""
-        chat = self.sequence.runner.chat
-        tail = chat.separator + chat.assistant_role
+        tail = self.sequence.runner.chat.tail
         self._expect(turn, work, tail=tail, spare=spare, where="generate: the prompt takes")
         prompted = self.sequence.prompt(
             turn, on_broken=self.media.on_broken, work=work, remember=remember

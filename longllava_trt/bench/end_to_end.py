@@ -145,7 +145,7 @@ def check_fits(model: LongLLaVA, settings: BenchSettings, pictures: tuple[Path, 
     turn = runner.message(settings.prompt, images=in_turns(pictures, most))
     MultimodalSequence(runner, checkpoint_every=1, keep_checkpoints=False).check_fits(
         turn,
-        tail=runner.chat.separator + runner.chat.assistant_role,
+        tail=runner.chat.tail,
         spare=settings.new_tokens,
         where="bench: the prompt takes",
     )

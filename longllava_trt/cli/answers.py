@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from longllava_trt.runtime.backends.base import BackendName
     from longllava_trt.runtime.text.detokenizer import GenerationOutput
+    from longllava_trt.runtime.written_prompt import WrittenPrompt
 
-__all__ = ["answer_document", "print_skipped"]
+__all__ = ["answer_document", "print_prompt", "print_skipped", "prompt_document"]
 
 
 def answer_document(
@@ -33,6 +34,17 @@ def answer_document(
             "stages_s": dict(answer.timings),
         },
     }
+
+
+def prompt_document(prompt: WrittenPrompt | None) -> dict[str, Any]:
+    """Return a prompt for machines, if it is to be shown."""
+    return {} if prompt is None else {"prompt": prompt._asdict()}
+
+
+def print_prompt(prompt: WrittenPrompt) -> None:
+    """Print a prompt to stderr."""
+    images = "1 image" if prompt.num_images == 1 else f"{prompt.num_images} images"
+    print(f"prompt of {prompt.num_ids} ids and {images}:\n{prompt.text}", file=sys.stderr)
 
 
 def print_skipped(skipped: Sequence[str]) -> None:

@@ -23,6 +23,7 @@ __all__ = [
     "add_kernels",
     "add_media_options",
     "add_sampling_options",
+    "add_show_prompt",
     "add_shown_options",
     "add_threads",
     "chosen_media",
@@ -109,6 +110,16 @@ def add_media_options(parser: argparse.ArgumentParser) -> None:
         "official_compat",
         help="write the original's strings byte for byte, faults included; a video and all images become one clip",
         default_text="the correct form",
+    )
+
+
+def add_show_prompt(parser: argparse.ArgumentParser) -> None:
+    """Add that the prompt is shown."""
+    parser.add_argument(
+        "--show-prompt",
+        action="store_true",
+        help="print the exact prompt and the number of its ids to stderr before it runs, <image> where an image goes; "
+        "with --json it is a field (default: not shown)",
     )
 
 
@@ -224,6 +235,15 @@ def add_engine_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="most positions of prompt and answer together, those of images included",
         default_text="as many as the model was trained for",
+    )
+    RUN.add(
+        engine,
+        "--prompt-format",
+        "prompt_format",
+        metavar="NAME",
+        help="chat format of prompts: of LLaVA v0, v1, mistral, llama_2 or chatml, of a checkpoint with a template of its own "
+        "template; a wrong name lists those of the model",
+        default_text="the checkpoint's own",
     )
     add_threads(engine)
 

@@ -11,11 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from longllava_trt.cli.answers import answer_document, print_skipped
+from longllava_trt.cli.answers import (
+    answer_document,
+    print_prompt,
+    print_skipped,
+    prompt_document,
+)
 from longllava_trt.cli.asking import (
     add_engine_options,
     add_media_options,
     add_sampling_options,
+    add_show_prompt,
     add_shown_options,
     chosen_media,
     chosen_run_options,
@@ -74,6 +80,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_shown_options(parser)
     add_media_options(parser)
+    add_show_prompt(parser)
     add_sampling_options(parser)
     add_engine_options(parser)
     parser.set_defaults(run=run)
@@ -169,6 +176,9 @@ class _Chat:
         return True
 
     def _ask(self, question: str) -> None:
+        prompt = self._session.written_prompt(question) if self._args.show_prompt else None
+        if prompt is not None and not self._args.json:
+            print_prompt(prompt)
         begin = time.perf_counter()
 
         def stream(text: str) -> None:
@@ -182,7 +192,7 @@ class _Chat:
             total_s = time.perf_counter() - begin
             backend = self._model.runner.backend.name
             document = answer_document(answer, backend=backend, total_s=total_s)
-            print_json({"question": question, **document})
+            print_json({"question": question, **prompt_document(prompt), **document})
         else:
             print(flush=True)
 

@@ -8,11 +8,17 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from longllava_trt.cli.answers import answer_document, print_skipped
+from longllava_trt.cli.answers import (
+    answer_document,
+    print_prompt,
+    print_skipped,
+    prompt_document,
+)
 from longllava_trt.cli.asking import (
     add_engine_options,
     add_media_options,
     add_sampling_options,
+    add_show_prompt,
     add_shown_options,
     chosen_media,
     chosen_run_options,
@@ -23,7 +29,6 @@ from longllava_trt.cli.options import shown_progress as shown
 from longllava_trt.core.errors import InputError
 
 if TYPE_CHECKING:
-    from longllava_trt.runtime.backends.base import BackendName
     from longllava_trt.runtime.text.detokenizer import GenerationOutput
 
 __all__ = ["add_parser", "run"]
@@ -60,6 +65,7 @@ def add_parser(subparsers: Subparsers) -> None:
     )
     add_shown_options(parser)
     add_media_options(parser)
+    add_show_prompt(parser)
     add_sampling_options(parser)
     add_engine_options(parser)
     parser.set_defaults(run=run)
@@ -73,6 +79,11 @@ def run(args: argparse.Namespace) -> int:
     sampling, media = chosen_sampling(args), chosen_media(args)
     begin = time.perf_counter()
     model = LongLLaVA.from_bundle(args.bundle, chosen_run_options(args))
+    question, prompt = _prompt(args.prompt), None
+    if args.show_prompt:
+        prompt = model.session(media=media).written_prompt(question, images, videos=args.video)
+        if not args.json:
+            print_prompt(prompt)
     with ExitStack() as bars:
         progress = bars.enter_context(shown(args))
 
@@ -83,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
                 print(text, end="", flush=True)
 
         answer = model.generate(
-            _prompt(args.prompt),
+            question,
             images,
             videos=args.video,
             media=media,
@@ -92,7 +103,13 @@ def run(args: argparse.Namespace) -> int:
             progress=progress,
         )
     total_s = time.perf_counter() - begin
-    _finish(args, answer, backend=model.runner.backend.name, total_s=total_s)
+    if args.json:
+        document = answer_document(answer, backend=model.runner.backend.name, total_s=total_s)
+        print_json({**prompt_document(prompt), **document})
+    else:
+        print(flush=True)
+    if not args.quiet:
+        _print_cost(answer)
     return 0
 
 
@@ -105,21 +122,14 @@ def _prompt(text: str) -> str:
         raise InputError(f"stdin: not valid UTF-8 ({err}); convert the question first") from err
 
 
-def _finish(
-    args: argparse.Namespace, answer: GenerationOutput, *, backend: BackendName, total_s: float
-) -> None:
-    """End the answer's line, and say what it cost."""
-    if args.json:
-        print_json(answer_document(answer, backend=backend, total_s=total_s))
-    else:
-        print(flush=True)
-    if not args.quiet:
-        print_skipped(answer.skipped)
-        rate = answer.decode_tokens_per_s
-        shown = "1 image" if answer.num_images == 1 else f"{answer.num_images} images"
-        speed = f", {rate:.1f} tokens/s after it" if rate is not None else ""
-        print(
-            f"{answer.prompt_tokens} prompt tokens ({shown}), first token after "
-            f"{answer.prefill_s:.2f} s, {len(answer.token_ids)} tokens{speed}",
-            file=sys.stderr,
-        )
+def _print_cost(answer: GenerationOutput) -> None:
+    """Say on stderr what an answer cost."""
+    print_skipped(answer.skipped)
+    rate = answer.decode_tokens_per_s
+    shown = "1 image" if answer.num_images == 1 else f"{answer.num_images} images"
+    speed = f", {rate:.1f} tokens/s after it" if rate is not None else ""
+    print(
+        f"{answer.prompt_tokens} prompt tokens ({shown}), first token after "
+        f"{answer.prefill_s:.2f} s, {len(answer.token_ids)} tokens{speed}",
+        file=sys.stderr,
+    )

@@ -16,13 +16,12 @@ import torch
 from PIL import Image
 
 from longllava_trt.core.parity import FLOAT32_MODEL, ParityRow, compare_logits, compare_tokens
-from longllava_trt.models.chat import ChatFormat
 from longllava_trt.models.image_layout import PatchGrid, image_layout
-from longllava_trt.models.registry import family_of
+from longllava_trt.models.registry import load_chat
 from longllava_trt.reference.generate import assemble_embeds, greedy_tokens
 from longllava_trt.reference.image_rows import image_rows
 from longllava_trt.reference.model import LongLLaVA
-from longllava_trt.reference.prompt import IMAGE_PLACEHOLDER, tokenize_prompt
+from longllava_trt.reference.prompt import IMAGE_TOKEN_INDEX
 from longllava_trt.runtime.inputs.pixels import load_processor_config
 from longllava_trt.runtime.inputs.sources import ImageSource, load_image
 from longllava_trt.runtime.inputs.views import view_pixels
@@ -33,7 +32,7 @@ from longllava_trt.validation.parity_case import ParityCase, array_of
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["CHUNK_SIZE", "GenerationCase", "generation_rows", "write_prompt"]
+__all__ = ["CHUNK_SIZE", "GenerationCase", "generation_rows"]
 
 CHUNK_SIZE = 97
 """Prompt positions fed at a time: odd, and fewer than an image takes, so that images are cut."""
@@ -64,8 +63,9 @@ class GenerationCase:
         """Let the reference answer, from images given or synthetic."""
         model = subject.reference
         shown: tuple[ImageSource, ...] = tuple(images) or tuple(_synthetic_images(seed))
-        prompt = write_prompt(_QUERY, family_of(model.config).chat, num_images=len(shown))
-        ids = tokenize_prompt(prompt, ChatTokenizer(subject.bundle))
+        chat = load_chat(subject.bundle)
+        prompt = chat.prompt(_QUERY, num_images=len(shown))
+        ids = _prompt_ids(prompt, ChatTokenizer(subject.bundle, chat), place=chat.image_placeholder)
         embeds = assemble_embeds(model, ids, _image_embeds(model, subject.bundle, shown))
         answer = list(greedy_tokens(model, embeds, max_new_tokens=max_new_tokens))
         return cls(
@@ -92,14 +92,13 @@ def _image_embeds(
         yield image_rows(model, pixels, layout, image.size)
 
 
-def write_prompt(query: str, chat: ChatFormat, *, num_images: int) -> str:
-    """Return a question with images in front as its family writes it, `<image>` where one goes.
-
-    Written from the format alone: the runtime builds the same prompt from parts.
-    """
-    image = f"{chat.image_open}{IMAGE_PLACEHOLDER}{chat.image_close}{chat.after_image}"
-    message = f"{chat.user_role}{image * num_images}{query}{chat.separator}"
-    return f"{chat.prefix}{message}{chat.assistant_role}"
+def _prompt_ids(prompt: str, tokenizer: ChatTokenizer, *, place: str) -> list[int]:
+    """Return a prompt's ids, cut at the places of images, with `IMAGE_TOKEN_INDEX` there."""
+    first, *rest = prompt.split(place) if place else [prompt]
+    ids = tokenizer.encode(first)
+    for text in rest:
+        ids += [IMAGE_TOKEN_INDEX, *tokenizer.encode(text, after="image")]
+    return ids
 
 
 def generation_rows(case: GenerationCase, runtime: RuntimeLongLLaVA) -> Iterator[ParityRow]:

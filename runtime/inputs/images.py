@@ -21,6 +21,7 @@ from longllava_trt.models.image_spec import ImageSpec
 from longllava_trt.runtime.inputs.sources import ImageSource, load_image
 from longllava_trt.runtime.inputs.tiles import overview_and_tiles
 from longllava_trt.runtime.inputs.video import VideoClip
+from longllava_trt.runtime.text.quoting import unquote
 
 __all__ = [
     "FileStamp",
@@ -79,11 +80,12 @@ class Text:
     """A text."""
 
     text: str
+    """With marks around what a user wrote, if the format keeps no special tokens (`quoting.py`)."""
 
     def written(self, placeholder: str) -> str:
-        """Return the text."""
+        """Return the text without marks."""
         del placeholder
-        return self.text
+        return unquote(self.text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from longllava_trt.runtime.inputs.images import (
 from longllava_trt.runtime.inputs.media import MediaOptions
 from longllava_trt.runtime.inputs.sources import ImageSource, read_image_size
 from longllava_trt.runtime.inputs.video import VideoClip, open_clip
+from longllava_trt.runtime.text.quoting import quote
 
 __all__ = ["MessageWriter", "Slot"]
 
@@ -53,13 +54,19 @@ class MessageWriter:
         self, query: str | None, stills: Sequence[ImageSource]
     ) -> Iterator[Text | ImageGroup]:
         """Yield a query with its stills."""
+        if query is not None and self.chat.strips_text:
+            query = query.strip()
         slots, rest = self.slots(query, len(stills))
         for position, (slot, source) in enumerate(zip(slots, stills, strict=True), start=1):
             if slot.before:
-                yield Text(slot.before)
+                yield Text(self._user_text(slot.before))
             yield self.still(slot, source, position)
         if rest:
-            yield Text(rest)
+            yield Text(self._user_text(rest))
+
+    def _user_text(self, text: str) -> str:
+        """Return a user's text as a part of the prompt."""
+        return text if self.chat.keeps_special_tokens else quote(text)
 
     def slots(self, query: str | None, num_stills: int) -> tuple[list[Slot], str]:
         """Return the places of the stills in a query, and the text after the last.
@@ -68,12 +75,11 @@ class MessageWriter:
             InputError: If there are placeholders but not one for each still.
         """
         chat = self.chat
-        texts = [""] if query is None else query.split(chat.image_placeholder)
+        place, opening, closing = chat.image_placeholder, chat.image_open, chat.image_close
+        texts = (query or "").split(place) if place else [query or ""]
         # a query with a closing tag has its author's own markup, and is left as it is
-        tags = (chat.image_open, chat.image_close)
-        opening, closing = (
-            ("", "") if chat.image_close and chat.image_close in (query or "") else tags
-        )
+        if chat.keeps_special_tokens and closing and closing in (query or ""):
+            opening = closing = ""
         if len(texts) == 1:
             return [Slot("", opening, closing + chat.after_image)] * num_stills, texts[0]
         if len(texts) - 1 != num_stills:
@@ -96,7 +102,7 @@ class MessageWriter:
         The query's own tags around it, and a newline directly after it, belong to the image.
         """
         chat = self.chat
-        if not opening and not closing:
+        if chat.keeps_special_tokens and not opening and not closing:
             if chat.image_open and before.endswith(chat.image_open):
                 before, opening = before.removesuffix(chat.image_open), chat.image_open
             if chat.image_close and after.startswith(chat.image_close):

@@ -12,7 +12,6 @@ from longllava_trt.core.parity import ParityReport
 from longllava_trt.models.registry import find_family
 from longllava_trt.reference.prompt import build_prompt, wrap_images
 from longllava_trt.validation import LEVELS, validate
-from longllava_trt.validation.generation import write_prompt
 from tests.validation.conftest import Made, assert_all_passed, make, rows_of
 
 
@@ -62,4 +61,4 @@ def test_mini_generates_the_same_tokens(tmp_path: Path, traces: Path) -> None:
 def test_the_prompt_is_the_original_s(num_images: int) -> None:
     chat = find_family("llava_jamba").chat
     want = build_prompt(wrap_images("What is it?", num_images=num_images))
-    assert write_prompt("What is it?", chat, num_images=num_images) == want
+    assert chat.prompt("What is it?", num_images=num_images) == want

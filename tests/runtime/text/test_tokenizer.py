@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -25,6 +25,8 @@ DATA = Path(__file__).parent / "data"
 REDUCED = DATA / "reduced-tokenizer"
 BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[4] / "shared" / "data" / "jamba-tokenizer"
 FULL = Path(os.environ.get("LONGLLAVA_TOKENIZER") or BESIDE_THE_CHECKOUT)
+SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>", "<|pad|>", "<|unk|>")
+"""Hypothesis tries words of our sources too, and these are not text to LongLLaVA's tokenizer."""
 KEPT_STRINGS: list[str] = runpy.run_path(str(DATA / "reduce_tokenizer.py"))["kept_strings"]()
 REDUCED_VOCAB: dict[str, int] = json.loads(
     (REDUCED / "tokenizer.json").read_text(encoding="utf-8")
@@ -145,6 +147,7 @@ def test_decoding_each_id_alone_would_break_characters(reduced: ChatTokenizer) -
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(text=st.text(st.characters(codec="utf-8", exclude_characters="\u2581"), max_size=40))
 def test_any_text_survives_encode_and_stream(reduced: ChatTokenizer, text: str) -> None:
+    assume(not any(token in text for token in SPECIAL_TOKENS))
     ids = reduced.encode(text)
     assert reduced.decode(ids) == text
     assert "".join(streamed(reduced, ids)) == text
