@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from longllava_trt.models.chat import ChatFormat
 from longllava_trt.models.family import CheckpointFormat, ModelFamily
+from longllava_trt.models.jamba.chat import CHAT, read_chat
 from longllava_trt.models.jamba.config import MODEL_TYPE, read_config, read_decoder
 from longllava_trt.models.jamba.presets import PRESETS, PUBLISHED, config_files
 from longllava_trt.models.jamba.weights import (
@@ -29,9 +29,8 @@ FAMILY = ModelFamily(
         "per-expert": CheckpointFormat(config_files=config_files),
         "stacked": CheckpointFormat(config_files=config_files, stored=stacked_tensors),
     },
-    # the tokenizer's own chat template is not read yet: the plainest format stands in its place
-    chat=ChatFormat(user_role="", assistant_role="", separator="\n"),
-    # no image is ever cut for it
+    chat=CHAT,
+    read_chat=read_chat,
     presets=PRESETS,
     published_presets=PUBLISHED,
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from longllava_trt.models.chat import ChatFormat
 from longllava_trt.models.family import CheckpointFormat, ModelFamily
+from longllava_trt.models.llava.chat import CHAT, read_chat
 from longllava_trt.models.llava.config import read_config, read_decoder
 from longllava_trt.models.llava.files import (
     huggingface_files,
@@ -43,8 +43,8 @@ FAMILY = ModelFamily(
             added_tokens=huggingface_tokens,
         ),
     },
-    # chats of the series are not written yet: the plainest one stands in their place
-    chat=ChatFormat(user_role="USER: ", assistant_role="ASSISTANT:", separator=" "),
+    chat=CHAT,
+    read_chat=read_chat,
     presets=PRESETS,
     published_presets=PUBLISHED,
 )
