@@ -31,6 +31,7 @@ from longllava_trt.runtime.backends.kernels.requirements import (
     check_memory,
     is_interpreted,
 )
+from longllava_trt.runtime.backends.kernels.rotary import rotary_table_bytes
 from longllava_trt.runtime.backends.kernels.stages import KernelsStage, make_stage
 from longllava_trt.runtime.backends.kernels.state import KernelsState
 from longllava_trt.runtime.backends.kernels.weight_plan import (
@@ -162,7 +163,8 @@ class KernelsBackend:
         return MemoryNeed(
             weights=sum(map(total_bytes, self._plans.values())),
             caches=caches,
-            work=chunk_size * row * torch_dtype(manifest.dtype).itemsize,
+            work=chunk_size * row * torch_dtype(manifest.dtype).itemsize
+            + rotary_table_bytes(decoder, self._max_context),
             max_context=self._max_context,
             is_quantised=manifest.moe_quant != "none" or not decoder.moe_layers,
         )

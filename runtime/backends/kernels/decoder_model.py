@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import linear
 
-from longllava_trt.core.errors import ConfigError
 from longllava_trt.models.spec import AttentionSpec, DecoderSpec, ExpertsSpec, FeedForwardSpec
 from longllava_trt.plugins_trt.kernels.activations import apply_swiglu
 from longllava_trt.plugins_trt.kernels.cached_attention import cached_attention
@@ -20,6 +19,7 @@ from longllava_trt.plugins_trt.kernels.causal_conv import causal_conv
 from longllava_trt.plugins_trt.kernels.rms_norm import rms_norm, rms_norms_of_dt_b_c
 from longllava_trt.plugins_trt.kernels.selective_scan import selective_scan
 from longllava_trt.plugins_trt.kernels.sparse_moe import sparse_moe
+from longllava_trt.runtime.backends.kernels.rotary import rotary_tables
 from longllava_trt.runtime.backends.kernels.state import SlotSpan
 from longllava_trt.runtime.backends.kernels.weights import Weights
 
@@ -48,14 +48,7 @@ class DecoderModel:
         Args:
             spec: The decoder.
             weights: As `plan_decoder` names them.
-
-        Raises:
-            ConfigError: If it has rotary positions, which are not computed yet.
         """
-        if any(mixer.rotary is not None for mixer in spec.attention_layers.values()):
-            raise ConfigError(
-                "attention: must be without rotary positions, which this version does not compute"
-            )
         layers: list[dict[str, torch.Tensor]] = [{} for _ in range(spec.num_layers)]
         for name, tensor in weights.items():
             if name.startswith("layers."):
@@ -113,7 +106,10 @@ def _attend(
     qkv = linear(h, layer["qkv"]).unflatten(-1, (heads + 2 * kv_heads, spec.head_dim))
     q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=2)
     key_cache, value_cache = states
-    y = cached_attention(q, k, v, key_cache, value_cache, past_len)
+    cos = sin = None
+    if spec.rotary is not None:
+        cos, sin = rotary_tables(spec.rotary, spec.head_dim, key_cache.shape[2], h.device)
+    y = cached_attention(q, k, v, key_cache, value_cache, past_len, cos=cos, sin=sin)
     return linear(y.flatten(2), layer["o_proj"])
 
 
