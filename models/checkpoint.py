@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,11 +90,8 @@ def index_checkpoint(
     family = family_of(spec)
     tensors = dict(CheckpointIndex.open(folder, family).tensors)
     place, prefix = str(folder), family.tensor_name(VISION)
-    if spec.vision is not None and not any(name.startswith(prefix) for name in tensors):
-        vision_tower = vision_tower or _find_tower(folder, spec)
-    if spec.decoder.tie_embeddings:
-        # transformers ignores a head that is tied, and some files have a copy
-        tensors.pop(family.tensor_name(HEAD), None)
+    if vision_tower is None and not any(name.startswith(prefix) for name in tensors):
+        vision_tower = _tower_beside(folder, spec)
     if vision_tower is not None:
         place += f" with the vision tower of {vision_tower}"
         tensors = {k: v for k, v in tensors.items() if not k.startswith(prefix)}
@@ -105,24 +101,32 @@ def index_checkpoint(
             for name, source in CheckpointIndex.open(home, family).tensors.items()
             if name.startswith(prefix)
         }
+    if spec.decoder.tie_embeddings:
+        # transformers ignores a head that is tied, and some files have a copy
+        tensors.pop(family.tensor_name(HEAD), None)
     expected = expected_tensors(spec)
     unused = {family.tensor_name(path) for path in unused_parameters(spec)}
+    missing = expected.keys() - tensors.keys() - unused
+    if missing and missing == {n for n in expected if n.startswith(prefix)} - unused:
+        raise CheckpointError(_explain_no_tower(folder, spec))
     _raise_if(
-        list(_differences(tensors, expected, may_lack=unused)),
+        list(_differences(tensors, expected, missing)),
         f"{place}: tensors are not those that config.json describes; check that both are of the same model",
     )
     return {name: tensors[name] for name in expected if name in tensors}
 
 
-def _find_tower(folder: Path, spec: ModelSpec) -> Path:
-    """Return the folder of the tower that is not in the shards."""
-    home = folder / spec.tower if spec.tower else None
-    if home is not None and any((home / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
-        return home
+def _tower_beside(folder: Path, spec: ModelSpec) -> Path | None:
+    """Return the folder of the tower that config.json names, if it has weights."""
+    home = folder / spec.tower if spec.vision is not None and spec.tower else None
+    if home is None or not any((home / name).is_file() for name in (SINGLE_FILE, INDEX_FILE)):
+        return None
+    return home
+
+
+def _explain_no_tower(folder: Path, spec: ModelSpec) -> str:
     named = f"; config.json names '{spec.tower}'" if spec.tower else ""
-    raise CheckpointError(
-        f"{folder}: has no vision tower among its weights{named}; fetch that and give its folder with --vision-tower"
-    )
+    return f"{folder}: has no vision tower among its weights{named}; fetch that and give its folder with --vision-tower"
 
 
 def _read_weight_map(folder: Path) -> dict[str, str] | None:
@@ -229,10 +233,9 @@ def _cut(source: TensorSource, count: int) -> list[TensorSource]:
 def _differences(
     tensors: Mapping[str, TensorSource],
     expected: Mapping[str, tuple[int, ...]],
-    *,
-    may_lack: AbstractSet[str],
+    missing: Iterable[str],
 ) -> Iterator[str]:
-    yield from _listed("missing", expected.keys() - tensors.keys() - may_lack)
+    yield from _listed("missing", missing)
     yield from _listed("left over", tensors.keys() - expected.keys())
     common = sorted(expected.keys() & tensors.keys())
     yield from _listed(

@@ -14,28 +14,9 @@ from longllava_trt.cli.options import (
     print_json,
 )
 from longllava_trt.core.dtypes import FLOAT_NAMES
+from longllava_trt.models.preset_names import FORMAT_NAMES, PRESET_NAMES
 
-__all__ = ["PRESETS", "add_parser", "run"]
-
-# the library's own table would cost the help an import of NumPy
-PRESETS = (
-    "tiny",
-    "tiny-dense",
-    "mini",
-    "9b",
-    "53b",
-    "llava-1-tiny",
-    "llava-1.5-tiny",
-    "llava-1.5-hd-tiny",
-    "llava-1.6-tiny",
-    "llava-1.6-mistral-tiny",
-    "llava-1.5-7b",
-    "llava-1.5-13b",
-    "llava-1.6-mistral-7b",
-    "jamba-tiny",
-    "jamba-3b",
-)
-FORMATS = ("original", "huggingface", "per-expert", "stacked")
+__all__ = ["add_parser", "run"]
 
 _EXAMPLES = """\
   longllava-trt synth tiny
@@ -60,17 +41,17 @@ def add_parser(subparsers: Subparsers) -> None:
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to make")
     parser.add_argument(
         "--preset",
-        choices=PRESETS,
+        choices=PRESET_NAMES,
         default="tiny",
         help="tiny: 4 experts, 5 MB; tiny-dense: no router, as the 9B; mini: 16 experts, hidden 512, for measuring "
-        "speed; 9b and 53b: the published sizes and shards, for --sparse or --layers; llava-NAME-tiny and jamba-tiny: "
-        "small models of the series, llava-NAME-7b, -13b and jamba-3b: their published sizes (default: %(default)s)",
+        "speed; 9b and 53b: the published sizes and shards, for --sparse or --layers; names with tiny: small models of "
+        "the LLaVA series; with 3b, 7b and 13b: their published sizes (default: %(default)s)",
     )
     parser.add_argument(
         "--format",
-        choices=FORMATS,
-        help="format of config.json and of the tensors' names; llava: original or huggingface, jamba: per-expert or "
-        "stacked (default: the first of the two)",
+        choices=FORMAT_NAMES,
+        help="format of config.json and of the tensors' names; LLaVA: original or huggingface; a text model with "
+        "experts: per-expert or stacked (default: the first of the two)",
     )
     parser.add_argument(
         "--sparse",

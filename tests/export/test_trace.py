@@ -17,6 +17,7 @@ from longllava_trt.export.trace import trace_stage
 from longllava_trt.models.contracts import layer_output_names, stage_specs
 from longllava_trt.models.llava_jamba.presets import PRESETS
 from longllava_trt.models.llava_jamba.weights import VISION_PREFIX
+from longllava_trt.models.registry import find_preset
 from tests.export.stored_traces import stored_in
 
 TINY = PRESETS["tiny"]
@@ -84,6 +85,15 @@ def test_custom_nodes_carry_function_bodies(decoder: onnx.ModelProto) -> None:
 def test_graph_says_nothing_about_the_machine(decoder: onnx.ModelProto) -> None:
     data = decoder.SerializeToString()
     assert not any(word in data for word in (b".py", b"site-packages", b"/home", b"File "))
+
+
+def test_an_operator_that_torch_wrote_for_an_older_opset_is_looked_at(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    rotary = find_preset("llava-1.5-tiny")
+    monkeypatch.setattr(trace, "_SAME_IN_BOTH", trace._SAME_IN_BOTH - {"Range"})
+    with pytest.raises(ExportError, match="decoder: traced Range, whose meaning between opsets"):
+        trace_stage(rotary, stage_specs(rotary, "float32")["decoder"], dtype="float32")
 
 
 def test_a_dense_model_has_no_mixture(traces: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import re
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import ml_dtypes
@@ -18,6 +19,7 @@ from longllava_trt.models.checkpoint import CheckpointIndex, index_checkpoint
 from longllava_trt.models.llava_jamba.family import FAMILY
 from longllava_trt.models.llava_jamba.presets import compose
 from longllava_trt.models.llava_jamba.weights import VISION_PREFIX
+from longllava_trt.models.parameters import VISION, unused_parameters
 from longllava_trt.models.spec import VisionSpec
 from longllava_trt.models.tensors import expected_tensors
 
@@ -173,7 +175,7 @@ def test_index_caps_long_lists_and_keeps_the_count(tmp_path: Path) -> None:
     save_file({"lm_head.weight": np.zeros((11, 4), np.float32)}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"\d+ missing: .* and \d+ more") as caught:
         index_checkpoint(tmp_path, CONFIG)
-    missing = len(expected_tensors(CONFIG)) - 1
+    missing = len(expected_tensors(CONFIG)) - 1 - len(unused_parameters(CONFIG))
     assert f"{missing} missing" in str(caught.value)
     assert f"and {missing - 20} more" in str(caught.value)
 
@@ -373,9 +375,32 @@ def test_vision_tower_of_another_folder_replaces_the_bundled_one(
         np.testing.assert_array_equal(read_tensor(sources[name], folder), want)
 
 
-def test_vision_tower_without_its_last_layer_is_refused(tmp_path: Path, arrays: Arrays) -> None:
+@pytest.mark.parametrize(("layer", "fits"), [(1, True), (0, False)])
+def test_only_layers_after_the_feature_may_be_absent(
+    tmp_path: Path, arrays: Arrays, layer: int, fits: bool
+) -> None:
     folder = save_single(tmp_path / "checkpoint", arrays)
-    clip = {k: v for k, v in clip_arrays(arrays).items() if ".layers.1." not in k}
+    clip = {k: v for k, v in clip_arrays(arrays).items() if f".layers.{layer}." not in k}
     tower = save_single(tmp_path / "clip", clip)
-    with pytest.raises(CheckpointError, match=r"16 missing: .*encoder\.layers\.1\."):
-        index_checkpoint(folder, CONFIG, vision_tower=tower)
+    if not fits:
+        with pytest.raises(CheckpointError, match=r"16 missing: .*encoder\.layers\.0\."):
+            index_checkpoint(folder, CONFIG, vision_tower=tower)
+        return
+    found = index_checkpoint(folder, CONFIG, vision_tower=tower)
+    absent = expected_tensors(CONFIG).keys() - found.keys()
+    assert len(absent) == 16
+    assert all(".encoder.layers.1." in name for name in absent)
+
+
+def test_a_tower_that_is_nowhere_is_asked_for(tmp_path: Path, arrays: Arrays) -> None:
+    prefix = FAMILY.tensor_name(VISION)
+    rest = {k: v for k, v in arrays.items() if not k.startswith(prefix)}
+    folder = save_single(tmp_path / "checkpoint", rest)
+    with pytest.raises(CheckpointError) as caught:
+        index_checkpoint(folder, replace(CONFIG, tower="openai/some-clip"))
+    assert str(caught.value) == (
+        f"{folder}: has no vision tower among its weights; config.json names 'openai/some-clip'; fetch that and give "
+        "its folder with --vision-tower"
+    )
+    save_single(folder / "tower", clip_arrays(arrays))
+    assert index_checkpoint(folder, replace(CONFIG, tower="tower")).keys() == arrays.keys()

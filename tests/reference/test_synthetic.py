@@ -22,7 +22,7 @@ from longllava_trt.models.llava_jamba.presets import PRESETS
 from longllava_trt.models.registry import load_model_spec
 from longllava_trt.models.spec import AttentionSpec, ExpertsSpec
 from longllava_trt.models.tensors import expected_tensors
-from longllava_trt.reference.synthetic import checkpoint
+from longllava_trt.reference.synthetic import weights
 from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
 from longllava_trt.reference.synthetic.tokenizer import BYTE_IDS, tokenizer_files, train_tokenizer
 from longllava_trt.reference.synthetic.weights import draw_tensor
@@ -181,7 +181,7 @@ def test_a_failure_leaves_everything_as_it_was(
         return real(path, shape, name=name, seed=seed)  # type: ignore[return-value]
 
     real = draw_tensor
-    monkeypatch.setattr(checkpoint, "draw_tensor", fail)
+    monkeypatch.setattr(weights, "draw_tensor", fail)
     with pytest.raises(InputError, match="No space left on device"):
         write_checkpoint(folder, preset="tiny", seed=1, overwrite=overwrite)
     assert digests(tmp_path) == before

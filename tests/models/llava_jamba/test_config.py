@@ -131,7 +131,11 @@ def test_an_unknown_tower_asks_for_its_folder(checkpoint: Path, tmp_path: Path) 
     config = load_model_spec(checkpoint, vision_tower=tower)
     assert (config.require_vision().hidden_size, config.num_image_tokens) == (64, 4)
     write(tower, {"vision_config": vision | {"hidden_act": "gelu"}})
-    with pytest.raises(ConfigError, match="'hidden_act' must be 'quick_gelu', got 'gelu'"):
+    assert load_model_spec(checkpoint, vision_tower=tower).require_vision().activation == "gelu"
+    write(tower, {"vision_config": vision | {"hidden_act": "gelu_new"}})
+    with pytest.raises(
+        ConfigError, match="'hidden_act' must be 'quick_gelu' or 'gelu', got 'gelu_new'"
+    ):
         load_model_spec(checkpoint, vision_tower=tower)
 
 
@@ -146,8 +150,8 @@ def test_an_unknown_tower_asks_for_its_folder(checkpoint: Path, tmp_path: Path) 
         ("sliding_window", 4096, "'sliding_window' must be None"),
         (
             "model_type",
-            "llava",
-            "this is LLaVA-1.5 in transformers' format (model_type 'llava'); supported: LongLLaVA",
+            "llama",
+            "this is Llama, text alone (model_type 'llama'); supported: LongLLaVA",
         ),
         ("rope_theta", 1e4, "unknown key 'rope_theta'"),
         ("num_hidden_layers", "32", "'num_hidden_layers' must be a number, got '32'"),
@@ -226,7 +230,7 @@ def test_an_unknown_key_can_be_ignored_and_a_known_one_cannot(
 @pytest.mark.parametrize(
     ("model_type", "message"),
     [
-        ("llava_next", "this is LLaVA-1.6"),
+        ("llava_onevision", "this is LLaVA-OneVision"),
         ("qwen", "model_type 'qwen' is not known"),
         (None, "'model_type' is missing"),
         (["llava"], "is not known"),
