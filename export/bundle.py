@@ -45,7 +45,7 @@ from longllava_trt.export.weights import bind_weights, place_weight_files
 from longllava_trt.models.chat_file import ChatFile
 from longllava_trt.models.chat_template import TEMPLATE_FILES
 from longllava_trt.models.checkpoint import index_checkpoint
-from longllava_trt.models.clip import clip_config, preprocessor_config
+from longllava_trt.models.clip import PREPROCESSOR_FILE, clip_config, find_preprocessor
 from longllava_trt.models.contracts import stage_specs
 from longllava_trt.models.parameters import EMBEDDING, HEAD
 from longllava_trt.models.registry import family_of, load_chat, load_family, load_model_spec
@@ -138,7 +138,7 @@ def export_bundle(
             # it has nearly all weights; most of the hashing is done while the stages are traced
             for file in shards:
                 hasher.start(file)
-        _copy_side_files(checkpoint, config, staging)
+        _copy_side_files(checkpoint, config, staging, vision_tower=tower)
         total = len(stages) + len(experts.layers) + 1
         records: dict[str, WeightRecord] = {}
         for done, name in enumerate(stages):
@@ -227,7 +227,9 @@ def _with_bodies(model: onnx.ModelProto, weight_format: str) -> onnx.ModelProto:
     return model
 
 
-def _copy_side_files(checkpoint: Path, config: ModelSpec, staging: Path) -> None:
+def _copy_side_files(
+    checkpoint: Path, config: ModelSpec, staging: Path, *, vision_tower: Path | None
+) -> None:
     """Copy tokenizer and configs; fill in the two that a published checkpoint may lack."""
     _place_chat(checkpoint, staging)
     eos = config.eos_token_ids
@@ -239,7 +241,12 @@ def _copy_side_files(checkpoint: Path, config: ModelSpec, staging: Path) -> None
         },
     }
     if config.vision is not None:
-        defaults["preprocessor_config.json"] = preprocessor_config(config.vision)
+        defaults[PREPROCESSOR_FILE] = find_preprocessor(
+            checkpoint,
+            config.vision,
+            tower=str(config.source.get("mm_vision_tower", VISION_CONFIG_FOLDER)),
+            override=vision_tower,
+        )
     for name in ("config.json", *TEMPLATE_FILES, *defaults):
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, staging / name)

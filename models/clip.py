@@ -14,7 +14,19 @@ from longllava_trt.models.registry import CONFIG_FILE, WHOSE_CONFIG
 from longllava_trt.models.spec import VisionSpec
 from longllava_trt.models.towers import known_tower
 
-__all__ = ["CLIP", "clip_config", "find_vision_tower", "preprocessor_config", "read_vision_config"]
+__all__ = [
+    "CLIP",
+    "PREPROCESSOR_FILE",
+    "clip_config",
+    "find_preprocessor",
+    "find_vision_tower",
+    "preprocessor_config",
+    "read_vision_config",
+]
+
+PREPROCESSOR_FILE = "preprocessor_config.json"
+_PROCESSOR_FILE = "processor_config.json"
+"""Of a whole processor, in which newer transformers keep the settings of the image processor."""
 
 CLIP: Mapping[str, Any] = {
     "hidden_size": 768,
@@ -64,6 +76,34 @@ def find_vision_tower(checkpoint: Path, tower: str, *, override: Path | None) ->
         f"{checkpoint / CONFIG_FILE}: 'mm_vision_tower' is {tower!r}, which is neither a folder in the checkpoint with "
         "a config.json nor a published CLIP tower that is known; name the tower's folder with --vision-tower"
     )
+
+
+def find_preprocessor(
+    checkpoint: Path, spec: VisionSpec, *, tower: str, override: Path | None
+) -> dict[str, Any]:
+    """Return the settings of a checkpoint's image processor.
+
+    They are in the checkpoint, else beside its vision tower, else those of OpenAI's towers.
+
+    Args:
+        checkpoint: Folder.
+        spec: The vision tower.
+        tower: Name of the tower in config.json; may be a folder of the checkpoint.
+        override: Folder of another tower.
+
+    Raises:
+        ConfigError: If a file is damaged.
+    """
+    for folder in (checkpoint, override, checkpoint / tower):
+        if folder is None:
+            continue
+        if (folder / PREPROCESSOR_FILE).is_file():
+            return read_json_object(folder / PREPROCESSOR_FILE, whose="an image processor has it")
+        if (folder / _PROCESSOR_FILE).is_file():
+            whole = read_json_object(folder / _PROCESSOR_FILE, whose="a processor has it")
+            if isinstance(found := whole.get("image_processor"), dict):
+                return found
+    return preprocessor_config(spec)
 
 
 def read_vision_config(reader: ConfigReader, defaults: Mapping[str, Any]) -> dict[str, Any]:

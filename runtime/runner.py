@@ -140,7 +140,14 @@ class Runner:
     @cached_property
     def processor(self) -> ImageProcessorConfig:
         """Format of the pixels that the vision stage expects."""
-        return load_processor_config(self.bundle, aspect_ratio=self.cutter.images.aspect_ratio)
+        found = load_processor_config(self.bundle, aspect_ratio=self.cutter.images.aspect_ratio)
+        side = self.cutter.patches.image_size
+        if found.image_size != side:
+            raise ManifestError(
+                f"{self.bundle / 'preprocessor_config.json'}: 'size' must be the vision tower's {side} pixels, got "
+                f"{found.image_size}; take the checkpoint's own file, and export again"
+            )
+        return found
 
     @cached_property
     def vision(self) -> StageSession:

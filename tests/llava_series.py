@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,10 +15,7 @@ from longllava_trt.export.tokenizer import place_tokenizer
 from longllava_trt.models.chat_file import ChatFile
 from longllava_trt.models.llava.chat import read_chat
 
-_BESIDE_THE_CHECKOUT = (
-    Path(__file__).resolve().parents[2] / "shared" / "data" / "original-gold-llava"
-)
-GOLD = Path(os.environ.get("LONGLLAVA_GOLD_LLAVA") or _BESIDE_THE_CHECKOUT)
+GOLD = Path(__file__).parent / "models/llava/data"
 MODELS = ("llava-1", "llava-1.5", "llava-1.5-hd", "llava-1.6")
 
 needs_gold = pytest.mark.skipif(
