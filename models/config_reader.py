@@ -125,9 +125,9 @@ class ConfigReader:
         return found
 
     def token_ids(self, key: str, default: tuple[int, ...] = ()) -> tuple[int, ...]:
-        """Return an id or a list of ids."""
-        found = self.value(key, list(default))
-        ids = found if isinstance(found, list) else [found]
+        """Return an id or a list of ids; null says that there is none."""
+        found = self.stored(key, list(default))
+        ids = found if isinstance(found, list) else [found] * (found is not None)
         if any(isinstance(i, bool) or not isinstance(i, int) or i < 0 for i in ids):
             self.refuse(key, "a token id or a list of them", found)
             return default

@@ -92,9 +92,13 @@ def read_huggingface(
 
 def _read_ids(reader: ConfigReader, text: ConfigReader) -> SpecialIds:
     """Return ids of the whole model; where it is silent, those of its decoder."""
-    bos = reader.token_ids("bos_token_id", text.token_ids("bos_token_id", (1,)))
-    eos = reader.token_ids("eos_token_id", text.token_ids("eos_token_id", (2,)))
-    pad = reader.token_ids("pad_token_id", text.token_ids("pad_token_id"))
+
+    def ids(key: str, default: tuple[int, ...]) -> tuple[int, ...]:
+        inner = text.token_ids(key, default)
+        return reader.token_ids(key) if key in reader else inner
+
+    bos, pad = ids("bos_token_id", (1,)), ids("pad_token_id", ())
+    eos = ids("eos_token_id", (2,))
     return SpecialIds(bos=next(iter(bos), None), eos=eos, pad=next(iter(pad), None))
 
 
