@@ -14,6 +14,7 @@ from longllava_trt.plugins_trt.kernels.sparse_moe_formats import GROUP
 from longllava_trt.plugins_trt.spec import (
     CACHED_ATTENTION,
     CAUSAL_CONV,
+    MAMBA_SCAN,
     SELECTIVE_SCAN,
     SPARSE_MOE,
     OperatorSpec,
@@ -87,8 +88,6 @@ def _quantised(variant: str, dtype: str, *, packed: str = "", group: int | None 
     return _form(SPARSE_MOE, variant, **changed)
 
 
-_BY_TOKEN = ("batch", "seq_len", "d_inner")
-
 FORMS = (
     _form(SELECTIVE_SCAN),
     _form(SPARSE_MOE, "none"),
@@ -98,9 +97,11 @@ FORMS = (
     _form(
         CAUSAL_CONV,
         "channels_last",
-        input=FormValue("input", _BY_TOKEN, "T"),
-        output=FormValue("output", _BY_TOKEN, "T"),
+        # a row may be wider than the convolution, which takes its first half
+        input=FormValue("input", ("batch", "seq_len", "input_row"), "T"),
+        output=FormValue("output", ("batch", "seq_len", "d_inner"), "T"),
     ),
     _form(CACHED_ATTENTION),
+    _form(MAMBA_SCAN),
 )
 """Every form, by operator. Formats of quantised experts: `kernels/sparse_moe_formats.py`."""

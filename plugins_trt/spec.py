@@ -13,6 +13,7 @@ from typing import Literal
 __all__ = [
     "CACHED_ATTENTION",
     "CAUSAL_CONV",
+    "MAMBA_SCAN",
     "OPERATORS",
     "SELECTIVE_SCAN",
     "SPARSE_MOE",
@@ -174,5 +175,39 @@ No bundle has this node: there standard ONNX says it, with TensorScatter and Att
 engines puts it in the place of Attention, whose kernels in TensorRT copy the caches in every call.
 """
 
-OPERATORS = (SELECTIVE_SCAN, SPARSE_MOE, CAUSAL_CONV, CACHED_ATTENTION)
+MAMBA_SCAN = OperatorSpec(
+    domain=_DOMAIN,
+    op_type="MambaScan",
+    version=1,
+    inputs=(
+        OperatorValue("u", ("batch", "seq_len", "d_inner")),
+        OperatorValue("projected", ("batch", "seq_len", "dt_b_c")),
+        OperatorValue("dt_norm_weight", ("dt_rank",)),
+        OperatorValue("b_norm_weight", ("d_state",)),
+        OperatorValue("c_norm_weight", ("d_state",)),
+        OperatorValue("dt_proj_weight", ("d_inner", "dt_rank")),
+        OperatorValue("dt_bias", ("d_inner",)),
+        OperatorValue("A_log", ("d_inner", "d_state")),
+        OperatorValue("D", ("d_inner",)),
+        OperatorValue("xz", ("batch", "seq_len", "2*d_inner")),
+        OperatorValue("state", ("batch", "d_inner", "d_state"), "float32"),
+    ),
+    outputs=(
+        OperatorValue("y", ("batch", "seq_len", "d_inner")),
+        OperatorValue("state_out", ("batch", "d_inner", "d_state"), "float32"),
+    ),
+    attributes=(OperatorAttribute("eps", "float", "Added to the mean square of each norm."),),
+)
+"""Mamba's mixer between x_proj and out_proj; of engines' graphs alone.
+
+`projected` is x_proj's result: dt, B and C in dt_b_c = dt_rank + 2 d_state columns. Each part is
+normalised by itself: x / sqrt(mean of x^2 + eps) in float32, cast to T, times its weight in T. dt is
+multiplied by dt_proj_weight', summed in float32 and cast to T. Then SelectiveScan, with B, C and that
+dt; its gate is the second half of `xz`.
+
+No bundle has this node: there standard ONNX says it, with Split, RMSNormalization and MatMul before
+SelectiveScan. A build of engines puts it in their place, as each of them is a kernel in TensorRT.
+"""
+
+OPERATORS = (SELECTIVE_SCAN, SPARSE_MOE, CAUSAL_CONV, CACHED_ATTENTION, MAMBA_SCAN)
 """Every operator that some back end needs from us."""

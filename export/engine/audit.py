@@ -32,15 +32,15 @@ from longllava_trt.plugins_trt.registry import CREATOR_VERSION, TensorRT
 from longllava_trt.plugins_trt.spec import (
     CACHED_ATTENTION,
     CAUSAL_CONV,
+    MAMBA_SCAN,
     OPERATORS,
-    SELECTIVE_SCAN,
     SPARSE_MOE,
 )
 
 __all__ = ["AuditReport", "audit_network"]
 
 _TOLD_BY = {
-    SELECTIVE_SCAN.op_type: path_ending(mamba_path(0, "A_log")),
+    MAMBA_SCAN.op_type: path_ending(mamba_path(0, "A_log")),
     CAUSAL_CONV.op_type: path_ending(mamba_path(0, "conv1d.weight")),
     SPARSE_MOE.op_type: path_ending(router_path(0)),
     CACHED_ATTENTION.op_type: path_ending(attention_path(0, "q_proj.weight")),
@@ -142,6 +142,8 @@ def _plugin_problems(trt: Any, parsed: StageNetwork, paths: list[str]) -> Iterat
         got = sum(name == op_type for _, name, _ in found.elements())
         if got != must:
             yield f"{op_type} must be {must} plugin layers, one for each parameter '*{parameter}', got {got}"
+    for name in {name for _, name, _ in found} - _TOLD_BY.keys():
+        yield f"{name} must be no plugin layer of an engine"
 
 
 def _attention_problems(trt: Any, parsed: StageNetwork, paths: list[str]) -> Iterator[str]:

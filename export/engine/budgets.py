@@ -36,11 +36,9 @@ _ROWS_OF_WIDEST = 4
 """Tensors as wide as the widest product that may be alive at once."""
 _SCAN = path_ending(mamba_path(0, "A_log"))
 _QUERIES = path_ending(attention_path(0, "q_proj.weight"))
-_OF_A_BATCH = 3
-"""Kernels more of a layer, and of the end, where the batch varies: TensorRT halves norms, and leaves sums out of products."""
 _LAUNCHES = {
-    # norm, both halves of in_proj, convolution, x_proj, three norms, dt_proj, scan, out_proj
-    _SCAN: 11,
+    # norm, in_proj, convolution, x_proj, scan with what lies before it, out_proj
+    _SCAN: 6,
     # norm, three products, caches, attention and what adds its parts, o_proj
     _QUERIES: 7,
     VISION_QUERIES: 7,
@@ -59,6 +57,14 @@ _LAUNCHES = {
     EMBEDDING: 1,
 }
 """Kernels for each parameter whose path ends so."""
+_OF_A_BATCH = {
+    # TensorRT halves both norms of a layer
+    _SCAN: 2,
+    _QUERIES: 2,
+    # and leaves SiLU and the product with it out of the second of three products
+    ".feed_forward.gate.weight": 1,
+}
+"""Kernels more of each, where the batch varies."""
 _FLOAT32_REASON = "TensorRT has no fused attention in float32, and takes it apart"
 _FLOAT32_CURE = "an export in bfloat16 or float16"
 
@@ -181,17 +187,14 @@ def _workspace_bytes(kernel: Kernel) -> int:
 
 def _launch_budget(facts: StageFacts, profile: str) -> int:
     """Return how many kernels a call may launch."""
-    budget = sum(
-        number
-        for name in facts.weight_shapes
-        for ending, number in _LAUNCHES.items()
-        if name.endswith(ending)
-    )
-    if not facts.product_weights:
-        # weights inside the engine are not halved: one product and two copies instead of two products
-        budget += sum(name.endswith(_SCAN) for name in facts.weight_shapes)
+    kinds = [_LAUNCHES]
     taken = facts.profiles[profile].items()
     if any(s.min[0] < s.max[0] for name, s in taken if name.startswith(PAST_PREFIX)):
-        ends = (_SCAN, _QUERIES, HEAD)
-        budget += _OF_A_BATCH * sum(name.endswith(ends) for name in facts.weight_shapes)
-    return budget
+        kinds.append(_OF_A_BATCH)
+    return sum(
+        number
+        for kind in kinds
+        for ending, number in kind.items()
+        for name in facts.weight_shapes
+        if name.endswith(ending)
+    )

@@ -8,13 +8,13 @@ makes one of the rotation of keys and the write of the caches. The bundle's grap
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 import onnx
 from onnx import TensorProto, helper
 
 from longllava_trt.core.errors import ExportError
+from longllava_trt.export.engine.nodes import drop_unused
 from longllava_trt.plugins_trt.spec import CACHED_ATTENTION
 
 __all__ = ["LENGTHS_INPUT", "attend_where_caches_lie"]
@@ -60,7 +60,7 @@ def attend_where_caches_lie(graph: onnx.GraphProto) -> None:
         graph.node.insert(0, cast)
     for site in sites:
         _replace(graph, site)
-    _drop_unused(graph)
+    drop_unused(graph)
 
 
 def _has_lengths(node: onnx.NodeProto) -> bool:
@@ -129,15 +129,3 @@ def _replace(graph: onnx.GraphProto, site: _Site) -> None:
     graph.node.insert(list(graph.node).index(site.attention), node)
     graph.node.remove(site.attention)
     graph.node.remove(site.out)
-
-
-def _drop_unused(graph: onnx.GraphProto) -> None:
-    """Take out what nobody takes any more: transpositions of queries, sums of lengths."""
-    results = [value.name for value in graph.output]
-    while True:
-        used = Counter(name for node in graph.node for name in node.input) + Counter(results)
-        unused = [node for node in graph.node if not any(used[name] for name in node.output)]
-        if not unused:
-            return
-        for node in unused:
-            graph.node.remove(node)

@@ -14,6 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from longllava_trt.core.errors import ExportError
 from longllava_trt.export.engine.cached_attention import attend_where_caches_lie
+from longllava_trt.export.engine.mamba_scan import fuse_scans
+from longllava_trt.export.engine.nodes import split_halves
 from longllava_trt.plugins_trt.spec import CAUSAL_CONV
 
 __all__ = ["convolve_channels_last", "fix_dims", "rewrite_for_tensorrt"]
@@ -41,10 +43,11 @@ def rewrite_for_tensorrt(graph: onnx.GraphProto) -> None:
     """Apply every rewrite, in place.
 
     Raises:
-        ExportError: If the graph does not say what shape a query has, or has an attention over a cache that no
-            operator of ours computes.
+        ExportError: If the graph does not say what shape a query has, or has an attention over a cache or a scan that
+            no operator of ours computes.
     """
     attend_where_caches_lie(graph)
+    fuse_scans(graph)
     _drop_softmax_precision(graph)
     _scale_queries(graph)
     _gather_last_position(graph)
@@ -52,9 +55,10 @@ def rewrite_for_tensorrt(graph: onnx.GraphProto) -> None:
 
 
 def convolve_channels_last(graph: onnx.GraphProto) -> None:
-    """Let our convolution take and give [batch, seq_len, d_inner], as its neighbours do, and drop the transposes.
+    """Let our convolution take and give tokens as its neighbours do, and drop the transposes and the split around it.
 
-    TensorRT would run each of them as a kernel of its own. No other runtime knows the attribute.
+    It reads the first half of a token of in_proj's result where it lies. TensorRT would run each transpose, and each half
+    that is taken out, as a kernel of its own. No other runtime knows the attribute.
     """
     made = {name: node for node in graph.node for name in node.output}
     uses = Counter(name for node in graph.node for name in node.input)
@@ -70,7 +74,11 @@ def convolve_channels_last(graph: onnx.GraphProto) -> None:
             continue
         if uses[node.input[0]] == uses[node.output[0]] == 1:
             dropped |= {before.output[0], after.output[0]}
-            node.input[0], node.output[0] = before.input[0], after.output[0]
+            taken = before.input[0]
+            halves = split_halves(made.get(taken))
+            is_first = halves is not None and halves.output[0] == taken
+            node.input[0] = halves.input[0] if halves is not None and is_first else taken
+            node.output[0] = after.output[0]
             node.attribute.append(helper.make_attribute("channels_last", 1))
     for place in reversed(range(len(graph.node))):
         if _turns(graph.node[place]) and graph.node[place].output[0] in dropped:

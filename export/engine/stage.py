@@ -23,7 +23,6 @@ from longllava_trt.export.engine.graph import convolve_channels_last, fix_dims, 
 from longllava_trt.export.engine.kernels import read_kernels
 from longllava_trt.export.engine.log import MessageLog, make_logger, make_monitor
 from longllava_trt.export.engine.network import StageNetwork, parse_network
-from longllava_trt.export.engine.products import split_products
 from longllava_trt.export.engine.profiles import EngineLimits, engine_spec, stage_profiles
 from longllava_trt.export.engine.stage_facts import StageFacts, gather_facts
 from longllava_trt.export.engine.target import set_target
@@ -153,7 +152,6 @@ def stage_network(
     shapes = {paths[name]: shape for name, shape in stored.items()}
     cut = externalize_weights(model.graph, manifest.weights) if weights == "external" else ()
     convolve_channels_last(model.graph)
-    cut = split_products(model.graph, cut)
     rewrite_for_tensorrt(model.graph)
     fix_dims(model.graph, limits.fixed(stage))
     parsed = parse_network(tensorrt, model, log, path=path if weights == "embedded" else None)

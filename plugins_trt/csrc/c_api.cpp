@@ -4,12 +4,14 @@
 #include "execution.h"
 
 #include <algorithm>
+#include <charconv>
 #include <sstream>
 
 namespace
 {
 
 using longllava::ElementType;
+using longllava::FieldKind;
 using longllava::FieldValue;
 using longllava::Operator;
 using longllava::OperatorType;
@@ -28,6 +30,25 @@ int32_t finish(Status const& status)
     return -1;
 }
 
+FieldValue parseField(std::string name, std::string text)
+{
+    FieldValue field{std::move(name), FieldKind::kText, 0, 0.0F, std::move(text)};
+    char const* const begin = field.text.data();
+    char const* const end = begin + field.text.size();
+    // whatever the locale
+    if (field.text.find_first_not_of("0123456789") == std::string::npos)
+    {
+        field.kind = FieldKind::kInteger;
+        std::from_chars(begin, end, field.number);
+    }
+    else if (field.text.find_first_not_of("0123456789.e+-") == std::string::npos
+        && std::from_chars(begin, end, field.real).ptr == end)
+    {
+        field.kind = FieldKind::kReal;
+    }
+    return field;
+}
+
 Status parseFields(
     OperatorType const& type, char const* attributes, std::vector<FieldValue>& fields)
 {
@@ -40,13 +61,7 @@ Status parseFields(
             return Status::failure(
                 type.name, ": attributes must be name=value, got '", word, "'");
         }
-        FieldValue field{word.substr(0, equals), true, 0, word.substr(equals + 1)};
-        if (field.text.find_first_not_of("0123456789") == std::string::npos)
-        {
-            field.isText = false;
-            field.number = static_cast<int32_t>(std::strtol(field.text.c_str(), nullptr, 10));
-        }
-        fields.push_back(std::move(field));
+        fields.push_back(parseField(word.substr(0, equals), word.substr(equals + 1)));
     }
     return {};
 }
@@ -58,7 +73,7 @@ Status findOperator(
     if (type == nullptr)
     {
         return Status::failure("operator '", opType, "': this library has SelectiveScan, SparseMoE, "
-                               "CausalConvWithState and CachedAttention");
+                               "CausalConvWithState, CachedAttention and MambaScan");
     }
     std::vector<FieldValue> given;
     std::vector<FieldValue> complete;

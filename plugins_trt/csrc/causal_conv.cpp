@@ -38,6 +38,14 @@ public:
                                    "multiple of 16, got ",
                 dInner, "; use the channels-first form");
         }
+        int64_t const row = sizes[Symbol::kInputRow];
+        if (mChannelsLast && row != kUnknown && dInner != kUnknown && row != dInner
+            && row != 2 * dInner)
+        {
+            return Status::failure("CausalConvWithState: a token of 'input' must have d_inner = ",
+                dInner, " channels, or twice as many, got ", row,
+                "; the tensors of one node must agree");
+        }
         return {};
     }
 
@@ -65,10 +73,12 @@ public:
             arguments.pointer(call.inputs[input]);
         }
         arguments.pointer(call.outputs[0]).pointer(call.outputs[1]);
-        int64_t const row = mChannelsLast ? dInner : seqLen;
+        int64_t const rows = mChannelsLast ? seqLen : dInner;
+        int64_t const input = mChannelsLast ? call.sizes[Symbol::kInputRow] : seqLen;
+        int64_t const output = mChannelsLast ? dInner : seqLen;
         arguments.int32(seqLen).int32(dInner);
-        arguments.int64(seqLen * dInner).int32(row);
-        arguments.int64(seqLen * dInner).int32(row);
+        arguments.int64(rows * input).int32(input);
+        arguments.int64(rows * output).int32(output);
         return plan;
     }
 
@@ -113,7 +123,8 @@ OperatorType causalConvType()
 {
     // ndim is no attribute of the node, but TensorRT's parser tells it
     return {"CausalConvWithState",
-        {{"activation", true, nullptr}, {"ndim", false, "1"}, {"channels_last", false, "0"}},
+        {{"activation", FieldKind::kText, nullptr}, {"ndim", FieldKind::kInteger, "1"},
+            {"channels_last", FieldKind::kInteger, "0"}},
         create};
 }
 

@@ -15,9 +15,10 @@ using nvinfer1::PluginFieldType;
 
 Status readField(char const* opType, PluginField const& field, FieldValue& value)
 {
-    value = {field.name, field.type == PluginFieldType::kCHAR, 0, {}};
-    if (value.isText)
+    value = {field.name, FieldKind::kInteger, 0, 0.0F, {}};
+    if (field.type == PluginFieldType::kCHAR)
     {
+        value.kind = FieldKind::kText;
         char const* const text = static_cast<char const*>(field.data);
         value.text.assign(text, strnlen(text, static_cast<size_t>(field.length)));
         return {};
@@ -32,8 +33,14 @@ Status readField(char const* opType, PluginField const& field, FieldValue& value
         value.number = static_cast<int32_t>(*static_cast<int64_t const*>(field.data));
         return {};
     }
+    if (field.length == 1 && field.type == PluginFieldType::kFLOAT32)
+    {
+        value.kind = FieldKind::kReal;
+        value.real = *static_cast<float const*>(field.data);
+        return {};
+    }
     return Status::failure(opType, ": attribute '", field.name,
-        "' must be one integer or a string, got type ", static_cast<int32_t>(field.type), " of ",
+        "' must be one number or a string, got type ", static_cast<int32_t>(field.type), " of ",
         field.length, "; correct the node");
 }
 
@@ -59,6 +66,17 @@ Status createFrom(OperatorType const& type, nvinfer1::PluginFieldCollection cons
     return status;
 }
 
+PluginFieldType fieldType(FieldKind kind) noexcept
+{
+    switch (kind)
+    {
+    case FieldKind::kInteger: return PluginFieldType::kINT32;
+    case FieldKind::kReal: return PluginFieldType::kFLOAT32;
+    case FieldKind::kText: return PluginFieldType::kCHAR;
+    }
+    return PluginFieldType::kUNKNOWN;
+}
+
 class Creator final : public nvinfer1::IPluginCreatorV3One
 {
 public:
@@ -67,8 +85,7 @@ public:
     {
         for (FieldSpec const& field : type.fields)
         {
-            mFields.emplace_back(field.name, nullptr,
-                field.isText ? PluginFieldType::kCHAR : PluginFieldType::kINT32, 1);
+            mFields.emplace_back(field.name, nullptr, fieldType(field.kind), 1);
         }
         mCollection = {static_cast<int32_t>(mFields.size()), mFields.data()};
     }

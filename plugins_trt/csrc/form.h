@@ -34,7 +34,7 @@ constexpr int64_t itemSize(ElementType type) noexcept
 char const* typeName(ElementType type) noexcept;
 
 constexpr int32_t kMaxRank = 8;
-constexpr int32_t kMaxTensors = 11;
+constexpr int32_t kMaxTensors = 13;
 constexpr int64_t kUnknown = -1;
 
 //! A tensor's type and shape, contiguous; `kUnknown` where a dimension is not known yet.

@@ -10,6 +10,8 @@ namespace longllava
 namespace
 {
 
+constexpr char const* kKindNames[] = {"an integer", "a number with a point", "a string"};
+
 FieldValue const* findValue(std::vector<FieldValue> const& values, char const* name)
 {
     auto const found = std::find_if(values.begin(), values.end(),
@@ -46,24 +48,22 @@ Status completeOne(OperatorType const& type, FieldSpec const& spec,
         return Status::failure(type.name, ": attribute '", spec.name,
             "' is missing; the node must have it");
     }
-    if (found != nullptr && found->isText != spec.isText)
+    if (found != nullptr && found->kind != spec.kind)
     {
         return Status::failure(type.name, ": attribute '", spec.name, "' must be ",
-            spec.isText ? "a string" : "an integer", "; correct the node");
+            kKindNames[static_cast<size_t>(spec.kind)], "; correct the node");
     }
     if (found != nullptr)
     {
         value = *found;
         return {};
     }
-    value = {spec.name, spec.isText, 0, {}};
-    if (spec.isText)
+    value = {spec.name, spec.kind, 0, 0.0F, {}};
+    switch (spec.kind)
     {
-        value.text = spec.fallback;
-    }
-    else
-    {
-        value.number = std::stoi(spec.fallback);
+    case FieldKind::kInteger: value.number = std::stoi(spec.fallback); break;
+    case FieldKind::kReal: value.real = std::stof(spec.fallback); break;
+    case FieldKind::kText: value.text = spec.fallback; break;
     }
     return {};
 }
@@ -78,7 +78,8 @@ bool Operator::mayAlias(Sizes const&, int32_t, int32_t) const noexcept
 std::vector<OperatorType> const& operatorTypes()
 {
     static std::vector<OperatorType> const types{
-        selectiveScanType(), sparseMoeType(), causalConvType(), cachedAttentionType()};
+        selectiveScanType(),
+        sparseMoeType(), causalConvType(), cachedAttentionType(), mambaScanType()};
     return types;
 }
 

@@ -12,11 +12,18 @@
 namespace longllava
 {
 
+enum class FieldKind : int32_t
+{
+    kInteger,
+    kReal,
+    kText,
+};
+
 //! A field of a plugin, which is an attribute of a node.
 struct FieldSpec
 {
     char const* name;
-    bool isText;
+    FieldKind kind;
     //! What holds where the node does not say; null if it must.
     char const* fallback;
 };
@@ -24,8 +31,9 @@ struct FieldSpec
 struct FieldValue
 {
     std::string name;
-    bool isText;
+    FieldKind kind;
     int32_t number;
+    float real;
     std::string text;
 };
 
@@ -74,7 +82,7 @@ struct OperatorType
     Status (*create)(std::vector<FieldValue> const& values, std::shared_ptr<Operator const>& made);
 };
 
-//! SelectiveScan, SparseMoE, CausalConvWithState, CachedAttention.
+//! SelectiveScan, SparseMoE, CausalConvWithState, CachedAttention, MambaScan.
 std::vector<OperatorType> const& operatorTypes();
 
 OperatorType const* findOperatorType(char const* name);
@@ -88,5 +96,6 @@ OperatorType selectiveScanType();
 OperatorType sparseMoeType();
 OperatorType causalConvType();
 OperatorType cachedAttentionType();
+OperatorType mambaScanType();
 
 } // namespace longllava

@@ -35,6 +35,19 @@ nvinfer1::IDimensionExpr const* findAxis(
     return nullptr;
 }
 
+PluginField serialise(FieldValue const& field) noexcept
+{
+    char const* const name = field.name.c_str();
+    switch (field.kind)
+    {
+    case FieldKind::kInteger: return {name, &field.number, PluginFieldType::kINT32, 1};
+    case FieldKind::kReal: return {name, &field.real, PluginFieldType::kFLOAT32, 1};
+    case FieldKind::kText: break;
+    }
+    return {name, field.text.c_str(), PluginFieldType::kCHAR,
+        static_cast<int32_t>(field.text.size())};
+}
+
 } // namespace
 
 Plugin::Plugin(std::shared_ptr<Operator const> op, std::vector<FieldValue> fields)
@@ -219,10 +232,7 @@ nvinfer1::PluginFieldCollection const* Plugin::getFieldsToSerialize() noexcept
     mSerialised.clear();
     for (FieldValue const& field : mFields)
     {
-        mSerialised.push_back(field.isText
-                ? PluginField{field.name.c_str(), field.text.c_str(), PluginFieldType::kCHAR,
-                    static_cast<int32_t>(field.text.size())}
-                : PluginField{field.name.c_str(), &field.number, PluginFieldType::kINT32, 1});
+        mSerialised.push_back(serialise(field));
     }
     mCollection = {static_cast<int32_t>(mSerialised.size()), mSerialised.data()};
     return &mCollection;

@@ -180,7 +180,9 @@ Status create(std::vector<FieldValue> const& values, std::shared_ptr<Operator co
 
 OperatorType sparseMoeType()
 {
-    return {"SparseMoE", {{"top_k", false, nullptr}, {"weight_format", true, "none"}}, create};
+    return {"SparseMoE", {{"top_k", FieldKind::kInteger, nullptr},
+                             {"weight_format", FieldKind::kText, "none"}},
+        create};
 }
 
 } // namespace longllava

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["load_vector", "silu", "softplus"]
+__all__ = ["advance", "load_rates", "load_vector", "silu", "softplus"]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -30,3 +30,19 @@ def silu(x: tl.tensor) -> tl.tensor:
     """Return x / (1 + exp(-x))."""
     tail = tl.exp(-tl.abs(x))
     return (tl.maximum(x, 0.0) + tl.minimum(x, 0.0) * tail) / (1.0 + tail)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def load_rates(A_log: tl.tensor, offsets: tl.tensor, mask: tl.tensor) -> tl.tensor:
+    """Return A / ln 2, so that a step's decay is a power of two."""
+    return (
+        tl.exp(tl.load(A_log + offsets, mask=mask, other=0.0).to(tl.float32)) * -1.4426950408889634
+    )
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def advance(
+    h: tl.tensor, rates: tl.tensor, delta: tl.tensor, delta_u: tl.tensor, b_t: tl.tensor
+) -> tl.tensor:
+    """Return the state [channel, state] one step later."""
+    return tl.exp2(delta[:, None] * rates) * h + delta_u[:, None] * b_t[None, :]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "naive_causal_conv",
+    "naive_mamba_scan",
     "naive_quick_gelu",
     "naive_rms_norm",
     "naive_rms_norms_of_dt_b_c",
@@ -44,6 +45,30 @@ def naive_selective_scan(
         gate = z[:, t].float()
         y[:, t] = (out * gate * gate.sigmoid()).to(y.dtype)
     return y, h
+
+
+def naive_mamba_scan(
+    u: torch.Tensor,
+    projected: torch.Tensor,
+    dt_norm_weight: torch.Tensor,
+    b_norm_weight: torch.Tensor,
+    c_norm_weight: torch.Tensor,
+    dt_proj_weight: torch.Tensor,
+    dt_bias: torch.Tensor,
+    A_log: torch.Tensor,
+    D: torch.Tensor,
+    xz: torch.Tensor,
+    state: torch.Tensor,
+    *,
+    eps: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalise, project, scan. Arguments and results as for `mamba_scan.mamba_scan`."""
+    dt, B, C = naive_rms_norms_of_dt_b_c(
+        projected, dt_norm_weight, b_norm_weight, c_norm_weight, eps=eps
+    )
+    dt = (dt.float() @ dt_proj_weight.float().mT).to(u.dtype)
+    z = xz.chunk(2, dim=-1)[1]
+    return naive_selective_scan(u, dt, A_log, B, C, D, z, dt_bias, state)
 
 
 def naive_causal_conv(

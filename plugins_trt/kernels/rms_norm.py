@@ -21,7 +21,34 @@ __all__ = ["add_rms_norm", "norm_dt_b_c", "rms_norm", "rms_norms_of_dt_b_c"]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def scaled_rows(
+def inverse_root(squares: tl.tensor, size: int, eps_bits: int) -> tl.tensor:
+    """Return what a row of ``size`` elements is multiplied by, from the sum of their squares."""
+    eps = tl.cast(eps_bits, tl.float32, bitcast=True)
+    return 1.0 / tl.sqrt(squares / size + eps)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def inverse_root_of_row(x: tl.tensor, size: int, eps_bits: int, block: tl.constexpr) -> tl.tensor:
+    """Return the same for a row that lies at ``x``, read ``block`` elements at a time."""
+    columns = tl.arange(0, block)
+    squares = tl.zeros([block], tl.float32)
+    for first in range(0, size, block):
+        part = load_vector(x + first + columns, first + columns < size)
+        squares += part * part
+    return inverse_root(tl.sum(squares, axis=0), size, eps_bits)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def scaled(
+    x: tl.tensor, scale: tl.tensor, weight: tl.tensor, mask: tl.tensor, dtype: tl.constexpr
+) -> tl.tensor:
+    """Return float32 ``x``, normalised by ``scale`` and multiplied by weights, as T."""
+    normalised = (x * scale).to(dtype).to(tl.float32)
+    return (load_vector(weight, mask) * normalised).to(dtype)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def scaled_row(
     x: tl.tensor,
     weight: tl.tensor,
     columns: tl.tensor,
@@ -30,11 +57,9 @@ def scaled_rows(
     eps_bits: int,
     dtype: tl.constexpr,
 ) -> tl.tensor:
-    """Return float32 ``x``, whose masked elements are zero, normalised and scaled, as T."""
-    eps = tl.cast(eps_bits, tl.float32, bitcast=True)
-    scale = 1.0 / tl.sqrt(tl.sum(x * x, axis=0) / size + eps)
-    normalised = (x * scale).to(dtype).to(tl.float32)
-    return (load_vector(weight + columns, is_column) * normalised).to(dtype)
+    """Return a whole float32 row ``x``, whose masked elements are zero, normalised and scaled, as T."""
+    scale = inverse_root(tl.sum(x * x, axis=0), size, eps_bits)
+    return scaled(x, scale, weight + columns, is_column, dtype)
 
 
 @triton.jit(do_not_specialize=["eps_bits"])  # type: ignore[untyped-decorator]
@@ -71,21 +96,24 @@ def add_rms_norm(
         rounded = (row + load_vector(delta + here, is_column)).to(dtype)
         tl.store(total + here, rounded, mask=is_column)
         row = rounded.to(tl.float32)
-    scaled = scaled_rows(row, weight, columns, is_column, hidden, eps_bits, dtype)
-    tl.store(y + here, scaled, mask=is_column)
+    tl.store(
+        y + here,
+        scaled_row(row, weight, columns, is_column, hidden, eps_bits, dtype),
+        mask=is_column,
+    )
 
 
 @triton.jit(do_not_specialize=["eps_bits"])  # type: ignore[untyped-decorator]
 def norm_dt_b_c(
     projected: tl.tensor,
-    dt_weight: tl.tensor,
-    b_weight: tl.tensor,
-    c_weight: tl.tensor,
-    dt: tl.tensor,
+    dt_norm_weight: tl.tensor,
+    b_norm_weight: tl.tensor,
+    c_norm_weight: tl.tensor,
+    dt_low: tl.tensor,
     B: tl.tensor,
     C: tl.tensor,
     eps_bits: int,
-    rank: int,
+    dt_rank: int,
     d_state: int,
     block_rank: tl.constexpr,
     block_states: tl.constexpr,
@@ -93,35 +121,37 @@ def norm_dt_b_c(
     """Normalise the three parts of a row, each by itself. Grid: [rows].
 
     Args:
-        projected: dt, then B, then C. [rows, rank + 2 * d_state], T.
-        dt_weight: [rank], T.
-        b_weight: [d_state], T.
-        c_weight: [d_state], T.
-        dt: Written. [rows, rank], T.
+        projected: dt, then B, then C. [rows, dt_rank + 2 * d_state], T.
+        dt_norm_weight: [dt_rank], T.
+        b_norm_weight: [d_state], T.
+        c_norm_weight: [d_state], T.
+        dt_low: Written. [rows, dt_rank], T.
         B: Written. [rows, d_state], T.
         C: Written. [rows, d_state], T.
         eps_bits: As for `add_rms_norm`.
-        rank: Columns of dt.
+        dt_rank: Columns of dt.
         d_state: Columns of B and of C.
-        block_rank: ``rank`` rounded up to a power of two.
+        block_rank: Columns of dt that are read at once, a power of two.
         block_states: ``d_state`` rounded up to a power of two.
     """
     row = tl.program_id(0).to(tl.int64)
-    projected += row * (rank + 2 * d_state)
-    dtype: tl.constexpr = dt.dtype.element_ty
-    columns = tl.arange(0, block_rank)
-    is_column = columns < rank
-    part = load_vector(projected + columns, is_column)
-    scaled = scaled_rows(part, dt_weight, columns, is_column, rank, eps_bits, dtype)
-    tl.store(dt + row * rank + columns, scaled, mask=is_column)
+    projected += row * (dt_rank + 2 * d_state)
+    dtype: tl.constexpr = dt_low.dtype.element_ty
+    scale = inverse_root_of_row(projected, dt_rank, eps_bits, block_rank)
+    for first in range(0, dt_rank, block_rank):
+        columns = first + tl.arange(0, block_rank)
+        is_column = columns < dt_rank
+        part = load_vector(projected + columns, is_column)
+        normalised = scaled(part, scale, dt_norm_weight + columns, is_column, dtype)
+        tl.store(dt_low + row * dt_rank + columns, normalised, mask=is_column)
     states = tl.arange(0, block_states)
     is_state = states < d_state
-    part = load_vector(projected + rank + states, is_state)
-    scaled = scaled_rows(part, b_weight, states, is_state, d_state, eps_bits, dtype)
-    tl.store(B + row * d_state + states, scaled, mask=is_state)
-    part = load_vector(projected + rank + d_state + states, is_state)
-    scaled = scaled_rows(part, c_weight, states, is_state, d_state, eps_bits, dtype)
-    tl.store(C + row * d_state + states, scaled, mask=is_state)
+    part = load_vector(projected + dt_rank + states, is_state)
+    normalised = scaled_row(part, b_norm_weight, states, is_state, d_state, eps_bits, dtype)
+    tl.store(B + row * d_state + states, normalised, mask=is_state)
+    part = load_vector(projected + dt_rank + d_state + states, is_state)
+    normalised = scaled_row(part, c_norm_weight, states, is_state, d_state, eps_bits, dtype)
+    tl.store(C + row * d_state + states, normalised, mask=is_state)
 
 
 def rms_norm(

@@ -11,6 +11,8 @@ from longllava_trt.plugins_trt.launch_plans.plan import Launch
 
 __all__ = [
     "ELEMENTS",
+    "NORM_RANK",
+    "float_bits",
     "plan_add_rms_norm",
     "plan_norm_dt_b_c",
     "plan_quick_gelu",
@@ -19,6 +21,8 @@ __all__ = [
 
 ELEMENTS = 1024
 """Outputs of one program of an activation: eight for each thread."""
+NORM_RANK = 256
+"""Elements of dt that a program normalises at once."""
 _ELEMENTS_OF_THREAD = 16
 _MOST_WARPS = 16
 
@@ -29,7 +33,7 @@ def plan_add_rms_norm(rows: int, hidden: int, *, eps: float, has_delta: bool) ->
     return Launch(
         "add_rms_norm",
         (rows, 1, 1),
-        {"eps_bits": _float_bits(eps), "hidden": hidden},
+        {"eps_bits": float_bits(eps), "hidden": hidden},
         {"has_delta": int(has_delta), "block": block},
         _warps(block),
     )
@@ -37,8 +41,8 @@ def plan_add_rms_norm(rows: int, hidden: int, *, eps: float, has_delta: bool) ->
 
 def plan_norm_dt_b_c(rows: int, rank: int, d_state: int, *, eps: float) -> Launch:
     """Return the kernel that normalises dt, B and C of each row; a program a row."""
-    blocks = {"block_rank": _power_of_two(rank), "block_states": _power_of_two(d_state)}
-    integers = {"eps_bits": _float_bits(eps), "rank": rank, "d_state": d_state}
+    blocks = {"block_rank": NORM_RANK, "block_states": _power_of_two(d_state)}
+    integers = {"eps_bits": float_bits(eps), "dt_rank": rank, "d_state": d_state}
     return Launch("norm_dt_b_c", (rows, 1, 1), integers, blocks, 1)
 
 
@@ -60,7 +64,7 @@ def _warps(block: int) -> int:
     return min(max(block // (32 * _ELEMENTS_OF_THREAD), 1), _MOST_WARPS)
 
 
-def _float_bits(value: float) -> int:
+def float_bits(value: float) -> int:
     """Return a float32 as the integer of the same bits: kernels take integers only."""
     bits: int = struct.unpack("<i", struct.pack("<f", value))[0]
     return bits

@@ -33,7 +33,9 @@ __all__ = [
     "STEP_CHANNELS",
     "STEP_TOKENS",
     "plan_causal_conv",
+    "plan_scan_chunks",
     "plan_selective_scan",
+    "scan_blocks",
     "scan_chunks",
 ]
 
@@ -74,28 +76,51 @@ def scan_chunks(
 
 
 def plan_selective_scan(
-    batch: int, seq_len: int, d_inner: int, d_state: int, *, chunks: int | None = None
+    batch: int,
+    seq_len: int,
+    d_inner: int,
+    d_state: int,
+    *,
+    z_row: int | None = None,
+    chunks: int | None = None,
 ) -> tuple[list[Launch], list[Workspace]]:
     """Return the kernels of one SelectiveScan in stream order, and the buffers between them.
-
-    One chunk needs no summaries, no prefix and no workspace.
 
     Args:
         batch: Sequences.
         seq_len: Tokens of each, at least 1.
         d_inner: Channels.
         d_state: States of a channel.
+        z_row: Elements from one token of the gate to the next; ``d_inner`` if omitted.
         chunks: As for `scan_chunks`.
     """
-    sizes = {"seq_len": seq_len, "d_inner": d_inner}
-    if seq_len <= STEP_TOKENS:
-        grid = (_ceil_div(d_inner, STEP_CHANNELS), batch, 1)
-        return [Launch("scan_step", grid, sizes, _scan_blocks(d_state, STEP_CHANNELS), 1)], []
+    z_row = d_inner if z_row is None else z_row
+    if seq_len > STEP_TOKENS:
+        return plan_scan_chunks(batch, seq_len, d_inner, d_state, z_row=z_row, chunks=chunks)
+    sizes = {"seq_len": seq_len, "d_inner": d_inner, "z_row": z_row}
+    grid = (_ceil_div(d_inner, STEP_CHANNELS), batch, 1)
+    return [Launch("scan_step", grid, sizes, scan_blocks(d_state, STEP_CHANNELS), 1)], []
+
+
+def plan_scan_chunks(
+    batch: int,
+    seq_len: int,
+    d_inner: int,
+    d_state: int,
+    *,
+    z_row: int,
+    chunks: int | None = None,
+) -> tuple[list[Launch], list[Workspace]]:
+    """Return the kernels of a scan over many tokens; arguments as for `plan_selective_scan`.
+
+    One chunk needs no summaries, no prefix and no workspace.
+    """
     count, length = scan_chunks(batch, seq_len, d_inner, chunks=chunks)
-    sizes |= {"chunk_len": length}
-    blocks = _scan_blocks(d_state, SCAN_CHANNELS)
+    sizes = {"seq_len": seq_len, "d_inner": d_inner}
+    blocks = scan_blocks(d_state, SCAN_CHANNELS)
     columns = _ceil_div(d_inner, SCAN_CHANNELS)
-    outputs = Launch("scan_outputs", (columns, count, batch), sizes, blocks, 1)
+    read = sizes | {"z_row": z_row, "chunk_len": length}
+    outputs = Launch("scan_outputs", (columns, count, batch), read, blocks, 1)
     slots = count - 1
     if slots == 0:
         return [outputs], []
@@ -107,7 +132,7 @@ def plan_selective_scan(
     prefix_blocks = {"d_state": d_state, "block_elements": PREFIX_ELEMENTS}
     prefix = {"d_inner": d_inner, "slots": slots}
     return [
-        Launch("scan_summaries", (columns, slots, batch), sizes, blocks, 1),
+        Launch("scan_summaries", (columns, slots, batch), sizes | {"chunk_len": length}, blocks, 1),
         Launch("scan_prefix", prefix_grid, prefix, prefix_blocks, 4),
         outputs,
     ], spaces
@@ -150,7 +175,8 @@ def plan_causal_conv(
     return Launch("conv_chunk", grid, sizes, blocks, 4)
 
 
-def _scan_blocks(d_state: int, channels: int) -> dict[str, int]:
+def scan_blocks(d_state: int, channels: int) -> dict[str, int]:
+    """Return the compile-time constants of a scan's kernel."""
     states = _power_of_two(d_state)
     return {"d_state": d_state, "block_channels": channels, "block_states": states}
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from longllava_trt.plugins_trt.launch_plans import cached_attention as attention_launch
+from longllava_trt.plugins_trt.launch_plans import mamba_scan as mamba_launch
 from longllava_trt.plugins_trt.launch_plans import mixers as launch
 from longllava_trt.plugins_trt.launch_plans import sparse_moe as sparse_moe_launch
 from longllava_trt.plugins_trt.plugin_formats import FORMS, Form, FormValue, parse_axis
@@ -93,6 +94,7 @@ def _constants() -> dict[str, int]:
         "conv_tokens_last": last[1],
         "conv_channels_first": first[0],
         "conv_tokens_first": first[1],
+        "mamba_aligned": mamba_launch.ALIGNED,
         "moe_decode_tokens": sparse_moe_launch.DECODE_TOKENS,
         "moe_max_experts": sparse_moe_launch.MAX_EXPERTS,
         "moe_route_tokens": sparse_moe_launch.ROUTE_TOKENS,
@@ -130,6 +132,10 @@ def _header(heads: Sequence[tuple[int, int]]) -> Iterator[str]:
     for name, tile in sparse_moe_launch.TILES.items():
         sizes = f"{tile.rows}, {tile.gate_up_columns}, {tile.down_columns}"
         yield f"constexpr MoeTile {_constant(f'moe_{name}')}{{{sizes}}};"
+    yield "\nstruct MambaTile\n{\n    int rows;\n    int columns;\n};"
+    for itemsize, project in mamba_launch.PROJECT_TILES.items():
+        sizes = f"{project.rows}, {project.columns}"
+        yield f"constexpr MambaTile {_constant(f'mamba_tile{8 * itemsize}')}{{{sizes}}};"
     yield "\nstruct AttentionTile\n{\n    int chunkQueries;\n    int decodeKeys;"
     yield "    int decodePrograms;\n    int decodeRows;\n};"
     for name, numbers in _attention_tiles():

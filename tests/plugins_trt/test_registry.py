@@ -121,18 +121,18 @@ def library(folder: Path, name: str, creators: str) -> Path:
 
 
 def test_the_same_library_is_registered_once(stand_in: TensorRT, tmp_path: Path) -> None:
-    ours = "SelectiveScan:1 SparseMoE:1 CausalConvWithState:1 CachedAttention:1"
+    ours = "SelectiveScan:1 SparseMoE:1 CausalConvWithState:1 CachedAttention:1 MambaScan:1"
     first = load_plugins(stand_in, library(tmp_path, "a.so", ours))
     assert first == dict.fromkeys(
-        ("SelectiveScan", "SparseMoE", "CausalConvWithState", "CachedAttention"), "1"
+        ("SelectiveScan", "SparseMoE", "CausalConvWithState", "CachedAttention", "MambaScan"), "1"
     )
     # a copy, as it lies beside engines
     assert load_plugins(stand_in, library(tmp_path, "b.so", ours)) is first
-    assert len(stand_in.module.get_plugin_registry().all_creators) == 5
+    assert len(stand_in.module.get_plugin_registry().all_creators) == 6
 
 
 def test_another_library_takes_its_place(stand_in: TensorRT, tmp_path: Path) -> None:
-    ours = "SelectiveScan:1 SparseMoE:1 CausalConvWithState:1 CachedAttention:1"
+    ours = "SelectiveScan:1 SparseMoE:1 CausalConvWithState:1 CachedAttention:1 MambaScan:1"
     load_plugins(stand_in, library(tmp_path, "a.so", ours))
     load_plugins(stand_in, library(tmp_path, "b.so", f"{ours} More:1"))
     names = [c.name for c in stand_in.module.get_plugin_registry().all_creators]
@@ -145,11 +145,11 @@ def test_another_library_takes_its_place(stand_in: TensorRT, tmp_path: Path) -> 
     [
         ("SelectiveScan:1 SparseMoE:1", "CausalConvWithState must be of version 1, got none"),
         (
-            "SelectiveScan:2 SparseMoE:1 CausalConvWithState:1 CachedAttention:1",
+            "SelectiveScan:2 SparseMoE:1 CausalConvWithState:1 CachedAttention:1 MambaScan:1",
             "SelectiveScan must be of version 1, got 2",
         ),
         (
-            "SelectiveScan:1:mine SparseMoE:1 CausalConvWithState:1 CachedAttention:1",
+            "SelectiveScan:1:mine SparseMoE:1 CausalConvWithState:1 CachedAttention:1 MambaScan:1",
             "SelectiveScan must be of version 1, got none",
         ),
     ],

@@ -1,7 +1,8 @@
 """A parsed TensorRT network, computed in NumPy: what TensorRT was given, after all that was changed in it.
 
 Knows the layers that our stages consist of, and no others. Plugins are computed by the function bodies of their nodes,
-in ONNX Runtime. Everything is float32, as the network must be.
+in ONNX Runtime, and MambaScan by the plain version that its kernels are compared with. Everything is float32, as the network
+must be.
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 
 from longllava_trt.export.engine.network import StageNetwork, network_layers, node_name
-from tests.export.engine.attention_body import add_attention_body
+from longllava_trt.plugins_trt.kernels.naive import naive_mamba_scan
+from longllava_trt.plugins_trt.spec import MAMBA_SCAN
+from tests.export.engine.engine_bodies import add_engine_bodies
 
 Values = dict[str, np.ndarray]
 
@@ -202,14 +206,25 @@ _LAYERS: dict[str, Callable[..., Any]] = {
 
 
 def _plugin(parsed: StageNetwork, name: str, arrays: list[Any]) -> list[Any]:
-    """Compute a plugin's node alone, by its function body."""
+    """Compute a plugin's node alone."""
     node = onnx.NodeProto()
     node.CopyFrom(next(n for n in parsed.model.graph.node if n.name == name))
+    if node.op_type == MAMBA_SCAN.op_type:
+        eps = onnx.helper.get_node_attr_value(node, "eps")
+        return [t.numpy() for t in naive_mamba_scan(*map(torch.from_numpy, arrays), eps=eps)]
     last = [a for a in node.attribute if a.name == "channels_last"]
     for attribute in last:
-        # a layout that TensorRT alone is asked for
+        # a layout that TensorRT alone is asked for: the first channels of each token
         node.attribute.remove(attribute)
-        arrays = [arrays[0].swapaxes(1, 2), *arrays[1:]]
+        d_inner = arrays[1].shape[0]
+        arrays = [arrays[0][:, :, :d_inner].swapaxes(1, 2), *arrays[1:]]
+    return _body(parsed, node, arrays, turned=bool(last))
+
+
+def _body(
+    parsed: StageNetwork, node: onnx.NodeProto, arrays: list[Any], *, turned: bool
+) -> list[Any]:
+    """Compute a node by its function body."""
     names = [value for value in node.input if value]
     feed = {key: np.ascontiguousarray(a) for key, a in zip(names, arrays, strict=True)}
     inputs = [
@@ -225,9 +240,9 @@ def _plugin(parsed: StageNetwork, name: str, arrays: list[Any]) -> list[Any]:
     model = onnx.ModelProto()
     model.CopyFrom(parsed.model)
     model.graph.CopyFrom(graph)
-    add_attention_body(model)
+    add_engine_bodies(model)
     session = onnxruntime.InferenceSession(
         model.SerializeToString(), providers=["CPUExecutionProvider"]
     )
     first, *rest = session.run(None, feed)
-    return [first.swapaxes(1, 2) if last else first, *rest]
+    return [first.swapaxes(1, 2) if turned else first, *rest]

@@ -90,7 +90,7 @@ def decoder(tensorrt: TensorRT, bfloat16_bundle: Path) -> Stage:
         ("embed", {}, 0),
         (
             "decoder",
-            {"CachedAttention": 1, "CausalConvWithState": 7, "SelectiveScan": 7, "SparseMoE": 4},
+            {"CachedAttention": 1, "CausalConvWithState": 7, "MambaScan": 7, "SparseMoE": 4},
             0,
         ),
     ],
@@ -116,14 +116,23 @@ def refuse(stage: Stage, message: str) -> None:
 
 def test_a_scan_spelt_out_in_the_graph_fails(decoder: Stage) -> None:
     """As if a function body had been put in the place of the node: the graph itself is at one with the network."""
-    first = decoder.nodes("SelectiveScan")[0]
+    first = decoder.nodes("MambaScan")[0]
     taken, (y, state) = list(first.input), list(first.output)
     place = list(decoder.model.graph.node).index(first)
     del decoder.model.graph.node[place]
-    for source, target in ((taken[0], y), (taken[8], state)):
+    for source, target in ((taken[0], y), (taken[10], state)):
         node = onnx.helper.make_node("Identity", [source], [target], target)
         decoder.model.graph.node.insert(place, node)
-    refuse(decoder, "SelectiveScan must be 7 plugin layers, one for each parameter.*got 6")
+    refuse(decoder, "MambaScan must be 7 plugin layers, one for each parameter.*got 6")
+
+
+def test_scans_that_are_left_in_place_fail(
+    tensorrt: TensorRT, bfloat16_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(graph, "fuse_scans", lambda _: None)
+    stage = prepare(tensorrt, bfloat16_bundle, "decoder")
+    refuse(stage, r"MambaScan must be 7 plugin layers, one for each .*A_log', got 0")
+    refuse(stage, "SelectiveScan must be no plugin layer of an engine")
 
 
 def test_a_lost_operator_fails(decoder: Stage) -> None:

@@ -75,7 +75,7 @@ def test_the_decoder_is_recorded_as_its_contract(first: BuildReport, bundle: Pat
     assert decoder.plugins == {
         "CachedAttention": 1,
         "CausalConvWithState": 7,
-        "SelectiveScan": 7,
+        "MambaScan": 7,
         "SparseMoE": 4,
     }
 
@@ -227,7 +227,7 @@ def test_every_preset_is_built_with_plugins_compiled_for_it(
     assert set(attention) == {"fused"}
     decoder = report.record.stages["decoder"]
     kinds = [t.name.rpartition(".")[2] for t in decoder.inputs]
-    assert decoder.plugins["SelectiveScan"] == kinds.count("recurrent_state")
+    assert decoder.plugins["MambaScan"] == kinds.count("recurrent_state")
     assert decoder.plugins["CausalConvWithState"] == kinds.count("conv_state")
 
 

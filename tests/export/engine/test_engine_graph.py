@@ -19,7 +19,8 @@ from longllava_trt.export.engine.graph import (
     fix_dims,
     rewrite_for_tensorrt,
 )
-from tests.export.engine.attention_body import add_attention_body
+from longllava_trt.export.engine.mamba_scan import fuse_scans
+from tests.export.engine.engine_bodies import add_engine_bodies
 
 
 def run(model: onnx.ModelProto, folder: Path, feed: dict[str, Any]) -> list[Any]:
@@ -55,8 +56,8 @@ def test_the_rewritten_decoder_computes_the_same(
     feed = decoder_feed(tiny_bundle, seq_len=seq_len, capacity=9, past=past)
     want = run(model, tiny_bundle, feed)
     rewrite_for_tensorrt(model.graph)
-    assert "Attention" not in {node.op_type for node in model.graph.node}
-    add_attention_body(model)
+    assert not {"Attention", "SelectiveScan"} & {node.op_type for node in model.graph.node}
+    add_engine_bodies(model)
     fix_dims(model.graph, {"batch": 1, "capacity": 9})
     got = run(model, tiny_bundle, feed)
     assert got[0].shape == want[0].shape
@@ -111,7 +112,8 @@ def test_convolutions_lose_their_transposes(tiny_bundle: Path) -> None:
     graph = onnx.load(tiny_bundle / "decoder.onnx", load_external_data=False).graph
     made = {name: node for node in graph.node for name in node.output}
     convs = [node for node in graph.node if node.op_type == "CausalConvWithState"]
-    wanted = [made[node.input[0]].input[0] for node in convs]
+    # past the transposition, and past the split
+    wanted = [made[made[node.input[0]].input[0]].input[0] for node in convs]
     users = {name: node for node in graph.node for name in node.input}
     results = [users[node.output[0]].output[0] for node in convs]
     before = len(graph.node)
@@ -120,6 +122,16 @@ def test_convolutions_lose_their_transposes(tiny_bundle: Path) -> None:
     assert [node.output[0] for node in convs] == results
     assert {onnx.helper.get_node_attr_value(node, "channels_last") for node in convs} == {1}
     assert len(graph.node) == before - 2 * len(convs)
+
+
+def test_a_second_half_is_not_convolved_as_the_first(tiny_bundle: Path) -> None:
+    graph = onnx.load(tiny_bundle / "decoder.onnx", load_external_data=False).graph
+    split = next(node for node in graph.node if node.op_type == "Split")
+    conv = next(node for node in graph.node if node.op_type == "CausalConvWithState")
+    turn = next(node for node in graph.node if conv.input[0] in node.output)
+    turn.input[0] = split.output[1]
+    convolve_channels_last(graph)
+    assert conv.input[0] == split.output[1]
 
 
 @pytest.mark.parametrize("spoil", ["width", "second user"])
@@ -202,4 +214,85 @@ def test_another_attention_over_a_cache_is_refused(
     graph = onnx.load(tiny_bundle / "decoder.onnx", load_external_data=False).graph
     spoil(graph)
     with pytest.raises(ExportError, match=f"cannot be CachedAttention: .*{message}"):
+        rewrite_for_tensorrt(graph)
+
+
+def scan_of(graph: onnx.GraphProto) -> onnx.NodeProto:
+    return next(node for node in graph.node if node.op_type == "SelectiveScan")
+
+
+def test_scans_take_what_the_products_give(tiny_bundle: Path) -> None:
+    graph = onnx.load(tiny_bundle / "decoder.onnx", load_external_data=False).graph
+    made = {name: node for node in graph.node for name in node.output}
+    old = onnx.NodeProto()
+    old.CopyFrom(scan_of(graph))
+    norms = [made[made[old.input[1]].input[0]], made[old.input[3]], made[old.input[4]]]
+    projected = made[norms[0].input[0]].input[0]
+    convolve_channels_last(graph)
+    fuse_scans(graph)
+    new = next(node for node in graph.node if node.op_type == "MambaScan")
+    prefix = "model.layers.0.mamba"
+    assert list(new.input) == [
+        old.input[0],
+        projected,
+        *(f"{prefix}.{name}_layernorm.weight" for name in ("dt", "B", "C")),
+        f"{prefix}.dt_proj.weight",
+        f"{prefix}.dt_proj.bias",
+        f"{prefix}.A_log",
+        f"{prefix}.D",
+        made[old.input[6]].input[0],
+        "past_key_values.0.recurrent_state",
+    ]
+    assert list(new.output) == list(old.output)
+    assert onnx.helper.get_node_attr_value(new, "eps") == np.float32(1e-6)
+    kinds = {node.op_type for node in graph.node}
+    assert not kinds & {"SelectiveScan", "Split"}, "nothing is taken apart any more"
+    assert sum(node.op_type == "MambaScan" for node in graph.node) == 7
+
+
+def swap_b_and_c(graph: onnx.GraphProto) -> None:
+    scan = scan_of(graph)
+    scan.input[3], scan.input[4] = scan.input[4], scan.input[3]
+
+
+def norm_nothing(graph: onnx.GraphProto) -> None:
+    scan = scan_of(graph)
+    norm = next(node for node in graph.node if scan.input[4] in node.output)
+    scan.input[4] = norm.input[0]
+
+
+def take_another_epsilon(graph: onnx.GraphProto) -> None:
+    name = scan_of(graph).input[3]
+    norm = next(node for node in graph.node if name in node.output)
+    next(a for a in norm.attribute if a.name == "epsilon").f = 0.5
+
+
+def gate_with_the_first_half(graph: onnx.GraphProto) -> None:
+    scan = scan_of(graph)
+    split = next(node for node in graph.node if scan.input[6] in node.output)
+    scan.input[6] = split.output[0]
+
+
+def project_with_the_weight_as_stored(graph: onnx.GraphProto) -> None:
+    name = scan_of(graph).input[1]
+    product = next(node for node in graph.node if name in node.output)
+    product.input[1] = "model.layers.0.mamba.dt_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (swap_b_and_c, "must take the parts of one tensor in a row"),
+        (norm_nothing, "must be results of RMSNormalization"),
+        (take_another_epsilon, "with one epsilon, got"),
+        (gate_with_the_first_half, "must be the second half of a tensor"),
+        (project_with_the_weight_as_stored, "must be a product with a transposed weight"),
+    ],
+)
+def test_another_mixer_is_refused(
+    spoil: Callable[[onnx.GraphProto], None], message: str, tiny_bundle: Path
+) -> None:
+    graph = onnx.load(tiny_bundle / "decoder.onnx", load_external_data=False).graph
+    spoil(graph)
+    with pytest.raises(ExportError, match=f"decoder: scan '.*' cannot be MambaScan: .*{message}"):
         rewrite_for_tensorrt(graph)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 
 from longllava_trt.core.engine_record import EngineRecord
@@ -15,6 +16,7 @@ from longllava_trt.core.errors import ExportError
 from longllava_trt.core.kernel_record import BudgetExcess, Kernel, KernelTensor, ProfileKernels
 from longllava_trt.export.engine import graph, network, stage
 from longllava_trt.export.engine.budgets import check_budgets
+from longllava_trt.export.engine.graph import convolve_channels_last
 from longllava_trt.export.engine.kernels import read_kernels, tells_kernels
 from longllava_trt.export.engine.profiles import EngineLimits
 from longllava_trt.export.engine.stage import BuiltStage, build_stage
@@ -123,10 +125,7 @@ def test_the_decoder_reads_weights_and_caches_where_they_lie(
         tell=lambda _: None,
     )
     weights = {weight.name for weight in built.weights if len(weight.shape) == 2}
-    assert {
-        "model.layers.0.mamba.in_proj.weight.0",
-        "model.layers.0.mamba.in_proj.weight.1",
-    } <= weights
+    assert "model.layers.0.mamba.in_proj.weight" in weights
     for name, found in built.kernels.items():
         readers = {t.name: k.kind for k in found.kernels for t in k.inputs if t.name in weights}
         assert set(readers) == weights, name
@@ -189,20 +188,63 @@ def test_a_transposed_weight_is_noticed(build: Build, monkeypatch: pytest.Monkey
     message = str(caught.value)
     for profile in PROFILES:
         assert (
-            f"profile '{profile}': weight 'model.layers.0.mamba.in_proj.weight.0' must be read by products and "
+            f"profile '{profile}': weight 'model.layers.0.mamba.in_proj.weight' must be read by products and "
             "plugins alone, got kgen '__myl_Tran_"
         ) in message
+
+
+def leave_splits(graph: onnx.GraphProto) -> None:
+    """Let convolutions read a half that TensorRT has to take out."""
+    for node in list(graph.node):
+        if node.op_type == "CausalConvWithState":
+            name = f"{node.input[0]}.half"
+            halves = [name, f"{node.input[0]}.other"]
+            split = onnx.helper.make_node(
+                "Split", [node.input[0]], halves, name, axis=2, num_outputs=2
+            )
+            graph.node.insert(list(graph.node).index(node), split)
+            node.input[0] = name
 
 
 @pytest.mark.trt
 def test_slices_of_a_joint_result_are_noticed(
     build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "split_products", lambda _, weights: weights)
+    def convolve_halves(graph: onnx.GraphProto) -> None:
+        convolve_channels_last(graph)
+        leave_splits(graph)
+
+    monkeypatch.setattr(stage, "convolve_channels_last", convolve_halves)
     with pytest.raises(
         ExportError, match=r"profile 'decode': launches must be at most \d+ kernels"
     ):
         build("decoder")
+
+
+@pytest.mark.trt
+def test_scans_that_are_left_in_place_exceed_the_budget(
+    build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Had the audit let it pass: five kernels more a layer, norms, products and slices."""
+    monkeypatch.setattr(graph, "fuse_scans", lambda _: None)
+    monkeypatch.setattr(stage, "audit_network", lambda *_, **__: None)
+    with pytest.raises(
+        ExportError, match=r"profile 'decode': launches must be at most \d+ kernels"
+    ):
+        build("decoder")
+
+
+@pytest.mark.trt
+def test_a_mamba_layer_is_six_kernels(build: Build) -> None:
+    """In both profiles: norm, two products, convolution, scan, product with the sum after it."""
+    for found in build("decoder").kernels.values():
+        layer = [
+            k
+            for k in found.kernels
+            if any(t.name.startswith("model.layers.1.mamba.") for t in k.inputs)
+        ]
+        assert [k.kind for k in layer].count("custom_layer") == 2
+        assert len(layer) == 5, "the norm's weight has another name"
 
 
 def facts_of_nothing(**changes: Any) -> StageFacts:

@@ -17,6 +17,7 @@ _SCAN = {"batch": 1, "seq_len": 200, "d_inner": 64, "d_state": 16}
 _CONV = {"batch": 1, "seq_len": 200, "d_inner": 64, "d_conv": 4}
 _ATTENTION = {"batch": 2, "seq_len": 1, "heads": 8, "kv_heads": 2, "head_dim": 128}
 _ATTENTION |= {"capacity": 300}
+_MAMBA = _SCAN | {"dt_rank": 4, "dt_b_c": 36}
 _MOE = {"num_tokens": 5, "hidden": 64, "intermediate": 96, "num_experts": 4}
 
 
@@ -105,6 +106,11 @@ def test_state_may_be_updated_in_place_by_a_step_alone(
         # halfway is never right
         call.outputs[1]["data"] += 256
         assert "'state_out' must not lie in the memory of input 'state'" in _refusal(host, call)
+        fused = host_call(
+            "MambaScan", "bf16", {**_MAMBA, "seq_len": seq_len}, attributes="eps=1e-6"
+        )
+        fused.outputs[1]["data"] = fused.inputs[10]["data"]
+        assert (host(fused)["status"] == 0) is allowed
     call = host_call("CausalConvWithState", "bf16", _CONV, attributes="activation=silu")
     call.outputs[1]["data"] = call.inputs[3]["data"]
     assert "'present_state' must not lie in the memory of" in _refusal(host, call)
@@ -127,13 +133,19 @@ def test_state_may_be_updated_in_place_by_a_step_alone(
         ("CausalConvWithState", "activation=none", "activation must be 'silu', got 'none'"),
         ("CausalConvWithState", "activation=silu ndim=2", "ndim must be 1, got 2"),
         ("CausalConvWithState", "activation=silu channels_last=2", "must be 0 or 1, got 2"),
+        ("MambaScan", "", "attribute 'eps' is missing"),
+        ("MambaScan", "eps=1", "attribute 'eps' must be a number with a point"),
+        ("MambaScan", "eps=small", "attribute 'eps' must be a number with a point"),
+        ("MambaScan", "eps=1.e", "attribute 'eps' must be a number with a point"),
+        ("MambaScan", "eps=-1.0", "eps must be at least 0, got -1"),
+        ("SparseMoE", "top_k=2.5", "attribute 'top_k' must be an integer"),
         ("Softmax", "", "operator 'Softmax': this library has SelectiveScan, SparseMoE, Causal"),
     ],
 )
 def test_bad_attributes_are_refused(
     host: Any, host_call: Callable[..., Any], op_type: str, attributes: str, message: str
 ) -> None:
-    sizes = _SCAN | _CONV | _MOE
+    sizes = _MAMBA | _CONV | _MOE
     sizes |= {} if op_type != "CachedAttention" else _ATTENTION
     variant = "none" if op_type == "SparseMoE" else ""
     known = "SelectiveScan" if op_type == "Softmax" else op_type
@@ -154,6 +166,15 @@ def test_bad_attributes_are_refused(
             {"d_inner": 72},
             "d_inner to be a multiple of 16, got 72",
         ),
+        (
+            "CausalConvWithState",
+            "channels_last",
+            "activation=silu channels_last=1",
+            {"input_row": 192},
+            "must have d_inner = 64 channels, or twice as many, got 192",
+        ),
+        ("MambaScan", "", "eps=1e-6", {"d_state": 8}, "compiled for d_state 16, got 8"),
+        ("MambaScan", "", "eps=1e-6", {"dt_b_c": 35}, "2 * d_state = 36 columns, got 35"),
         ("SparseMoE", "none", "top_k=2", {"hidden": 72}, "hidden must be a multiple of 16"),
         (
             "SparseMoE",
@@ -191,8 +212,8 @@ def test_sizes_without_a_kernel_are_refused(
     sizes: dict[str, int],
     message: str,
 ) -> None:
-    common = _ATTENTION if op_type == "CachedAttention" else _SCAN | _CONV | _MOE
-    sizes = common | {"seq_len": 1} | sizes
+    common = _ATTENTION if op_type == "CachedAttention" else _MAMBA | _CONV | _MOE
+    sizes = common | {"seq_len": 1, "input_row": 64} | sizes
     call = host_call(op_type, "bf16", sizes, variant=variant, attributes=attributes)
     assert message in _refusal(host, call)
 

@@ -21,6 +21,7 @@ from longllava_trt.plugins_trt.launch_plans.cached_attention import (
     plan_cached_attention,
     tiles_of,
 )
+from longllava_trt.plugins_trt.launch_plans.mamba_scan import MambaScanShape, plan_mamba_scan
 from longllava_trt.plugins_trt.launch_plans.mixers import plan_causal_conv, plan_selective_scan
 from longllava_trt.plugins_trt.launch_plans.plan import Launch, Variant, Workspace
 from longllava_trt.plugins_trt.launch_plans.sparse_moe import (
@@ -54,14 +55,16 @@ def _variants(dtype: Any, weights: Any = "none") -> list[Variant]:
 
 
 def _variant(launch: Launch, known: list[Variant], outputs: str) -> Variant:
-    """Return the one that fits, of experts' outputs in this dtype."""
-    (found,) = {
+    """Return the one that fits, of experts' outputs in this dtype; of two, the one for aligned sizes."""
+    fitting = {
         v.name: v
         for v in known
         if v.kernel.fn.__name__ == launch.kernel
         and v.blocks == launch.blocks
         and v.signature.get("expert_outputs", outputs) == outputs
+        and all(launch.integers.get(name, 0) % 16 == 0 for name in v.aligned)
     }.values()
+    *_, found = sorted(fitting, key=lambda v: len(v.aligned))
     return found
 
 
@@ -151,8 +154,45 @@ def test_scan_is_launched_as_planned(
     _Expectation(plan, dtype, "none", call, kernel_images).check(host)
 
 
+def _mamba_call(
+    host_call: Callable[..., Any], shape: MambaScanShape, dtype: str, eps: float = 1e-6
+) -> Any:
+    sizes = {
+        name: getattr(shape, name) for name in ("batch", "seq_len", "d_inner", "d_state", "dt_rank")
+    }
+    sizes["dt_b_c"] = shape.dt_rank + 2 * shape.d_state
+    call = host_call("MambaScan", dtype, sizes, attributes=f"eps={eps}")
+    item = 4 if dtype == "fp32" else 2
+    # the kernels of many tokens see the gate alone
+    call.pointers["z"] = call.pointers["xz"] + shape.d_inner * item
+    return call
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+@pytest.mark.parametrize(
+    ("batch", "d_inner", "dt_rank"), [(1, 8192, 256), (3, 256, 4), (1, 33, 16), (2, 4096, 300)]
+)
+@pytest.mark.parametrize("seq_len", [1, 2, 3, 63, 64, 65, 129, 1000, 4096, 144_001])
+def test_fused_scan_is_launched_as_planned(
+    host: Any,
+    host_call: Callable[..., Any],
+    kernel_images: Images,
+    batch: int,
+    seq_len: int,
+    d_inner: int,
+    dt_rank: int,
+    dtype: str,
+) -> None:
+    shape = MambaScanShape(batch, seq_len, d_inner, 16, dt_rank)
+    eps = 1e-6 if dt_rank < 300 else 0.0123
+    plan = plan_mamba_scan(shape, eps=eps, itemsize=4 if dtype == "fp32" else 2)
+    call = _mamba_call(host_call, shape, dtype, eps)
+    _Expectation(plan, dtype, "none", call, kernel_images).check(host)
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
 @pytest.mark.parametrize("channels_last", [False, True], ids=["channels", "tokens"])
+@pytest.mark.parametrize("parts", [1, 2], ids=["alone", "first half"])
 @pytest.mark.parametrize("seq_len", [1, 2, 3, 31, 32, 33, 255, 256, 257, 4096])
 @pytest.mark.parametrize(("batch", "d_inner"), [(1, 8192), (3, 80), (2, 144)])
 def test_convolution_is_launched_as_planned(
@@ -163,14 +203,20 @@ def test_convolution_is_launched_as_planned(
     seq_len: int,
     d_inner: int,
     channels_last: bool,
+    parts: int,
     dtype: str,
 ) -> None:
     sizes = {"batch": batch, "seq_len": seq_len, "d_inner": d_inner, "d_conv": 4}
+    sizes["input_row"] = parts * d_inner
     variant, attributes = "", "activation=silu"
+    strides = None
     if channels_last:
+        strides = (seq_len * parts * d_inner, parts * d_inner, seq_len * d_inner, d_inner)
         variant, attributes = "channels_last", "activation=silu channels_last=1"
     call = host_call("CausalConvWithState", dtype, sizes, variant=variant, attributes=attributes)
-    launch = plan_causal_conv(batch, seq_len, d_inner, 4, channels_last=channels_last)
+    launch = plan_causal_conv(
+        batch, seq_len, d_inner, 4, strides=strides, channels_last=channels_last
+    )
     call.workspace = None
     _Expectation(([launch], []), dtype, "none", call, kernel_images).check(host)
 
@@ -303,6 +349,33 @@ def test_workspace_of_a_scan_is_enough_for_every_smaller_call(
         for n in lengths
     )
     assert most <= said["workspace_bytes"] <= 2 * most + 1024
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize(
+    ("batch", "seq_len", "d_inner", "dt_rank"),
+    [(1, 4096, 8192, 256), (4, 700, 256, 4), (9, 500, 33, 7), (2, 3, 64, 16), (16, 2, 8192, 256)],
+)
+def test_workspace_of_a_fused_scan_is_enough_for_every_smaller_call(
+    host: Any,
+    host_call: Callable[..., Any],
+    batch: int,
+    seq_len: int,
+    d_inner: int,
+    dt_rank: int,
+    dtype: str,
+) -> None:
+    item = 4 if dtype == "fp32" else 2
+    shape = MambaScanShape(batch, seq_len, d_inner, 16, dt_rank)
+    said = host(_mamba_call(host_call, shape, dtype))
+
+    def needed(sequences: int, tokens: int) -> int:
+        smaller = MambaScanShape(sequences, tokens, d_inner, 16, dt_rank)
+        return _needed(plan_mamba_scan(smaller, eps=1e-6, itemsize=item)[1], item)
+
+    lengths = {*range(1, min(seq_len, 300) + 1), *range(seq_len, 0, -37)}
+    most = max(needed(b, n) for b in range(1, batch + 1) for n in lengths)
+    assert most <= said["workspace_bytes"] <= 2 * most
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])

@@ -28,7 +28,7 @@ pytestmark = [
 ]
 
 _SCRIPT = Path(__file__).parents[1] / "data" / "build_one_node.py"
-_SIZES = {"d_inner": 64, "d_state": 16, "d_conv": 4}
+_SIZES = {"d_inner": 64, "d_state": 16, "d_conv": 4, "dt_rank": 4, "dt_b_c": 36}
 _SIZES |= {"heads": 8, "kv_heads": 2, "head_dim": 128, "capacity": 300}
 _SIZES |= {"hidden": 64, "intermediate": 128, "num_experts": 4}
 _ATTRIBUTES: dict[tuple[str, str], dict[str, Any]] = {
@@ -38,6 +38,7 @@ _ATTRIBUTES: dict[tuple[str, str], dict[str, Any]] = {
     ("SparseMoE", "int4"): {"top_k": 2, "weight_format": "int4"},
     ("CausalConvWithState", ""): {"activation": "silu"},
     ("CachedAttention", ""): {},
+    ("MambaScan", ""): {"eps": 1e-6},
 }
 # the channels-last convolution is out of its parser's reach: it hands on what ONNX has alone
 _DTYPES = {"float32": "fp32", "int8": "int8", "packed": "int8", "int32": "int32"}
@@ -136,6 +137,8 @@ def test_every_form_of_a_node_builds(
         (_node("CachedAttention"), {"past_len": ["fp32", ["batch"]]}, "'past_len' must be int32"),
         (_node("CachedAttention"), {"q": ["bf16", ["batch", "seq_len", 6, 128]]}, "got 128x3;"),
         (_node("CausalConvWithState", activation="none"), {}, "activation must be 'silu'"),
+        (_node("MambaScan", eps=1), {}, "'eps' must be a number with a point"),
+        (_node("MambaScan"), {"projected": ["bf16", ["batch", "seq_len", 40]]}, "d_state = 36"),
     ],
 )
 def test_a_bad_node_is_explained_in_tensorrts_log(

@@ -50,6 +50,31 @@ def _bfloat16_is_rounded() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def bfloat16_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Multiply bfloat16 as a GPU does.
+
+    Triton 3.9's interpreter does it with the bit patterns; remove this once it does not.
+    """
+    if not (HAS_TRITON and INTERPRETED):
+        return
+    import triton.language as tl
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    cast = InterpreterBuilder.cast_impl
+
+    def widened(self: Any, factor: Any) -> np.ndarray:
+        is_bfloat16 = factor.dtype.scalar == tl.bfloat16
+        data: np.ndarray = (cast(self, factor, tl.float32) if is_bfloat16 else factor).data
+        return data
+
+    def dot(self: Any, a: Any, b: Any, total: Any, *options: Any) -> Any:
+        product = np.matmul(widened(self, a), widened(self, b), dtype=np.float32)
+        return TensorHandle(product + total.data, total.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
+
+
 @pytest.fixture(autouse=True)
 def _fresh_tensors_are_poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give the launchers outputs and workspaces full of NaN, or of -1."""

@@ -18,6 +18,8 @@ from longllava_trt.plugins_trt.launch_plans.cached_attention import (
     plan_cached_attention,
 )
 
+pytestmark = pytest.mark.usefixtures("bfloat16_is_multiplied")
+
 INTERPRETED = os.environ["TRITON_INTERPRET"] == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -32,31 +34,6 @@ LONG = {"tiles": WIDE} if INTERPRETED else {}
 """The interpreter takes milliseconds a block, whatever its size."""
 
 Tensors = dict[str, Any]
-
-
-@pytest.fixture(autouse=True)
-def _bfloat16_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Multiply bfloat16 as a GPU does.
-
-    Triton 3.9's interpreter does it with the bit patterns; remove this once it does not.
-    """
-    if not INTERPRETED:
-        return
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    cast = InterpreterBuilder.cast_impl
-
-    def widened(self: Any, factor: Any) -> np.ndarray:
-        is_bfloat16 = factor.dtype.scalar == tl.bfloat16
-        data: np.ndarray = (cast(self, factor, tl.float32) if is_bfloat16 else factor).data
-        return data
-
-    def dot(self: Any, a: Any, b: Any, total: Any, *options: Any) -> Any:
-        product = np.matmul(widened(self, a), widened(self, b), dtype=np.float32)
-        return TensorHandle(product + total.data, total.dtype.scalar)
-
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
 
 
 def make(

@@ -10,6 +10,7 @@ from typing import Literal
 
 import pytest
 
+from longllava_trt.plugins_trt.launch_plans.mamba_scan import MambaScanShape, plan_mamba_scan
 from longllava_trt.plugins_trt.launch_plans.mixers import plan_causal_conv, plan_selective_scan
 from longllava_trt.plugins_trt.launch_plans.plan import Launch
 
@@ -26,13 +27,20 @@ for dtype in sys.argv[2:]:
 """
 
 
-def planned() -> list[Launch]:
+KERNELS = 14
+"""Kernels of scans and convolution for one dtype."""
+
+
+def planned(itemsize: int) -> list[Launch]:
     launches = []
     for batch, seq_len in ((1, 1), (3, 2), (1, 3), (1, 65), (2, 1000), (8, 4096)):
         for d_inner in (64, 8192):
             launches += plan_selective_scan(batch, seq_len, d_inner, 16)[0]
             for last in (False, True):
                 launches.append(plan_causal_conv(batch, seq_len, d_inner, 4, channels_last=last))
+            for dt_rank in (4, 256):
+                shape = MambaScanShape(batch, seq_len, d_inner, 16, dt_rank)
+                launches += plan_mamba_scan(shape, eps=1e-6, itemsize=itemsize)[0]
     return launches
 
 
@@ -40,10 +48,17 @@ def planned() -> list[Launch]:
 def test_every_launch_has_a_variant(dtype: Literal["fp32", "fp16", "bf16"]) -> None:
     from longllava_trt.plugins_trt.kernels.variants import list_variants
 
-    variants = {(v.kernel.__name__, tuple(v.blocks.items())): v for v in list_variants(dtype)}
-    assert len(variants) == len(list_variants(dtype)), "a kernel is compiled twice"
-    for launch in planned():
-        variant = variants[launch.kernel, tuple(launch.blocks.items())]
+    known = list_variants(dtype)
+    found = {(v.kernel.__name__, tuple(v.blocks.items()), v.aligned) for v in known}
+    assert len(found) == len(known) == KERNELS, "no kernel is compiled twice"
+    for launch in planned(4 if dtype == "fp32" else 2):
+        fitting = [
+            v
+            for v in known
+            if (v.kernel.__name__, v.blocks) == (launch.kernel, launch.blocks)
+            and all(launch.integers.get(name, 0) % 16 == 0 for name in v.aligned)
+        ]
+        variant = max(fitting, key=lambda v: len(v.aligned))
         assert variant.num_warps == launch.num_warps
         types = list(variant.signature.values())
         assert types == sorted(types, key=lambda t: (t[0] != "*", t == "constexpr"))
@@ -68,14 +83,14 @@ def run_compiled(script: str, *arguments: str) -> str:
 @pytest.mark.slow
 def test_nothing_spills_on_an_a100() -> None:
     lines = run_compiled(MEASURE, "80", "bf16", "fp16", "fp32").splitlines()
-    assert len(lines) == 3 * 8
+    assert len(lines) == 3 * KERNELS
     assert [line for line in lines if not line.endswith(" 0")] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ["90", "120"], ids=lambda a: f"sm_{a}")
 def test_other_targets_compile(arch: str) -> None:
-    assert len(run_compiled(MEASURE, arch, "bf16").splitlines()) == 8
+    assert len(run_compiled(MEASURE, arch, "bf16").splitlines()) == KERNELS
 
 
 def test_an_interpreted_kernel_is_refused() -> None:
