@@ -18,6 +18,7 @@ from longllava_trt.export.engine.stage_facts import StageFacts
 from longllava_trt.models.parameters import (
     EMBEDDING,
     HEAD,
+    IMAGE_NEWLINE,
     PROJECTOR,
     VISION_QUERIES,
     attention_path,
@@ -54,6 +55,7 @@ _LAUNCHES = {
     # pictures and patches made ready, product, norm, table of positions
     ".patch_embedding.weight": 8,
     f"{PROJECTOR}0.weight": 5,
+    IMAGE_NEWLINE: 1,
     EMBEDDING: 1,
 }
 """Kernels for each parameter whose path ends so."""
@@ -191,10 +193,12 @@ def _launch_budget(facts: StageFacts, profile: str) -> int:
     taken = facts.profiles[profile].items()
     if any(s.min[0] < s.max[0] for name, s in taken if name.startswith(PAST_PREFIX)):
         kinds.append(_OF_A_BATCH)
-    return sum(
+    budget = sum(
         number
         for kind in kinds
         for ending, number in kind.items()
         for name in facts.weight_shapes
         if name.endswith(ending)
     )
+    # keys are rotated where they are written, queries by a kernel of their own
+    return budget + facts.rotations // 2

@@ -35,6 +35,8 @@ class StageFacts:
     """Inputs of the engine that matrix products and plugins take."""
     decomposed: bool
     """Whether TensorRT may take its attention apart, as it must in float32."""
+    rotations: int
+    """Rotations of queries and of keys."""
 
     @property
     def cache_shape(self) -> tuple[int, ...] | None:
@@ -62,6 +64,7 @@ def gather_facts(
         weight_shapes=weight_shapes,
         product_weights=frozenset(names & _multiplied(parsed.model.graph)),
         decomposed=any(layer.decomposable for _, layer in attention_layers(trt, parsed)),
+        rotations=sum(node.op_type == "RotaryEmbedding" for node in parsed.model.graph.node),
     )
 
 

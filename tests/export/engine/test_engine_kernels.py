@@ -257,6 +257,7 @@ def facts_of_nothing(**changes: Any) -> StageFacts:
         weight_shapes={"projector.0.weight": (8, 8)},
         product_weights=frozenset(),
         decomposed=False,
+        rotations=0,
     )
     return replace(facts, **changes)
 
