@@ -98,6 +98,19 @@ class ConfigReader:
             return default if default is not None else 1.0
         return float(found)
 
+    def text(self, key: str, what: str) -> str:
+        """Return a text that is not empty; the key is required.
+
+        Args:
+            key: The key.
+            what: What the text is, for the error.
+        """
+        found = self._required(key, None)
+        if isinstance(found, str) and found:
+            return found
+        self.refuse(key, what, found)
+        return ""
+
     def flag(self, key: str, *, default: bool) -> bool:
         """Return true or false."""
         found = self.value(key, default)

@@ -13,6 +13,7 @@ from longllava_trt.models.spec import (
     DenseSpec,
     LayerSpec,
     RotarySpec,
+    check_depth,
 )
 
 __all__ = ["LLAMA", "MISTRAL", "LlamaKeys", "read_llama"]
@@ -59,6 +60,7 @@ class LlamaKeys(NamedTuple):
 
     def decoder(self) -> DecoderSpec:
         """Return the decoder; `ConfigError` if the numbers do not fit one another."""
+        check_depth(self.num_layers)
         if (
             self.hidden_size % self.num_heads
             and self.head_dim == self.hidden_size // self.num_heads

@@ -76,9 +76,7 @@ def read_original(
     for key, why in _REFUSED.items():
         reader.absent(key, why=why)
     reader.one_of("use_mm_proj", (True,), True, why="a model without a projector")
-    tower = reader.value("mm_vision_tower")
-    if not isinstance(tower, str) or not tower:
-        reader.refuse("mm_vision_tower", "the name or folder of the vision tower", tower)
+    tower = reader.text("mm_vision_tower", "the name or folder of the vision tower")
     feature = reader.whole("mm_vision_select_layer", least=-10_000)
     selected = reader.one_of("mm_vision_select_feature", ("patch", "cls_patch"), "patch")
     width = reader.whole("mm_hidden_size")
@@ -110,7 +108,7 @@ def read_original(
             ids=ids,
             torch_dtype=dtype,
         )
-    return keys, Tower(str(tower), width)
+    return keys, Tower(tower, width)
 
 
 def _read_connector(reader: ConfigReader) -> int:
