@@ -9,7 +9,6 @@ from pathlib import Path
 from longllava_trt.core.errors import InputError, ManifestError
 from longllava_trt.core.logs import Progress
 from longllava_trt.core.manifest import Manifest
-from longllava_trt.core.stage_spec import STAGES
 from longllava_trt.runtime.backends.base import Backend
 from longllava_trt.runtime.inputs.media import MediaOptions
 from longllava_trt.runtime.inputs.sources import Images, Videos
@@ -87,8 +86,6 @@ class LongLLaVA:
             raise InputError(f"options: expected RunOptions, got {type(options).__name__}")
         folder = Path(bundle)
         manifest = Manifest.load(folder)
-        for stage in STAGES:
-            manifest.stage(stage)
         differences = manifest.differences(folder, hash_up_to_bytes=_HASH_AT_LOAD_BYTES)
         if differences:
             raise ManifestError(

@@ -72,6 +72,8 @@ class Runner:
         self.manifest = manifest
         self.options = options
         family, spec = _read_model(bundle)
+        for stage in spec.stages:
+            manifest.stage(stage)
         self.chat = _read_chat(bundle, options)
         self.form = MessageFormat(self.chat, _cutter_of(spec, family))
         self.tokenizer = ChatTokenizer(bundle, self.chat)

@@ -6,7 +6,7 @@ import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -31,7 +31,7 @@ from longllava_trt.export.engine.profiles import EngineLimits, engine_spec, stag
 from longllava_trt.export.engine.stage import BuiltStage, EngineWeights, build_stage
 from longllava_trt.export.engine.target import resolve_target, runs_nowhere
 from longllava_trt.export.memory import peak_rss_bytes
-from longllava_trt.models.registry import load_decoder_spec
+from longllava_trt.models.registry import load_bundle_spec, load_decoder_spec
 from longllava_trt.plugins_trt.registry import LIBRARY_FILE, TensorRT, import_tensorrt, load_plugins
 
 __all__ = ["BuildOptions", "BuildReport", "build_engines"]
@@ -120,6 +120,10 @@ def build_engines(
     """
     begin = time.monotonic()
     manifest = Manifest.load(bundle)
+    if options.stages == STAGES:
+        # a text model has fewer
+        wanted = load_bundle_spec(bundle).stages
+        options = replace(options, stages=tuple(name for name in STAGES if name in wanted))
     for stage in options.stages:
         manifest.stage(stage)
     tensorrt = import_tensorrt(options.flavour)

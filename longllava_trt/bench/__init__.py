@@ -13,7 +13,9 @@ report.py       all of it, as a table and as plain data; chart.py draws it
 
 from __future__ import annotations
 
+import logging
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from longllava_trt.bench.end_to_end import check_fits, measure_answers
@@ -28,6 +30,8 @@ from longllava_trt.core.logs import Progress
 from longllava_trt.runtime.model import LongLLaVA, RunOptions
 
 __all__ = ["BenchReport", "BenchSettings", "run_bench"]
+
+logger = logging.getLogger(__name__)
 
 
 def run_bench(
@@ -52,6 +56,9 @@ def run_bench(
     """
     settings, options = settings or BenchSettings(), options or RunOptions()
     model = LongLLaVA.from_bundle(bundle, options)
+    if model.runner.form.cutter is None and any(settings.image_counts):
+        logger.warning("bench: this model takes text alone, and is measured without images")
+        settings = replace(settings, image_counts=(0,))
     watch = RuntimeWatch.over(model) if model.runner.backend.name == "ort" else None
     with tempfile.TemporaryDirectory(prefix="longllava-bench-") as scratch:
         pictures = shown_pictures(settings, Path(scratch))

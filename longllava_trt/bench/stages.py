@@ -108,7 +108,8 @@ def timed(
 
 def _cases(model: LongLLaVA) -> Iterator[_Case]:
     random = np.random.default_rng(_SEED)
-    yield from _image_cases(model, random)
+    if model.runner.form.cutter is not None:
+        yield from _image_cases(model, random)
     yield from _text_cases(model, random)
 
 

@@ -56,7 +56,15 @@ def add_parser(subparsers: Subparsers) -> None:
         help="a100-80gb, a100-40gb, h100-80gb, h200, rtx-4090, or GiB+TFLOPs+GB/s such as "
         "48GiB+150TFLOPs+864GB/s (default: %(default)s)",
     )
-    PLAN.add(parser, "--images", "images", type=from_zero, metavar="N", help="images")
+    PLAN.add(
+        parser,
+        "--images",
+        "images",
+        type=from_zero,
+        metavar="N",
+        help="images",
+        default_text="1000, or none for a text model",
+    )
     PLAN.add(
         parser,
         "--text-tokens",
@@ -159,7 +167,10 @@ def _lines(plan: Plan) -> Iterator[str]:
     experts = f", of which routed experts {format_bytes(weights.experts)} ({request.moe_quant})"
     yield f"weights        {_size(device.weights)}{experts if weights.experts else ''}"
     room = f", room for {request.engines.capacity} positions" if request.engines else ""
-    yield f"keys, values   {_size(device.kv_cache)}, {format_bytes(plan.kv_bytes_per_image)} an image{room}"
+    each = f"{format_bytes(plan.kv_bytes_per_position)} a position"
+    if plan.positions_per_image:
+        each += f", {format_bytes(plan.kv_bytes_per_image)} an image of {plan.positions_per_image}"
+    yield f"keys, values   {_size(device.kv_cache)}, {each}{room}"
     yield f"states         {_size(device.states)}, both sets"
     told = ", as the engines say" if request.engines else ""
     yield f"activations    {_size(device.activations)}, chunks of {request.chunk}{told}"
@@ -181,7 +192,11 @@ def _lines(plan: Plan) -> Iterator[str]:
     yield f"  first token after {plan.prefill_s:.1f} s, then {plan.decode_tokens_per_s:.1f} tokens/s"
     yield ""
     if plan.fits:
-        yield f"it fits; at most {plan.max_images} images do"
+        yield (
+            f"it fits; at most {plan.max_images} images do"
+            if plan.positions_per_image
+            else "it fits"
+        )
         return
     for problem in plan.problems:
         yield f"it does not fit: {problem}"

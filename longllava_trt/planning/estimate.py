@@ -26,6 +26,7 @@ _DEVICE_RESERVE = 2**30
 """Driver context, TensorRT's own objects and fragmentation: kept free, not predicted."""
 _LOADER_BYTES = 2**30
 """Host memory that loading may take: libraries, read buffers, one tensor being cast."""
+_IMAGES = 1000
 _IMAGES_IN_FLIGHT = 8
 _IMAGE_BYTES = 3 * 12_000_000
 """A decoded photograph of 12 megapixels."""
@@ -67,7 +68,8 @@ class EngineMemory:
 class PlanRequest:
     """A model and its use."""
 
-    images: int = 1000
+    images: int | None = None
+    """By default 1000; none for a text model."""
     text_tokens: int = 64
     """Positions of prompt and answer besides images."""
     dtype: str = "bfloat16"
@@ -125,6 +127,7 @@ class Plan:
     disk_bytes: int
     """Bytes of the bundle with weights; without quantisation they are links to the checkpoint."""
     positions_per_image: int
+    kv_bytes_per_position: int
     kv_bytes_per_image: int
     flops: StageFlops
     prefill_s: float
@@ -157,6 +160,8 @@ def make_plan(config: ModelSpec, gpu: Gpu, request: PlanRequest | None = None) -
         InputError: If the request has a dtype or a format that is not known.
     """
     request = request or PlanRequest()
+    if request.images is None:
+        request = replace(request, images=0 if config.vision is None else _IMAGES)
     plan = _estimate(config, gpu, request)
     if plan.fits:
         return plan
@@ -168,7 +173,8 @@ def _estimate(config: ModelSpec, gpu: Gpu, request: PlanRequest) -> Plan:
     weights = count_weights(config, dtype=request.dtype, moe_quant=request.moe_quant)
     layout = _image_layout(config, request)
     per_image = layout.num_positions + family_of(config).positions_around_image
-    tokens = request.images * per_image + request.text_tokens
+    images = request.images or 0
+    tokens = images * per_image + request.text_tokens
     kv_per_token = kv_bytes_per_token(decoder, dtype=request.dtype)
     states = 2 * recurrent_bytes(decoder, dtype=request.dtype)
     engines = request.engines
@@ -182,7 +188,7 @@ def _estimate(config: ModelSpec, gpu: Gpu, request: PlanRequest) -> Plan:
             config, dtype=request.dtype, chunk=request.chunk, vision_batch=request.vision_batch
         ),
     )
-    flops = count_flops(config, views=request.images * layout.num_views, tokens=tokens)
+    flops = count_flops(config, views=images * layout.num_views, tokens=tokens)
     step, attention = decoder_flops(decoder, tokens=1, past=tokens)
     read = weights.read_per_token + tokens * kv_per_token + states
     free = gpu.memory_bytes - (device.total - device.kv_cache)
@@ -201,6 +207,7 @@ def _estimate(config: ModelSpec, gpu: Gpu, request: PlanRequest) -> Plan:
         device=device,
         host_bytes=_LOADER_BYTES + _IMAGES_IN_FLIGHT * _IMAGE_BYTES,
         disk_bytes=weights.total,
+        kv_bytes_per_position=kv_per_token,
         kv_bytes_per_image=per_image * kv_per_token,
         flops=flops,
         # every chunk reads all weights once

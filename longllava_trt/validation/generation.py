@@ -62,7 +62,9 @@ class GenerationCase:
     ) -> GenerationCase:
         """Let the reference answer, from images given or synthetic."""
         model = subject.reference
-        shown: tuple[ImageSource, ...] = tuple(images) or tuple(_synthetic_images(seed))
+        shown: tuple[ImageSource, ...] = tuple(images)
+        if not shown and model.config.vision is not None:
+            shown = tuple(_synthetic_images(seed))
         chat = load_chat(subject.bundle)
         prompt = chat.prompt(_QUERY, num_images=len(shown))
         ids = _prompt_ids(prompt, ChatTokenizer(subject.bundle, chat), place=chat.image_placeholder)

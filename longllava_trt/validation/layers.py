@@ -38,7 +38,8 @@ _NUM_IMAGES = 2
 class LayerCase:
     """Inputs, and what the reference makes of them."""
 
-    pixel_values: NDArray[np.float32]
+    pixel_values: NDArray[np.float32] | None
+    """None for a text model."""
     inputs_embeds: NDArray[np.float32]
     hidden_states: dict[str, NDArray[Any]]
     """After each layer of both stages, by the names they have in the graphs."""
@@ -51,8 +52,10 @@ class LayerCase:
         """Run the reference on random pixels and random tokens."""
         generator = torch.Generator().manual_seed(seed)
         config = model.config
-        side = config.require_vision().image_size
-        pixels = torch.randn(_NUM_IMAGES, 3, side, side, generator=generator)
+        pixels = None
+        if config.vision is not None:
+            side = config.vision.image_size
+            pixels = torch.randn(_NUM_IMAGES, 3, side, side, generator=generator)
         ids = torch.randint(config.decoder.vocab_size, (1, sum(_CHUNKS)), generator=generator)
         embeds, cache = model.embed(ids), empty_cache(config.decoder)
         chunks = []
@@ -60,12 +63,11 @@ class LayerCase:
             output = model.decode(piece, cache)
             cache = output.cache
             chunks.append(output.hidden_states)
-        residuals = {
-            "vision": model.vision(pixels, model.ops)[1],
-            "decoder": [torch.cat(pieces, dim=1) for pieces in zip(*chunks, strict=True)],
-        }
+        residuals = {"decoder": [torch.cat(pieces, dim=1) for pieces in zip(*chunks, strict=True)]}
+        if pixels is not None:
+            residuals = {"vision": model.vision(pixels, model.ops)[1], **residuals}
         return cls(
-            pixel_values=array_of(pixels),
+            pixel_values=None if pixels is None else array_of(pixels),
             inputs_embeds=array_of(embeds),
             hidden_states={
                 name: array_of(hidden)
@@ -91,6 +93,8 @@ def layer_rows(case: LayerCase, subject: ParityCase, kernels: Kernels) -> Iterat
 
 
 def _run_vision(case: LayerCase, subject: ParityCase, kernels: Kernels) -> dict[str, NDArray[Any]]:
+    if case.pixel_values is None:
+        return {}
     names = layer_output_names("vision", subject.reference.config)
     session = OnnxSession(
         subject.bundle, subject.manifest, "vision", kernels=kernels, extra_outputs=names

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from longllava_trt.core.parity import (
 from longllava_trt.core.stage_spec import present_name
 from longllava_trt.reference.cache import empty_cache
 from longllava_trt.reference.model import LongLLaVA
-from longllava_trt.runtime.backends.base import StepDecoder
+from longllava_trt.runtime.backends.base import StageSession, StepDecoder
 from longllava_trt.runtime.model import LongLLaVA as RuntimeLongLLaVA
 from longllava_trt.validation.parity_case import ParityCase, array_of, state_arrays
 
@@ -46,13 +46,20 @@ _PLAIN_REFUSES_LINKS = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StageCase:
-    """Inputs of every stage, and what the reference makes of them."""
+class ImageCase(NamedTuple):
+    """Inputs and results of the stages that see images."""
 
     pixel_values: NDArray[np.float32]
     image_features: NDArray[np.float32]
     image_embeds: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageCase:
+    """Inputs of every stage, and what the reference makes of them."""
+
+    images: ImageCase | None
+    """None for a text model."""
     input_ids: NDArray[np.int64]
     """[1, seq_len]"""
     inputs_embeds: NDArray[np.float32]
@@ -69,18 +76,19 @@ class StageCase:
         """Run the reference on random pixels and random tokens."""
         generator = torch.Generator().manual_seed(seed)
         config = model.config
-        side = config.require_vision().image_size
-        pixels = torch.randn(_NUM_IMAGES, 3, side, side, generator=generator)
-        features = model.encode_images(pixels)
+        images = None
+        if config.vision is not None:
+            side = config.vision.image_size
+            pixels = torch.randn(_NUM_IMAGES, 3, side, side, generator=generator)
+            features = model.encode_images(pixels)
+            images = ImageCase(*map(array_of, (pixels, features, model.project(features))))
         ids = torch.randint(config.decoder.vocab_size, (1, _LENGTH), generator=generator)
         embeds = model.embed(ids)
         output = model.decode(embeds, empty_cache(config.decoder), all_logits=True)
         cuts = 1 + np.random.default_rng(seed).choice(_LENGTH - 1, _NUM_CUTS, replace=False)
         bounds = [0, *sorted(cuts.tolist()), _LENGTH]
         return cls(
-            pixel_values=array_of(pixels),
-            image_features=array_of(features),
-            image_embeds=array_of(model.project(features)),
+            images=images,
             input_ids=array_of(ids),
             inputs_embeds=array_of(embeds),
             splits={
@@ -128,25 +136,16 @@ def stage_rows(
         runs: From its decoder.
     """
     place = f"stage.{runtime.options.kernels}"
-    for session, name, given, want_name, want in (
-        (
-            runtime.runner.vision,
-            "pixel_values",
-            case.pixel_values,
-            "image_features",
-            case.image_features,
-        ),
-        (
-            runtime.runner.projector,
-            "image_features",
-            case.image_features,
-            "image_embeds",
-            case.image_embeds,
-        ),
-        (runtime.runner.embed, "input_ids", case.input_ids, "inputs_embeds", case.inputs_embeds),
-    ):
-        got = session.run({name: given})[want_name]
-        yield compare(f"{place}.{session.spec.name}.{want_name}", got, want, FLOAT32_MODEL)
+    stages: list[tuple[StageSession, NDArray[Any], NDArray[np.float32]]] = []
+    if case.images is not None:
+        pixels, features, embeds = case.images
+        stages.append((runtime.runner.vision, pixels, features))
+        stages.append((runtime.runner.projector, features, embeds))
+    stages.append((runtime.runner.embed, case.input_ids, case.inputs_embeds))
+    for session, given, want in stages:
+        name = session.spec.outputs[0].name
+        got = session.run({session.spec.inputs[0].name: given})[name]
+        yield compare(f"{place}.{session.spec.name}.{name}", got, want, FLOAT32_MODEL)
     for way, run in runs.items():
         logits = case.logits[run.positions]
         yield from _run_rows(f"{place}.decoder.{way}", run, logits, case.state, FLOAT32_MODEL)

@@ -11,7 +11,7 @@ import torch
 
 from longllava_trt.core.errors import ConfigError, ManifestError
 from longllava_trt.core.manifest import Manifest, WeightRecord
-from longllava_trt.core.stage_spec import PAST_PREFIX, STAGES
+from longllava_trt.core.stage_spec import PAST_PREFIX
 from longllava_trt.models.registry import load_bundle_spec
 from longllava_trt.models.spec import ExpertsSpec, ModelSpec
 from longllava_trt.runtime.backends.base import (
@@ -91,7 +91,7 @@ class KernelsBackend:
         self._first_scan = load_mamba_scan(self._device) if scan == "mamba-ssm" else None
         self._plans = {
             stage: plan_stage(stage, self._config, manifest.dtype)
-            for stage in STAGES
+            for stage in self._config.stages
             if stage != "decoder"
         } | {"decoder": plan_decoder(self._config, manifest.dtype, manifest.moe_quant)}
         if self._device.type == "cuda":
