@@ -17,12 +17,14 @@ from onnx import helper
 from torch import Tensor
 
 from longllava_trt.core.parity import FLOAT32_OPERATOR, ParityRow, compare
+from longllava_trt.models.spec import RotarySpec
 from longllava_trt.plugins_trt.cpu.lower import lower_for_cpu
 from longllava_trt.plugins_trt.cpu.register import register_kernels
 from longllava_trt.plugins_trt.spec import CAUSAL_CONV, SELECTIVE_SCAN, SPARSE_MOE
 from longllava_trt.reference.cache import AttentionState, empty_cache
 from longllava_trt.reference.model import LongLLaVA
 from longllava_trt.reference.operators import ExpertWeights, Operators, ScanInputs
+from longllava_trt.reference.rotary import rotary_tables
 from longllava_trt.validation.experts import quantised_inputs
 from longllava_trt.validation.parity_case import ParityCase, array_of
 
@@ -40,7 +42,7 @@ _PAST_LEN = 7
 _SPARE_ROOM = 5
 _GARBAGE = 1e3
 """Value of the cache beyond the valid positions: large, so that it would show, and finite, as the runtime promises."""
-_ATTENTION = "Attention"
+_ATTENTION, _ROTARY = "Attention", "RotaryEmbedding"
 _OWN_KERNELS = frozenset({SELECTIVE_SCAN.op_type, SPARSE_MOE.op_type})
 """Operators that `fast` runs in another way than `onnx`; the rest are standard ONNX and have one."""
 
@@ -65,6 +67,16 @@ class _Recorder:
 
     def full_attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return self._ops.full_attention(q, k, v)
+
+    def rotate(
+        self, q: Tensor, k: Tensor, state: AttentionState, rotary: RotarySpec
+    ) -> tuple[Tensor, Tensor]:
+        rotated = self._ops.rotate(q, k, state, rotary)
+        past_len = state.key.shape[2]
+        positions = torch.arange(past_len, past_len + q.shape[2])[None]
+        tables = rotary_tables(positions, rotary, q.shape[3], q.dtype)
+        self._keep(_ROTARY, (q, *tables), y=rotated[0])
+        return rotated
 
     def causal_attention(
         self, q: Tensor, k: Tensor, v: Tensor, state: AttentionState

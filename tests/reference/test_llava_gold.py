@@ -98,7 +98,8 @@ def tiles_of(model: LongLLaVA, picture: Image.Image) -> Tensor:
     if images.aspect_ratio == "pad":
         side = max(picture.size)
         canvas = Image.new("RGB", (side, side), MEAN)
-        canvas.paste(picture, tuple((side - length) // 2 for length in picture.size))
+        width, height = picture.size
+        canvas.paste(picture, ((side - width) // 2, (side - height) // 2))
         picture = canvas
     processor = transformers.CLIPImageProcessorPil(**sizes)
     return processor(picture, return_tensors="pt")["pixel_values"]
@@ -108,16 +109,13 @@ def rows_of(model: LongLLaVA, tiles: Tensor, size: tuple[int, int]) -> Tensor:
     """Put tiles [tiles, patches, hidden_size] together: rows [n, hidden_size]."""
     if len(tiles) == 1:
         return tiles[0]
-    from transformers.models.llava_next.modeling_llava_next import (
-        get_anyres_image_grid_shape,
-        unpad_image,
-    )
+    from transformers.models.llava_next import modeling_llava_next as theirs
 
     vision = model.config.require_vision()
     points = [[height, width] for width, height in model.config.images.pinpoints]
-    rows, columns = get_anyres_image_grid_shape(size[::-1], points, vision.image_size)
+    rows, columns = theirs.get_anyres_image_grid_shape(size[::-1], points, vision.image_size)  # type: ignore[no-untyped-call]
     side = vision.patches_per_side
     grid = tiles[1:].unflatten(1, (side, side)).unflatten(0, (rows, columns))
-    grid = unpad_image(grid.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3), size[::-1])
+    grid = theirs.unpad_image(grid.permute(4, 0, 2, 1, 3).flatten(1, 2).flatten(2, 3), size[::-1])  # type: ignore[no-untyped-call]
     newline = model.image_newline[:, None, None].expand(*grid.shape[:-1], 1)
     return torch.cat([tiles[0], torch.cat([grid, newline], -1).flatten(1).T])
