@@ -42,7 +42,8 @@ _PAST_LEN = 7
 _SPARE_ROOM = 5
 _GARBAGE = 1e3
 """Value of the cache beyond the valid positions: large, so that it would show, and finite, as the runtime promises."""
-_ATTENTION, _ROTARY = "Attention", "RotaryEmbedding"
+_ATTENTION = "Attention"
+_ROTARY = "RotaryEmbedding"
 _OWN_KERNELS = frozenset({SELECTIVE_SCAN.op_type, SPARSE_MOE.op_type})
 """Operators that `fast` runs in another way than `onnx`; the rest are standard ONNX and have one."""
 
@@ -74,7 +75,7 @@ class _Recorder:
         rotated = self._ops.rotate(q, k, state, rotary)
         past_len = state.key.shape[2]
         positions = torch.arange(past_len, past_len + q.shape[2])[None]
-        tables = rotary_tables(positions, rotary, q.shape[3], q.dtype)
+        tables = rotary_tables(positions, rotary, q.shape[-1], q.dtype)
         self._keep(_ROTARY, (q, *tables), y=rotated[0])
         return rotated
 
