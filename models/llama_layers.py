@@ -30,7 +30,8 @@ LLAMA: Mapping[str, Any] = {
 }
 """Defaults of transformers' class, for files that list only what differs from them."""
 
-MISTRAL: Mapping[str, Any] = LLAMA | {
+MISTRAL: Mapping[str, Any] = {
+    **LLAMA,
     "intermediate_size": 14336,
     "num_key_value_heads": 8,
     "max_position_embeddings": 131072,

@@ -9,16 +9,23 @@ from longllava_trt.models.spec import VisionSpec
 
 __all__ = ["TOWERS", "known_tower", "published_tower"]
 
-_BASE = {"hidden_size": 768, "intermediate_size": 3072, "num_layers": 12, "num_heads": 12}
-_LARGE = {"hidden_size": 1024, "intermediate_size": 4096, "num_layers": 24, "num_heads": 16}
-_HUGE = {"hidden_size": 1280, "intermediate_size": 5120, "num_layers": 32, "num_heads": 16}
+_BASE = VisionSpec(
+    hidden_size=768,
+    intermediate_size=3072,
+    num_layers=12,
+    num_heads=12,
+    image_size=224,
+    patch_size=16,
+)
+_LARGE = replace(_BASE, hidden_size=1024, intermediate_size=4096, num_layers=24, num_heads=16)
+_HUGE = replace(_BASE, hidden_size=1280, intermediate_size=5120, num_layers=32, num_heads=16)
 
 TOWERS = {
-    "vit-b-16": VisionSpec(**_BASE, image_size=224, patch_size=16),
-    "vit-l-16": VisionSpec(**_LARGE, image_size=224, patch_size=16),
-    "vit-l-14": VisionSpec(**_LARGE, image_size=224, patch_size=14),
-    "vit-l-14-336": VisionSpec(**_LARGE, image_size=336, patch_size=14),
-    "vit-h-14": VisionSpec(**_HUGE, image_size=224, patch_size=14, activation="gelu"),
+    "vit-b-16": _BASE,
+    "vit-l-16": _LARGE,
+    "vit-l-14": replace(_LARGE, patch_size=14),
+    "vit-l-14-336": replace(_LARGE, patch_size=14, image_size=336),
+    "vit-h-14": replace(_HUGE, patch_size=14, activation="gelu"),
 }
 """The vision transformers of the series; of L/16 there is no published CLIP."""
 

@@ -201,13 +201,14 @@ def test_pinpoints_are_turned_where_the_format_has_the_height_first(tmp_path: Pa
 @pytest.mark.parametrize("place", ["top", "scaling", "parameters"])
 def test_theta_and_scaling_are_where_each_version_has_them(tmp_path: Path, place: str) -> None:
     linear = {"type": "linear", "factor": 4.0}
-    keys: dict[str, Any] = {
+    places: dict[str, dict[str, Any]] = {
         "top": {"rope_theta": 5e5},
         "scaling": {"rope_theta": 5e5, "rope_scaling": linear},
         "parameters": {
             "rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 5e5}
         },
-    }[place]
+    }
+    keys = places[place]
     expected = (
         RotarySpec(theta=5e5)
         if place == "top"
