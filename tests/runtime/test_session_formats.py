@@ -70,14 +70,15 @@ def whole(model: LongLLaVA, prompt: str, images: Sequence[Path]) -> tuple[NDArra
 
     def rows(token: int) -> NDArray[np.float32]:
         if token != IMAGE:
-            return runner.embed_tokens([token])[0]
+            return np.asarray(runner.embed_tokens([token])[0], np.float32)
         pixels = preprocess(load_image(next(left), position=1), config)[None]
         features = runner.vision.run({"pixel_values": pixels})
         return np.asarray(runner.projector.run(features)["image_embeds"][0], np.float32)
 
     embeds = np.concatenate([rows(token) for token in prompt_ids(prompt, runner.tokenizer)])[None]
     state = runner.decoder.new_state(capacity=embeds.shape[1])
-    return runner.decoder.step(embeds, state), embeds.shape[1]
+    logits: NDArray[np.float32] = runner.decoder.step(embeds, state)
+    return logits, embeds.shape[1]
 
 
 def image_of(chat: ChatFormat) -> str:
@@ -134,7 +135,8 @@ def test_remembered_turns_are_one_text(
 
 def test_turns_without_images_are_one_text(model: LongLLaVA) -> None:
     chat = model.runner.chat
-    session, turns = model.session(), []
+    session = model.session()
+    turns: list[tuple[str, str]] = []
     for question in QUESTIONS:
         assert_equal(model, session, chat.prompt(quote(QUESTIONS[2]), turns=turns), [])
         answer = session.ask(question, max_new_tokens=4, remember=True).text
@@ -162,9 +164,12 @@ def test_a_remembered_question_feeds_no_image_again(
     assert session.num_positions >= before
     fed: list[int] = []
     embed = model.runner.embed_tokens
-    monkeypatch.setattr(
-        model.runner, "embed_tokens", lambda ids: (fed.append(len(ids)), embed(ids))[1]
-    )
+
+    def counted(ids: Sequence[int]) -> NDArray[np.float32]:
+        fed.append(len(ids))
+        return embed(ids)
+
+    monkeypatch.setattr(model.runner, "embed_tokens", counted)
     whole_turn = len(model.runner.tokenizer.encode(QUESTIONS[0], after="image"))
     session.ask(QUESTIONS[2], max_new_tokens=1)
     assert sum(fed) < whole_turn + 150
