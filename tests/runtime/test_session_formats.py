@@ -6,6 +6,7 @@ The tiny LongLLaVA runs with prompts and tokenizers of the LLaVA series; what it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,6 +132,21 @@ def test_remembered_turns_are_one_text(
     loaded.rewind(0)
     assert_equal(model, loaded, chat.prompt(quote(QUESTIONS[2])), [])
     assert_equal(model, session, prompt, pictures[:2])
+
+
+def test_a_session_goes_on_in_its_own_format_alone(model: LongLLaVA, tmp_path: Path) -> None:
+    model.session().save(tmp_path / "saved")
+    own = model.runner.chat
+    model.runner.chat = replace(own, name="other")
+    try:
+        with pytest.raises(InputError) as caught:
+            model.load_session(tmp_path / "saved")
+    finally:
+        model.runner.chat = own
+    assert str(caught.value) == (
+        f"{tmp_path}/saved: was made with --prompt-format {own.name}, this model runs with other; name that one, or show the "
+        "images again"
+    )
 
 
 def test_turns_without_images_are_one_text(model: LongLLaVA) -> None:
