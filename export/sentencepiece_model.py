@@ -94,8 +94,7 @@ def read_sentencepiece(path: Path) -> SentencePieceModel:
 def _piece(value: _Value) -> Piece:
     fields = dict(_fields(_bytes(value)))
     score = struct.unpack("<f", _bytes(fields.get(2, b"\0\0\0\0")))[0]
-    kind = fields.get(3, PieceKind.NORMAL)
-    return Piece(_bytes(fields[1]).decode(), score, PieceKind(kind))
+    return Piece(_bytes(fields[1]).decode(), score, PieceKind(int(fields.get(3, 1))))
 
 
 def _message(fields: list[tuple[int, _Value]], number: int) -> dict[int, _Value]:

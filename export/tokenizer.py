@@ -1,7 +1,8 @@
 """A checkpoint's tokenizer.json; made from tokenizer.model where there is none, or where the original reads that alone.
 
-The ids are those of the slow SentencePiece tokenizer: byte fallback, a space mark in front of every text between special
-tokens (`legacy`) or of the first alone, and the tokens that the checkpoint's other files add.
+The ids are those of the slow SentencePiece tokenizer, which the original uses, or those of transformers' own conversion: they
+differ where a text begins with a space. Both have byte fallback, a space mark in front of every text between special tokens
+(`legacy`) or of the first alone, and the tokens that the checkpoint's other files add.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def place_tokenizer(checkpoint: Path, folder: Path, *, prefers_model: bool) -> P
     Args:
         checkpoint: Folder with tokenizer.json or tokenizer.model.
         folder: Where to.
-        prefers_model: Of both, tokenizer.model decides.
+        prefers_model: Of both, tokenizer.model decides, and the ids are the slow tokenizer's, as in the original.
 
     Raises:
         CheckpointError: If there is neither, or the model cannot be used.
@@ -60,10 +61,13 @@ def place_tokenizer(checkpoint: Path, folder: Path, *, prefers_model: bool) -> P
     files = _TokenizerFiles.read(checkpoint)
     piece_model = read_sentencepiece(model)
     document = _document(piece_model, files, where=model)
+    if not prefers_model:
+        document |= _spaces_of_transformers(piece_model, files)
     text = json.dumps(document, ensure_ascii=False, indent=1)
     (folder / _FAST).write_text(text + "\n", encoding="utf-8")
     # a tokenizer that is not legacy marks the beginning alone, even before a space; no normalizer knows the beginning
-    return PlacedTokenizer(" " if piece_model.adds_prefix_space and files.marks_beginning else "")
+    marked = prefers_model and piece_model.adds_prefix_space and files.marks_beginning
+    return PlacedTokenizer(" " if marked else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +152,15 @@ def _document(model: SentencePieceModel, files: _TokenizerFiles, *, where: Path)
             "merges": [list(pair) for pair in _merges(model.pieces, vocab)],
         },
     }
+
+
+def _spaces_of_transformers(model: SentencePieceModel, files: _TokenizerFiles) -> dict[str, Any]:
+    """Return how transformers' LlamaTokenizer marks spaces: no second mark where a text begins with one."""
+    scheme = "always" if files.config.get("legacy") is True else "first"
+    if not model.adds_prefix_space or files.config.get("add_prefix_space") is False:
+        scheme = "never"
+    marks = {"type": "Metaspace", "replacement": _SPACE, "prepend_scheme": scheme, "split": False}
+    return {"normalizer": None, "pre_tokenizer": marks}
 
 
 def _merges(pieces: Iterable[Piece], vocab: Mapping[str, int]) -> list[tuple[str, str]]:

@@ -51,13 +51,14 @@ class JinjaTemplate:
         self._counter = environment.extensions[_ChatExtension.identifier]
         try:
             tree = environment.parse(source)
-            for node in [*tree.find_all(nodes.For), *tree.find_all(nodes.Macro)]:
-                step = self._counter.call_method("count_step", lineno=node.lineno)
-                node.body.insert(0, nodes.Output([step], lineno=node.lineno))
+            bodies = [(node.lineno, node.body) for node in tree.find_all(nodes.For)]
+            bodies += [(node.lineno, node.body) for node in tree.find_all(nodes.Macro)]
+            for line, body in bodies:
+                step = self._counter.call_method("count_step", lineno=line)
+                body.insert(0, nodes.Output([step], lineno=line))
             self._template = environment.from_string(tree)
         except (TemplateError, RecursionError) as err:
-            line = getattr(err, "lineno", None)
-            place = f" in line {line}" if line else ""
+            place = f" in line {at}" if (at := getattr(err, "lineno", None)) else ""
             raise ConfigError(f"{where}: not a Jinja template ({err}{place})") from err
 
     def render(self, variables: Mapping[str, Any]) -> str:

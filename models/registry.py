@@ -179,7 +179,8 @@ def load_chat(folder: Path, prompt_format: str | None = None) -> ChatFormat:
         return family.read_chat(folder, prompt_format)
     if prompt_format not in (None, family.chat.name):
         raise InputError(
-            f"run: prompt_format must be {family.chat.name}, the only one of {family.title}, got '{prompt_format}'"
+            f"run: prompt_format has no meaning for {family.title}, whose prompts have one format, got '{prompt_format}'; leave "
+            "it out"
         )
     return family.chat
 

@@ -9,7 +9,7 @@ from typing import TypeGuard
 
 from longllava_trt.core.errors import InputError
 
-__all__ = ["check", "choice", "flag", "is_whole", "number", "whole_number"]
+__all__ = ["check", "choice", "flag", "is_whole", "name_or_none", "number", "whole_number"]
 
 
 def check(where: str, problems: Iterable[str | None]) -> None:
@@ -54,6 +54,13 @@ def choice(name: str, value: object, choices: Iterable[str]) -> str | None:
     if isinstance(value, str) and value in known:
         return None
     return f"{name} must be one of {', '.join(known)}, got '{value}'"
+
+
+def name_or_none(name: str, value: object) -> str | None:
+    """Return the fault of a value that must be a text or None, or None."""
+    return (
+        None if value is None or isinstance(value, str) else f"{name} must be a name, got {value!r}"
+    )
 
 
 def _shown(value: object, is_right_type: bool) -> str:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from longllava_trt.runtime.backends.base import BACKENDS, SCANS, ScanName
 from longllava_trt.runtime.backends.ort.kernels import Kernels, kernels_named
-from longllava_trt.runtime.option_checks import check, choice, whole_number
+from longllava_trt.runtime.option_checks import check, choice, name_or_none, whole_number
 
 __all__ = ["BackendChoice", "RunOptions"]
 
@@ -44,7 +44,7 @@ class RunOptions:
                 choice("backend", self.backend, ("auto", *BACKENDS)),
                 choice("scan", self.scan, SCANS),
                 self._unused_scan(),
-                self._bad_format(),
+                name_or_none("prompt_format", self.prompt_format),
                 whole_number("num_threads", self.num_threads, at_least=1, or_none=True),
                 whole_number("chunk_size", self.chunk_size, at_least=1, or_none=True),
                 whole_number("vision_batch", self.vision_batch, at_least=1, or_none=True),
@@ -52,12 +52,6 @@ class RunOptions:
             ],
         )
         object.__setattr__(self, "kernels", kernels_named(self.kernels))
-
-    def _bad_format(self) -> str | None:
-        name = self.prompt_format
-        if name is None or isinstance(name, str):
-            return None
-        return f"prompt_format must be a name, got {name!r}"
 
     def _unused_scan(self) -> str | None:
         if self.scan == "mamba-ssm" and self.backend != "kernels":

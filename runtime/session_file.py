@@ -63,6 +63,7 @@ def write_session(
             "num_positions": content.state.past_len,
             "checkpoint_every": sequence.checkpoint_every,
             "media": asdict(media),
+            "prompt_format": sequence.runner.chat.name,
             "said": content.fed_text,
             "pending": content.pending,
             "images": [_image_to_json(image) for image in content.images],
@@ -100,6 +101,13 @@ def _check_fits(raw: Mapping[str, Any], runner: Runner, folder: Path) -> None:
         raise InputError(
             f"{folder}: was made with another bundle than {runner.bundle}, or with one that has been "
             "exported again; name that bundle, or show the images again"
+        )
+    # older sessions are of models with one format
+    prompt_format = raw.get("prompt_format", runner.chat.name)
+    if prompt_format != runner.chat.name:
+        raise InputError(
+            f"{folder}: was made with --prompt-format {prompt_format}, this model runs with {runner.chat.name}; name that one, "
+            "or show the images again"
         )
     limit = runner.capacity
     if raw["num_positions"] > limit:

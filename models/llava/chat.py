@@ -119,19 +119,17 @@ def read_chat(folder: Path, prompt_format: str | None = None) -> ChatFormat:
     is_original = "vision_config" not in raw and "text_config" not in raw
     name = prompt_format or (kept.prompt_format if kept else _own_format(folder, raw, is_original))
     has_tags = is_original and raw.get("mm_use_im_start_end") is True
-    rules = {
-        "joins_text": not is_original,
-        "reads_sentencepiece": is_original,
-        "piece_prefix": kept.piece_prefix if kept else "",
-        "image_open": "<im_start>" if has_tags else "",
-        "image_close": "<im_end>" if has_tags else "",
-    }
-    if name == TEMPLATE:
-        found = format_of_template(folder, replace(_BASE, **rules))
-        if found is not None:
-            return found
-    elif name in FORMATS:
-        return replace(FORMATS[name], **rules)
+    chat = replace(
+        FORMATS.get(name, _BASE),
+        joins_text=not is_original,
+        reads_sentencepiece=is_original,
+        piece_prefix=kept.piece_prefix if kept else "",
+        image_open="<im_start>" if has_tags else "",
+        image_close="<im_end>" if has_tags else "",
+    )
+    found = format_of_template(folder, chat) if name == TEMPLATE else chat
+    if found is not None and name in (*FORMATS, TEMPLATE):
+        return found
     known = [*FORMATS, *([TEMPLATE] if find_template(folder) else [])]
     raise InputError(f"run: prompt_format must be one of {', '.join(known)}, got '{name}'")
 

@@ -8,6 +8,7 @@ characters in a user's text are escaped.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import NamedTuple
 
 __all__ = ["Segment", "join_segments", "quote", "segments", "unquote"]
@@ -48,7 +49,7 @@ def segments(prompt: str) -> list[Segment]:
     return found
 
 
-def join_segments(parts: list[Segment]) -> str:
+def join_segments(parts: Iterable[Segment]) -> str:
     """Return the text of all parts."""
     return "".join(part.text for part in parts)
 

@@ -149,3 +149,17 @@ def test_an_interrupted_start_leaves_a_session_at_a_terminal(
     result = cli("chat", tiny_bundle, *options)
     assert "interrupted" in result.err
     assert [document["num_images"] for document in documents(result)] == [0]
+
+
+def test_the_prompt_is_shown_before_each_answer(chat: Chat, stills: list[Path]) -> None:
+    result = chat("Hello\nAnd?\n", "--image", stills[0], "--show-prompt", "-q")
+    first = "<|startoftext|><|User|>\n<img><image></img>\nHello\n<|startoftext|><|Assistant|>\n"
+    _, hello, again = result.err.split("prompt of ")
+    ids, text = hello.split(" ids and 1 image:\n")
+    assert text == first + "\n"
+    assert int(again.split(" ids")[0]) > int(ids)
+    assert again.split(":\n", 1)[1].startswith(first)
+    assert "Hello" not in result.out
+    _, answer, _ = documents(chat("Hello\nAnd?\n", "--image", stills[0], "--show-prompt", "--json"))
+    assert answer["prompt"] == {"text": first, "num_ids": int(ids), "num_images": 1}
+    assert answer["prompt"]["num_ids"] < answer["prompt_tokens"]

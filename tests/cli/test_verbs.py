@@ -17,6 +17,7 @@ import longllava_trt
 from longllava_trt import diagnosis
 from longllava_trt.cli.options import chosen_images, format_bytes
 from longllava_trt.core.errors import MissingDependencyError
+from longllava_trt.core.manifest import Manifest
 
 Cli = Callable[..., Any]
 PUBLISHED = Path(__file__).parent / "data"
@@ -129,6 +130,28 @@ def test_run_by_function_bodies_says_the_same(tiny_bundle: Path, cli: Cli) -> No
     names = ("fast", "onnx", "bodies")
     fast, onnx, bodies = (last_json(cli(*ask, "--kernels", name)) for name in names)
     assert fast["token_ids"] == onnx["token_ids"] == bodies["token_ids"]
+
+
+def test_run_shows_the_prompt(tiny_bundle: Path, pictures: Path, cli: Cli) -> None:
+    image = next(iter(sorted(pictures.iterdir())))
+    ask = ["run", tiny_bundle, "-p", "Is <image> it?", "--image", image, "--max-new-tokens", 2]
+    text = "<|startoftext|><|User|>\nIs <img><image></img> it?\n<|startoftext|><|Assistant|>\n"
+    result = cli(*ask, "--show-prompt", "-q")
+    num_ids = int(result.err.removeprefix("prompt of ").split()[0])
+    assert result.err == f"prompt of {num_ids} ids and 1 image:\n{text}\n"
+    document = json.loads(cli(*ask, "--show-prompt", "--json", "-q").out)
+    assert document["prompt"] == {"text": text, "num_ids": num_ids, "num_images": 1}
+    image_tokens = Manifest.load(tiny_bundle).stage("projector").spec.outputs[0].shape[1]
+    assert document["prompt_tokens"] == num_ids + image_tokens
+    assert "prompt" not in json.loads(cli(*ask, "--json", "-q").out)
+
+
+def test_run_refuses_a_format_of_another_model(tiny_bundle: Path, cli: Cli) -> None:
+    result = cli("run", tiny_bundle, "-p", "Hello", "--prompt-format", "v1")
+    assert result.code == 2
+    assert result.message == (
+        "run: prompt_format has no meaning for LongLLaVA, whose prompts have one format, got 'v1'; leave it out"
+    )
 
 
 def test_run_reads_the_prompt_from_stdin(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from longllava_trt.core.errors import CheckpointError
 from longllava_trt.export.sentencepiece_model import read_sentencepiece
 from longllava_trt.export.tokenizer import place_tokenizer
 from longllava_trt.models.chat import ChatFormat
+from longllava_trt.models.llava_jamba.chat import CHAT
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 from tests.llava_series import GOLD, mistral_model, needs_gold
 
@@ -58,7 +60,7 @@ def converted(model: Path, folder: Path, **config: Any) -> Path:
     shutil.copyfile(model, folder / "tokenizer.model")
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     (folder / "out").mkdir()
-    place_tokenizer(folder, folder / "out", prefers_model=False)
+    place_tokenizer(folder, folder / "out", prefers_model=True)
     return folder / "out"
 
 
@@ -140,6 +142,64 @@ def gold_model(
 
 
 @needs_gold
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(texts=st.lists(TEXTS, min_size=1, max_size=4))
+@pytest.mark.parametrize("kind", ["first", "legacy", "no-prefix"])
+def test_a_hugging_face_model_alone_has_transformers_ids(
+    fast_models: dict[str, tuple[ChatTokenizer, Any]], kind: str, texts: list[str]
+) -> None:
+    ours, theirs = fast_models[kind]
+    text = "</s>".join(texts)
+    assert ours.encode(text) == theirs.encode(text, add_special_tokens=False)
+
+
+@pytest.fixture(scope="module")
+def fast_models(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> dict[str, tuple[ChatTokenizer, Any]]:
+    transformers = pytest.importorskip("transformers")
+    configs = {"first": {}, "legacy": {"legacy": True}, "no-prefix": {"add_prefix_space": False}}
+    made = {}
+    for kind, config in configs.items():
+        folder = tmp_path_factory.mktemp(kind) / "model"
+        out = converted(GOLD / "llava-1.5" / "tokenizer.model", folder, **config)
+        text = json.dumps({"tokenizer_class": "LlamaTokenizer", **config})
+        (folder / "tokenizer_config.json").write_text(text)
+        assert place_tokenizer(folder, out, prefers_model=False).piece_prefix == ""
+        oracle = transformers.AutoTokenizer.from_pretrained(folder)
+        made[kind] = ChatTokenizer(out), oracle
+    return made
+
+
+JAMBA = Path(os.environ.get("LONGLLAVA_TOKENIZER") or GOLD.with_name("jamba-tokenizer"))
+
+
+@pytest.mark.skipif(
+    not (JAMBA / "tokenizer.model").is_file(),
+    reason=f"no full Jamba tokenizer in {JAMBA}: its conversion is unproven",
+)
+def test_jamba_s_model_has_the_ids_of_its_own_file(tmp_path: Path) -> None:
+    out = converted(JAMBA / "tokenizer.model", tmp_path / "model", **JAMBA_TOKENS)
+    place_tokenizer(tmp_path / "model", out, prefers_model=False)
+    ours, theirs = ChatTokenizer(out, CHAT), ChatTokenizer(JAMBA, CHAT)
+
+    @settings(max_examples=300, deadline=None, derandomize=True)
+    @given(text=TEXTS)
+    def compare(text: str) -> None:
+        assert ours.encode(text) == theirs.encode(text)
+
+    compare()
+
+
+JAMBA_TOKENS = {
+    "bos_token": "<|startoftext|>",
+    "eos_token": "<|endoftext|>",
+    "unk_token": "<|unk|>",
+    "pad_token": "<|pad|>",
+}
+
+
+@needs_gold
 def test_tokens_of_the_other_files_are_kept(tmp_path: Path) -> None:
     place_tokenizer(GOLD / "llava-1", tmp_path, prefers_model=True)
     raw = json.loads((tmp_path / "tokenizer.json").read_text())
@@ -161,7 +221,7 @@ def test_tokens_without_flags_and_ids_are_added_in_order(tmp_path: Path) -> None
     (folder / "added_tokens.json").write_text('{"<image>": 500}')
     special = {"pad_token": "<pad>", "additional_special_tokens": ["<image>", {"content": "<x>"}]}
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
-    place_tokenizer(folder, tmp_path, prefers_model=False)
+    place_tokenizer(folder, tmp_path, prefers_model=True)
     raw = json.loads((tmp_path / "tokenizer.json").read_text())
     assert [(t["id"], t["content"], t["special"]) for t in raw["added_tokens"][3:]] == [
         (500, "<image>", True),

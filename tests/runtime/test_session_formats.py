@@ -6,6 +6,7 @@ The tiny LongLLaVA runs with prompts and tokenizers of the LLaVA series; what it
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -70,14 +71,15 @@ def whole(model: LongLLaVA, prompt: str, images: Sequence[Path]) -> tuple[NDArra
 
     def rows(token: int) -> NDArray[np.float32]:
         if token != IMAGE:
-            return runner.embed_tokens([token])[0]
+            return np.asarray(runner.embed_tokens([token])[0], np.float32)
         pixels = preprocess(load_image(next(left), position=1), config)[None]
         features = runner.vision.run({"pixel_values": pixels})
         return np.asarray(runner.projector.run(features)["image_embeds"][0], np.float32)
 
     embeds = np.concatenate([rows(token) for token in prompt_ids(prompt, runner.tokenizer)])[None]
     state = runner.decoder.new_state(capacity=embeds.shape[1])
-    return runner.decoder.step(embeds, state), embeds.shape[1]
+    logits: NDArray[np.float32] = runner.decoder.step(embeds, state)
+    return logits, embeds.shape[1]
 
 
 def image_of(chat: ChatFormat) -> str:
@@ -132,9 +134,25 @@ def test_remembered_turns_are_one_text(
     assert_equal(model, session, prompt, pictures[:2])
 
 
+def test_a_session_goes_on_in_its_own_format_alone(model: LongLLaVA, tmp_path: Path) -> None:
+    model.session().save(tmp_path / "saved")
+    own = model.runner.chat
+    model.runner.chat = replace(own, name="other")
+    try:
+        with pytest.raises(InputError) as caught:
+            model.load_session(tmp_path / "saved")
+    finally:
+        model.runner.chat = own
+    assert str(caught.value) == (
+        f"{tmp_path}/saved: was made with --prompt-format {own.name}, this model runs with other; name that one, or show the "
+        "images again"
+    )
+
+
 def test_turns_without_images_are_one_text(model: LongLLaVA) -> None:
     chat = model.runner.chat
-    session, turns = model.session(), []
+    session = model.session()
+    turns: list[tuple[str, str]] = []
     for question in QUESTIONS:
         assert_equal(model, session, chat.prompt(quote(QUESTIONS[2]), turns=turns), [])
         answer = session.ask(question, max_new_tokens=4, remember=True).text
@@ -162,9 +180,12 @@ def test_a_remembered_question_feeds_no_image_again(
     assert session.num_positions >= before
     fed: list[int] = []
     embed = model.runner.embed_tokens
-    monkeypatch.setattr(
-        model.runner, "embed_tokens", lambda ids: (fed.append(len(ids)), embed(ids))[1]
-    )
+
+    def counted(ids: Sequence[int]) -> NDArray[np.float32]:
+        fed.append(len(ids))
+        return embed(ids)
+
+    monkeypatch.setattr(model.runner, "embed_tokens", counted)
     whole_turn = len(model.runner.tokenizer.encode(QUESTIONS[0], after="image"))
     session.ask(QUESTIONS[2], max_new_tokens=1)
     assert sum(fed) < whole_turn + 150
