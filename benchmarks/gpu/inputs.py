@@ -8,7 +8,15 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["FORMATS", "attention_inputs", "conv_inputs", "moe_inputs", "nbytes", "scan_inputs"]
+__all__ = [
+    "FORMATS",
+    "attention_inputs",
+    "conv_inputs",
+    "mamba_inputs",
+    "moe_inputs",
+    "nbytes",
+    "scan_inputs",
+]
 
 FORMATS = {"bf16": 16, "int8": 8, "int4": 4}
 """Bits of a weight by the experts' format."""
@@ -39,6 +47,29 @@ def scan_inputs(
         "z": normal(1, seq_len, d_inner),
         "dt_bias": normal(d_inner) - 4,
         "state": torch.randn(1, d_inner, d_state, device=device),
+    }
+
+
+def mamba_inputs(
+    seq_len: int, d_inner: int, d_state: int, dt_rank: int, *, dtype: torch.dtype, device: str
+) -> dict[str, Any]:
+    """Return the inputs of one sequence's MambaScan, in the operator's order."""
+    import torch
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device).to(dtype)
+
+    scan = scan_inputs(1, d_inner, d_state, dtype=dtype, device=device)
+    return {
+        "u": normal(1, seq_len, d_inner),
+        "projected": normal(1, seq_len, dt_rank + 2 * d_state),
+        "dt_norm_weight": normal(dt_rank),
+        "b_norm_weight": normal(d_state),
+        "c_norm_weight": normal(d_state),
+        "dt_proj_weight": normal(d_inner, dt_rank) / dt_rank**0.5,
+        **{name: scan[name] for name in ("dt_bias", "A_log", "D")},
+        "xz": normal(1, seq_len, 2 * d_inner),
+        "state": scan["state"],
     }
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 __all__ = [
     "attention_oracle",
     "conv_oracle",
+    "mamba_oracle",
     "moe_oracle",
     "relative_rms",
     "scan_oracle",
@@ -41,6 +42,20 @@ def scan_oracle(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         h += (delta[:, i] * t["u"][:, i])[..., None] * t["B"][:, i, None]
         y[:, i] = torch.einsum("bdn,bn->bd", h, t["C"][:, i])
     return (y + t["D"] * t["u"]) * torch.nn.functional.silu(t["z"]), h
+
+
+def mamba_oracle(tensors: dict[str, Tensor], *, eps: float) -> tuple[Tensor, Tensor]:
+    """Normalise and project, nothing rounded, then scan. Returns y and the last state."""
+    t = {name: tensor.double() for name, tensor in tensors.items()}
+    weights = [t[f"{name}_norm_weight"] for name in ("dt", "b", "c")]
+    parts = t["projected"].split([len(weight) for weight in weights], dim=-1)
+    dt, B, C = (
+        weight * part / (part.square().mean(-1, keepdim=True) + eps).sqrt()
+        for part, weight in zip(parts, weights, strict=True)
+    )
+    taken = {name: t[name] for name in ("u", "A_log", "D", "dt_bias", "state")}
+    taken |= {"dt": dt @ t["dt_proj_weight"].mT, "B": B, "C": C}
+    return scan_oracle(taken | {"z": t["xz"].chunk(2, dim=-1)[1]})
 
 
 def conv_oracle(tensors: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

@@ -13,11 +13,24 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.gpu.compare import attempt, errors, share
 from benchmarks.gpu.context import BenchContext
-from benchmarks.gpu.inputs import FORMATS, attention_inputs, conv_inputs, moe_inputs, scan_inputs
+from benchmarks.gpu.inputs import (
+    FORMATS,
+    attention_inputs,
+    conv_inputs,
+    mamba_inputs,
+    moe_inputs,
+    scan_inputs,
+)
 from benchmarks.gpu.moe_sizes import TOP_K, make_moe, work_of
-from benchmarks.gpu.oracles import attention_oracle, conv_oracle, moe_oracle, scan_oracle
+from benchmarks.gpu.oracles import (
+    attention_oracle,
+    conv_oracle,
+    mamba_oracle,
+    moe_oracle,
+    scan_oracle,
+)
 from benchmarks.gpu.plugin_library import PluginLibrary
-from benchmarks.gpu.roofline import Work, attention_work, conv_work, scan_work
+from benchmarks.gpu.roofline import Work, attention_work, conv_work, mamba_work, scan_work
 from benchmarks.gpu.timing import time_ms
 
 if TYPE_CHECKING:
@@ -27,6 +40,8 @@ __all__ = ["plugin", "plugin_ptx"]
 
 _GUARD, _GUARD_BYTES = 0xA5, 4096
 _CONV = "activation=silu"
+_EPS = 1e-6
+_MAMBA = f"eps={_EPS}"
 _HEADS = (32, 8, 128)
 """Heads, key/value heads and elements of a head."""
 _PAST = 16_384
@@ -71,6 +86,7 @@ def _workspaces(library: PluginLibrary) -> Iterator[dict[str, Any]]:
         ("SelectiveScan", ""): scan_inputs(4096, 8192, 16, **options),
         ("CausalConvWithState", _CONV): conv_inputs(4096, 8192, 4, channels_last=False, **options),
     }
+    asked["MambaScan", _MAMBA] = mamba_inputs(4096, 8192, 16, 256, **options)
     held = attention_inputs(1, 4096, 144_000, *_HEADS, **options)
     asked["CachedAttention", ""] = {name: held[name].contiguous() for name in _READ}
     for weights in FORMATS:
@@ -88,6 +104,7 @@ def _moe_attributes(weights: str) -> str:
 def _calls(context: BenchContext) -> Iterator[tuple[str, str, Callable[[], Call]]]:
     for n in (1, 64, 4096):
         yield "SelectiveScan", f"L {n}", lambda n=n: _scan(context, n)  # type: ignore[misc]
+        yield "MambaScan", f"L {n}", lambda n=n: _mamba(context, n)  # type: ignore[misc]
         yield "CausalConvWithState", f"L {n}", lambda n=n: _conv(context, n)  # type: ignore[misc]
         yield "CachedAttention", f"L {n}", lambda n=n: _attention(context, n)  # type: ignore[misc]
         for weights in FORMATS:
@@ -103,6 +120,18 @@ def _scan(context: BenchContext, seq_len: int) -> Call:
     tensors = scan_inputs(seq_len, 8192, 16, dtype=torch.bfloat16, device=context.device)
     work = scan_work(seq_len, 8192, 16, itemsize=2)
     return "", tensors, selective_scan(**tensors), scan_oracle(tensors), work
+
+
+def _mamba(context: BenchContext, seq_len: int) -> Call:
+    import torch
+
+    from longllava_trt.plugins_trt.kernels.mamba_scan import mamba_scan
+
+    sizes = (seq_len, 8192, 16, 256)
+    tensors = mamba_inputs(*sizes, dtype=torch.bfloat16, device=context.device)
+    work = mamba_work(*sizes, itemsize=2)
+    kernels = mamba_scan(**tensors, eps=_EPS)
+    return _MAMBA, tensors, kernels, mamba_oracle(tensors, eps=_EPS), work
 
 
 def _conv(context: BenchContext, seq_len: int) -> Call:

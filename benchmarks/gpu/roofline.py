@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Ceilings", "Work", "attention_work", "conv_work", "moe_work", "scan_work"]
+__all__ = ["Ceilings", "Work", "attention_work", "conv_work", "mamba_work", "moe_work", "scan_work"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,18 @@ def scan_work(seq_len: int, d_inner: int, d_state: int, *, itemsize: int) -> Wor
     # a decay for each state; softplus and SiLU one each
     exps = seq_len * d_inner * (d_state + 2)
     return Work(itemsize * (seq_len * rows + weights) + states, exps=exps)
+
+
+def mamba_work(seq_len: int, d_inner: int, d_state: int, dt_rank: int, *, itemsize: int) -> Work:
+    """Return the work of one sequence's MambaScan."""
+    rows = 3 * d_inner + dt_rank + 2 * d_state  # u, gate and y; dt, B and C before their norms
+    weights = d_inner * (d_state + dt_rank + 2) + dt_rank + 2 * d_state
+    states = 2 * d_inner * d_state * 4
+    return Work(
+        itemsize * (seq_len * rows + weights) + states,
+        flops=2 * seq_len * d_inner * dt_rank,
+        exps=seq_len * d_inner * (d_state + 2),
+    )
 
 
 def conv_work(seq_len: int, d_inner: int, d_conv: int, *, itemsize: int) -> Work:

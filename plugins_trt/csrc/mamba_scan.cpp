@@ -31,9 +31,9 @@ Between carve(Workspace& workspace, ElementType type, Sizes const& sizes) noexce
 }
 
 //! The end of the names of kernels that are compiled twice, by the sizes that they look at.
-char const* sizeSuffix(int64_t dtRank, int64_t dInner = kMambaAligned) noexcept
+char const* sizeSuffix(int64_t dtRank, int64_t other) noexcept
 {
-    return dtRank % kMambaAligned == 0 && dInner % kMambaAligned == 0 ? "" : "_any_size";
+    return dtRank % kMambaAligned == 0 && other % kMambaAligned == 0 ? "" : "_any_size";
 }
 
 //! The gate: the second half of the first row.
@@ -159,8 +159,9 @@ private:
     void planNorms(Call const& call, Between const& between, Plan& plan) const noexcept
     {
         int64_t const dtRank = call.sizes[Symbol::kDtRank];
+        char const* const suffix = sizeSuffix(dtRank, kCompiledDState);
         Arguments& arguments
-            = plan.add(kernelName("norm_dt_b_c_%s%s", typeName(call.type), sizeSuffix(dtRank)),
+            = plan.add(kernelName("norm_dt_b_c_%s%s", typeName(call.type), suffix),
                 call.sizes[Symbol::kBatch] * call.sizes[Symbol::kSeqLen]);
         for (int32_t input = kProjected; input <= kCNormWeight; ++input)
         {

@@ -41,7 +41,7 @@ _INT64 = {"input_batch", "output_batch"}
 _ROWS = {"input_row", "output_row"}
 _OF_ALIGNED_SIZES = {"mamba_step", "norm_dt_b_c", "project_dt"}
 """Kernels that are compiled twice: for sizes that are multiples of 16, and for any."""
-_SIZES = {"d_inner", "dt_rank"}
+_SIZES = {"d_inner", "dt_rank", "d_state"}
 _RANKS = (256, 255)
 """The published rank of dt, and one that takes the kernels for any size."""
 _PUBLISHED = {"d_inner": 8192, "d_state": 16, "d_conv": 4}

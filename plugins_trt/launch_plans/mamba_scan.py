@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 ALIGNED = 16
-"""Divisor of d_inner and dt_rank with which loads take 16 bytes; kernels for other sizes are apart."""
+"""Divisor of sizes with which loads take 16 bytes; kernels for other sizes are apart."""
 STEP_RANK = {True: 256, False: 64}
 """Columns of dt_proj that a program of the decode kernel reads at once, by whether sizes are aligned."""
 

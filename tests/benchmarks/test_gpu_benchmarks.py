@@ -18,7 +18,13 @@ import torch
 from benchmarks.gpu import dummy_weights, prepare, run
 from benchmarks.gpu.context import ROWS_FILE, BenchContext, read_rows
 from benchmarks.gpu.images import images
-from benchmarks.gpu.oracles import conv_oracle, moe_oracle, relative_rms, scan_oracle
+from benchmarks.gpu.oracles import (
+    conv_oracle,
+    mamba_oracle,
+    moe_oracle,
+    relative_rms,
+    scan_oracle,
+)
 from benchmarks.gpu.report import markdown
 from benchmarks.gpu.roofline import Ceilings, attention_work, conv_work, moe_work, scan_work
 from benchmarks.gpu.scale import scale
@@ -266,14 +272,22 @@ def test_rooflines_are_what_paper_says() -> None:
 
 
 def test_oracles_agree_with_the_twins() -> None:
-    from benchmarks.gpu.inputs import conv_inputs, moe_inputs, scan_inputs
-    from longllava_trt.plugins_trt.kernels.naive import naive_causal_conv, naive_selective_scan
+    from benchmarks.gpu.inputs import conv_inputs, mamba_inputs, moe_inputs, scan_inputs
+    from longllava_trt.plugins_trt.kernels.naive import (
+        naive_causal_conv,
+        naive_mamba_scan,
+        naive_selective_scan,
+    )
     from longllava_trt.plugins_trt.kernels.sparse_moe_naive import naive_sparse_moe
 
     torch.manual_seed(0)
     options: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
     scan = scan_inputs(9, 7, 16, **options)
     for actual, expected in zip(naive_selective_scan(**scan), scan_oracle(scan), strict=True):
+        assert relative_rms(actual, expected) < 2e-6
+    mamba = mamba_inputs(9, 7, 16, 5, **options)
+    found = zip(naive_mamba_scan(**mamba, eps=1e-6), mamba_oracle(mamba, eps=1e-6), strict=True)
+    for actual, expected in found:
         assert relative_rms(actual, expected) < 2e-6
     conv = conv_inputs(9, 7, 4, channels_last=True, **options)
     for actual, expected in zip(naive_causal_conv(**conv), conv_oracle(conv), strict=True):

@@ -35,6 +35,20 @@ def _scan_oracle(
     return y * a["z"] / (1 + np.exp(-a["z"])), h
 
 
+def _mamba_oracle(arrays: Arrays, *, eps: float) -> tuple[np.ndarray, np.ndarray]:
+    """Normalise, project and scan in float64; nothing is rounded in between."""
+    a = {name: array.astype(np.float64) for name, array in arrays.items()}
+    rank, d_state = len(a["dt_norm_weight"]), len(a["b_norm_weight"])
+    parts = np.split(a["projected"], [rank, rank + d_state], axis=-1)
+    dt, b, c = (
+        part / np.sqrt((part**2).mean(-1, keepdims=True) + eps) * a[f"{name}_norm_weight"]
+        for name, part in zip(("dt", "b", "c"), parts, strict=True)
+    )
+    taken = {name: a[name] for name in ("u", "A_log", "D", "dt_bias", "state")}
+    taken |= {"dt": dt @ a["dt_proj_weight"].T, "B": b, "C": c}
+    return _scan_oracle(taken | {"z": np.split(a["xz"], 2, axis=-1)[1]})
+
+
 def _moe_oracle(arrays: Arrays, top_k: int, *, renormalise: bool = False) -> np.ndarray:
     """Visit the chosen experts token by token in float64; the keyword breaks it on purpose."""
     a = {name: array.astype(np.float64) for name, array in arrays.items()}
@@ -151,6 +165,11 @@ def _run_poisoned(
 @pytest.fixture(scope="session")
 def scan_oracle() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     return _scan_oracle
+
+
+@pytest.fixture(scope="session")
+def mamba_oracle() -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    return _mamba_oracle
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from longllava_trt.plugins_trt.registry import TensorRT, import_tensorrt, load_p
 from longllava_trt.plugins_trt.spec import (
     CACHED_ATTENTION,
     CAUSAL_CONV,
+    MAMBA_SCAN,
     SELECTIVE_SCAN,
     SPARSE_MOE,
     OperatorSpec,
@@ -55,6 +56,9 @@ SIZES: dict[str, int] = {
     "batch": 1,
     "d_inner": 64,
     "d_state": 16,
+    "2*d_inner": 128,
+    "dt_rank": 32,
+    "dt_b_c": 64,
     "d_conv": 4,
     "d_conv-1": 3,
     "num_experts": 8,
@@ -66,6 +70,7 @@ SIZES: dict[str, int] = {
     "head_dim": 128,
     "capacity": 300,
 }
+EPS = 1e-6
 PAST_LEN = 37
 """Positions that caches hold before a call of attention."""
 VARYING = ("seq_len", "num_tokens")
@@ -240,6 +245,8 @@ def draw(
     drawn = rng.standard_normal(shape_of(value.axes, length))
     if value.name == "A_log":
         drawn = np.log(rng.uniform(1, 16, drawn.shape))
+    if value.name == "dt_proj_weight":
+        drawn /= np.sqrt(SIZES["dt_rank"])
     if value.name.endswith("_cache"):
         drawn[:, :, PAST_LEN + length :] = np.nan
     return np.ascontiguousarray(drawn.astype(kind))
@@ -247,7 +254,7 @@ def draw(
 
 @pytest.mark.parametrize("dtype", list(DTYPES))
 @pytest.mark.parametrize(
-    "op_type", ["SelectiveScan", "SparseMoE", "CausalConvWithState", "CachedAttention"]
+    "op_type", ["SelectiveScan", "SparseMoE", "CausalConvWithState", "CachedAttention", "MambaScan"]
 )
 def test_plugin_in_an_engine_agrees_with_float64(
     op_type: str,
@@ -255,6 +262,7 @@ def test_plugin_in_an_engine_agrees_with_float64(
     tensorrt: TensorRT,
     driver: Driver,
     scan_oracle: Callable[..., Any],
+    mamba_oracle: Callable[..., Any],
     moe_oracle: Callable[..., Any],
     relative_rms: Callable[..., float],
 ) -> None:
@@ -263,6 +271,7 @@ def test_plugin_in_an_engine_agrees_with_float64(
         "SparseMoE": (SPARSE_MOE, {"top_k": 2}, lambda arrays: (moe_oracle(arrays, 2),)),
         "CausalConvWithState": (CAUSAL_CONV, {"activation": "silu"}, conv_oracle),
         "CachedAttention": (CACHED_ATTENTION, {}, attention_oracle),
+        "MambaScan": (MAMBA_SCAN, {"eps": EPS}, lambda arrays: mamba_oracle(arrays, eps=EPS)),
     }
     spec, attributes, oracle = cases[op_type]
     engine = build(tensorrt, model_of(spec, dtype, **attributes))
