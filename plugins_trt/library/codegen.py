@@ -130,6 +130,10 @@ def _header(heads: Sequence[tuple[int, int]]) -> Iterator[str]:
     for name, tile in sparse_moe_launch.TILES.items():
         sizes = f"{tile.rows}, {tile.gate_up_columns}, {tile.down_columns}"
         yield f"constexpr MoeTile {_constant(f'moe_{name}')}{{{sizes}}};"
+    yield "\nstruct MoeGroupedTile\n{\n    int64_t slots;\n    MoeTile tile;\n};"
+    limits = sparse_moe_launch.GROUPED_SLOTS.items()
+    grouped = ", ".join(f"{{{most}, {_constant(f'moe_{name}')}}}" for name, most in limits)
+    yield f"constexpr MoeGroupedTile kMoeGroupedTiles[] = {{{grouped}}};"
     yield "\nstruct AttentionTile\n{\n    int chunkQueries;\n    int decodeKeys;"
     yield "    int decodePrograms;\n    int decodeRows;\n};"
     for name, numbers in _attention_tiles():
