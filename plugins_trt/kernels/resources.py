@@ -1,4 +1,4 @@
-"""Resources of each kernel, also for a GPU that this machine lacks: registers, memory, spills.
+"""Resources of each kernel, also for a GPU that this machine lacks: registers, memory, spills, loops.
 
     python -m longllava_trt.plugins_trt.kernels.resources [--arch 80] [--dtype bf16]
 
@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from longllava_trt.core.dtypes import FLOATS
 from longllava_trt.core.errors import LongLLaVAError
 from longllava_trt.core.weight_formats import CODEC_NAMES
 from longllava_trt.plugins_trt.kernels.cached_attention_variants import list_plugin_variants
+from longllava_trt.plugins_trt.kernels.census import PRODUCTS, count_loops, matrix_loop
 from longllava_trt.plugins_trt.kernels.sparse_moe_variants import list_variants as list_moe_variants
 from longllava_trt.plugins_trt.kernels.variants import list_variants
 from longllava_trt.plugins_trt.launch_plans.plan import Variant
@@ -42,6 +44,10 @@ class Resources:
     """Shared memory of one program."""
     spilled_bytes: int
     """Bytes that one thread writes to local memory and reads back; should be 0."""
+    loop: Counter[str] | None
+    """Instructions of the loop that multiplies matrices; None if tensor cores multiply none."""
+    has_wide_copies: bool
+    """Whether global memory is copied to shared memory 16 bytes at once."""
 
 
 def compile_kernel(variant: Variant, *, arch: int) -> Any:
@@ -99,18 +105,23 @@ def measure(variant: Variant, *, arch: int) -> Resources:
         registers=int(registers[1]),
         shared_bytes=compiled.metadata.shared,
         spilled_bytes=sum(map(int, re.findall(r"(\d+) bytes spill", report))),
+        loop=matrix_loop(count_loops(compiled.asm["cubin"])),
+        has_wide_copies="cp.async.cg" in ptx,
     )
 
 
 def _table(variants: Iterable[Variant], arch: int) -> Iterable[str]:
-    yield "| kernel | threads | registers | shared bytes | spilled bytes |"
-    yield "| --- | ---: | ---: | ---: | ---: |"
+    numbers = ("threads", "registers", "shared bytes", "spilled bytes", "loop", "products")
+    yield f"| kernel | {' | '.join((*numbers, 'LDSM', 'I2F'))} |"
+    yield "| --- |" + " ---: |" * 8
     for variant in variants:
         r = measure(variant, arch=arch)
-        yield (
-            f"| `{variant.name}` | {r.threads} | {r.registers} | {r.shared_bytes} "
-            f"| {r.spilled_bytes} |"
-        )
+        cells: list[object] = [r.threads, r.registers, r.shared_bytes, r.spilled_bytes]
+        if r.loop is not None:
+            products = sum(r.loop[name] for name in PRODUCTS)
+            cells += [r.loop.total(), products, r.loop["LDSM"], r.loop["I2F"]]
+        cells += [""] * (8 - len(cells))
+        yield f"| `{variant.name}` | {' | '.join(map(str, cells))} |"
 
 
 def _main(argv: list[str] | None = None) -> int:

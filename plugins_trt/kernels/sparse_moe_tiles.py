@@ -43,9 +43,10 @@ def gate_up_tile(
     """
     dtype: tl.constexpr = x_rows.dtype.element_ty
     first_row = expert.to(tl.int64) * 2 * intermediate
-    # of T nothing is gained by one product: sm_80 would take 166 registers for 126 at 128 rows, and
-    # 116 instructions for 92 at 16; float32 would spill
-    if weights.dtype.element_ty.primitive_bitwidth == 8 and dtype != tl.float32:
+    # of T, one product of 128 rows reads shared memory 24 times for 64 HMMA, two 36 times, more than
+    # sm_80 has time for; with fewer rows, two take fewer instructions. Of float32 one would spill
+    is_8_bit: tl.constexpr = weights.dtype.element_ty.primitive_bitwidth == 8
+    if dtype != tl.float32 and (is_8_bit or is_row.shape[0] >= 128):
         gate, up = _one_product(
             x_rows, is_row, weights, scales, first_row, first_column, hidden, intermediate,
             block_columns, block_depth,
@@ -149,7 +150,8 @@ def _one_product(
 ) -> tuple[tl.tensor, tl.tensor]:
     """Return the same of one product with gate's and up's columns in turn.
 
-    With twice the columns fewer warps share one, and each warp makes its own numbers of the codes.
+    With twice the columns fewer warps share one, and each warp loads its operands, and makes its own
+    numbers of the codes.
     """
     dtype: tl.constexpr = x_rows.dtype.element_ty
     turns = tl.arange(0, 2 * block_columns)
