@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from longllava_trt.core.dtypes import FLOATS
 from longllava_trt.core.errors import LongLLaVAError
@@ -27,7 +27,7 @@ from longllava_trt.plugins_trt.kernels.sparse_moe_variants import list_variants 
 from longllava_trt.plugins_trt.kernels.variants import list_variants
 from longllava_trt.plugins_trt.launch_plans.plan import Variant
 
-__all__ = ["Resources", "compile_kernel", "measure"]
+__all__ = ["Resources", "compile_kernel", "list_kernels", "measure"]
 
 # pinned: Triton announces that its default changes
 _OPTIONS = {"enable_fp_fusion": True}
@@ -110,6 +110,21 @@ def measure(variant: Variant, *, arch: int) -> Resources:
     )
 
 
+def list_kernels(dtype: Literal["fp32", "fp16", "bf16"], *, arch: int) -> list[Variant]:
+    """Return every kernel of the published model's operators.
+
+    Args:
+        dtype: Triton's name of T.
+        arch: Compute capability: 80 is 8.0.
+    """
+    variants = {variant.name: variant for variant in list_variants(dtype)}
+    for weights in CODEC_NAMES:
+        for variant in list_moe_variants(dtype, weights):
+            variants.setdefault(variant.name, variant)
+    attention = list_plugin_variants(dtype, arch=arch, head_dim=128, group=4)
+    return [*variants.values(), *attention]
+
+
 def _table(variants: Iterable[Variant], arch: int) -> Iterable[str]:
     numbers = ("threads", "registers", "shared bytes", "spilled bytes", "loop", "products")
     yield f"| kernel | {' | '.join((*numbers, 'LDSM', 'I2F'))} |"
@@ -129,11 +144,7 @@ def _main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", type=int, default=80, help="compute capability (default 80)")
     parser.add_argument("--dtype", choices=[d.triton for d in FLOATS], default="bf16", help="T")
     args = parser.parse_args(argv)
-    variants: list[Variant] = [*list_variants(args.dtype)]
-    for weights in CODEC_NAMES:
-        known = {variant.name for variant in variants}
-        variants += [v for v in list_moe_variants(args.dtype, weights) if v.name not in known]
-    variants += list_plugin_variants(args.dtype, arch=args.arch, head_dim=128, group=4)
+    variants = list_kernels(args.dtype, arch=args.arch)
     for line in _table(variants, args.arch):
         sys.stdout.write(line + "\n")
     return 0
