@@ -63,9 +63,14 @@ public:
 
     std::vector<Sizes> everyPath(Sizes const& sizes) const override
     {
+        std::vector<int64_t> counts{1, kMoeDecodeTokens + 1};
+        for (MoeGroupedTile const& each : kMoeGroupedTiles)
+        {
+            // the fewest that take the next tile
+            counts.push_back(ceilDiv(each.slots * sizes[Symbol::kNumExperts] + 1, mTopK));
+        }
         std::vector<Sizes> paths;
-        int64_t const full = ceilDiv(64 * sizes[Symbol::kNumExperts] + 1, mTopK);
-        for (int64_t const tokens : {int64_t{1}, int64_t{kMoeDecodeTokens} + 1, full})
+        for (int64_t const tokens : counts)
         {
             paths.push_back(sizes);
             paths.back()[Symbol::kNumTokens] = tokens;

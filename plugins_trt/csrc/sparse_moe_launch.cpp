@@ -17,7 +17,14 @@ MoeTile const& selectTile(MoeShape const& shape, ElementType type) noexcept
     {
         return kMoeGroupedFloat32;
     }
-    return shape.numSlots() <= 64 * shape.numExperts ? kMoeGrouped64 : kMoeGrouped128;
+    for (MoeGroupedTile const& each : kMoeGroupedTiles)
+    {
+        if (shape.numSlots() <= each.slots * shape.numExperts)
+        {
+            return each.tile;
+        }
+    }
+    return kMoeGrouped128;
 }
 
 MoeParts splitReduction(int64_t hidden, int64_t intermediate, int64_t columns) noexcept

@@ -10,6 +10,7 @@
     sparse_moe*.py      routing, sorting by expert, grouped products
     cached_attention*.py    writes the caches; attention of a chunk, and of a step in parts
     resources.py        compiles for any GPU; lists registers and shared memory
+    census.py           counts instructions of the loops in compiled code
 
 A kernel takes only pointers and integers, so that C++ can launch a compiled kernel. Modules with
 kernels import Triton, so modules outside this folder do not import them at the top. None imports

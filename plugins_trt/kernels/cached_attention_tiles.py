@@ -41,8 +41,9 @@ def load_rotated(
     if rotary:
         half: tl.constexpr = head_dim // 2
         is_first = d < half
-        partner = tl.where(is_first, d + half, d - half)
-        angles = positions[:, None] * half + tl.where(is_first, d, d - half)[None, :]
+        # remainders, not choices: Triton sees neighbours in them, and loads 16 bytes at once
+        partner = (d + half) % head_dim
+        angles = positions[:, None] * half + (d % half)[None, :]
         c = tl.load(cos + angles, mask=is_real, other=0.0)
         s = tl.load(sin + angles, mask=is_real, other=0.0)
         other = tl.load(rows[:, None] + partner[None, :], mask=is_real, other=0.0).to(tl.float32)

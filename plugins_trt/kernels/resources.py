@@ -1,4 +1,4 @@
-"""Resources of each kernel, also for a GPU that this machine lacks: registers, memory, spills.
+"""Resources of each kernel, also for a GPU that this machine lacks: registers, memory, spills, loops.
 
     python -m longllava_trt.plugins_trt.kernels.resources [--arch 80] [--dtype bf16]
 
@@ -12,20 +12,22 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from longllava_trt.core.dtypes import FLOATS
 from longllava_trt.core.errors import LongLLaVAError
 from longllava_trt.core.weight_formats import CODEC_NAMES
 from longllava_trt.plugins_trt.kernels.cached_attention_variants import list_plugin_variants
+from longllava_trt.plugins_trt.kernels.census import PRODUCTS, count_loops, matrix_loop
 from longllava_trt.plugins_trt.kernels.sparse_moe_variants import list_variants as list_moe_variants
 from longllava_trt.plugins_trt.kernels.variants import list_variants
 from longllava_trt.plugins_trt.launch_plans.plan import Variant
 
-__all__ = ["Resources", "compile_kernel", "measure"]
+__all__ = ["Resources", "compile_kernel", "list_kernels", "measure"]
 
 # pinned: Triton announces that its default changes
 _OPTIONS = {"enable_fp_fusion": True}
@@ -42,6 +44,10 @@ class Resources:
     """Shared memory of one program."""
     spilled_bytes: int
     """Bytes that one thread writes to local memory and reads back; should be 0."""
+    loop: Counter[str] | None
+    """Instructions of the loop that multiplies matrices; None if tensor cores multiply none."""
+    has_wide_copies: bool
+    """Whether global memory is copied to shared memory 16 bytes at once."""
 
 
 def compile_kernel(variant: Variant, *, arch: int) -> Any:
@@ -99,18 +105,38 @@ def measure(variant: Variant, *, arch: int) -> Resources:
         registers=int(registers[1]),
         shared_bytes=compiled.metadata.shared,
         spilled_bytes=sum(map(int, re.findall(r"(\d+) bytes spill", report))),
+        loop=matrix_loop(count_loops(compiled.asm["cubin"])),
+        has_wide_copies="cp.async.cg" in ptx,
     )
 
 
+def list_kernels(dtype: Literal["fp32", "fp16", "bf16"], *, arch: int) -> list[Variant]:
+    """Return every kernel of the published model's operators.
+
+    Args:
+        dtype: Triton's name of T.
+        arch: Compute capability: 80 is 8.0.
+    """
+    variants = {variant.name: variant for variant in list_variants(dtype)}
+    for weights in CODEC_NAMES:
+        for variant in list_moe_variants(dtype, weights):
+            variants.setdefault(variant.name, variant)
+    attention = list_plugin_variants(dtype, arch=arch, head_dim=128, group=4)
+    return [*variants.values(), *attention]
+
+
 def _table(variants: Iterable[Variant], arch: int) -> Iterable[str]:
-    yield "| kernel | threads | registers | shared bytes | spilled bytes |"
-    yield "| --- | ---: | ---: | ---: | ---: |"
+    numbers = ("threads", "registers", "shared bytes", "spilled bytes", "loop", "products")
+    yield f"| kernel | {' | '.join((*numbers, 'LDSM', 'I2F'))} |"
+    yield "| --- |" + " ---: |" * 8
     for variant in variants:
         r = measure(variant, arch=arch)
-        yield (
-            f"| `{variant.name}` | {r.threads} | {r.registers} | {r.shared_bytes} "
-            f"| {r.spilled_bytes} |"
-        )
+        cells: list[object] = [r.threads, r.registers, r.shared_bytes, r.spilled_bytes]
+        if r.loop is not None:
+            products = sum(r.loop[name] for name in PRODUCTS)
+            cells += [r.loop.total(), products, r.loop["LDSM"], r.loop["I2F"]]
+        cells += [""] * (8 - len(cells))
+        yield f"| `{variant.name}` | {' | '.join(map(str, cells))} |"
 
 
 def _main(argv: list[str] | None = None) -> int:
@@ -118,11 +144,7 @@ def _main(argv: list[str] | None = None) -> int:
     parser.add_argument("--arch", type=int, default=80, help="compute capability (default 80)")
     parser.add_argument("--dtype", choices=[d.triton for d in FLOATS], default="bf16", help="T")
     args = parser.parse_args(argv)
-    variants: list[Variant] = [*list_variants(args.dtype)]
-    for weights in CODEC_NAMES:
-        known = {variant.name for variant in variants}
-        variants += [v for v in list_moe_variants(args.dtype, weights) if v.name not in known]
-    variants += list_plugin_variants(args.dtype, arch=args.arch, head_dim=128, group=4)
+    variants = list_kernels(args.dtype, arch=args.arch)
     for line in _table(variants, args.arch):
         sys.stdout.write(line + "\n")
     return 0

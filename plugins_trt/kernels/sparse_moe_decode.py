@@ -52,10 +52,20 @@ def decode_gate_up(
     if tl.min(slots, axis=0) != tl.program_id(1):
         return
     is_row = slots < num_tokens * top_k
-    columns = tl.program_id(0) * block_columns + tl.arange(0, block_columns)
+    first_column = tl.program_id(0) * block_columns
+    columns = first_column + tl.arange(0, block_columns)
     x_rows = x + tl.arange(0, block_rows) * hidden
     tile = gate_up_tile(
-        x_rows, is_row, gate_up, gate_up_scales, expert, columns, hidden, intermediate, block_depth
+        x_rows,
+        is_row,
+        gate_up,
+        gate_up_scales,
+        expert,
+        first_column,
+        hidden,
+        intermediate,
+        block_columns,
+        block_depth,
     )
     targets = activations + slots[:, None] * intermediate + columns[None, :]
     is_real = is_row[:, None] & (columns < intermediate)[None, :]

@@ -69,10 +69,20 @@ def grouped_gate_up(
     rows = begin + tl.arange(0, block_rows)
     is_row = rows < end
     tokens = tl.load(sorted_slots + rows, mask=is_row, other=0) // top_k
-    columns = column_tile * block_columns + tl.arange(0, block_columns)
+    first_column = column_tile * block_columns
+    columns = first_column + tl.arange(0, block_columns)
     x_rows = x + tokens.to(tl.int64) * hidden
     tile = gate_up_tile(
-        x_rows, is_row, gate_up, gate_up_scales, expert, columns, hidden, intermediate, block_depth
+        x_rows,
+        is_row,
+        gate_up,
+        gate_up_scales,
+        expert,
+        first_column,
+        hidden,
+        intermediate,
+        block_columns,
+        block_depth,
     )
     targets = activations + rows.to(tl.int64)[:, None] * intermediate + columns[None, :]
     is_real = is_row[:, None] & (columns < intermediate)[None, :]

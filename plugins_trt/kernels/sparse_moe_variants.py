@@ -13,7 +13,7 @@ from longllava_trt.plugins_trt.launch_plans.sparse_moe import MoeShape, plan_lau
 
 __all__ = ["list_variants"]
 
-_CHUNKS = (1, 512, 4096)
+_CHUNKS = (1, 17, 128, 512, 4096)
 """Numbers of tokens that together need every tile, with 16 experts."""
 _INT32 = {"selected_experts", "block_counts", "sorted_slots", "expert_ends"}
 _WEIGHTS = {"none": "*T", "int8": "*i8", "int4": "*u8"}

@@ -69,6 +69,8 @@ class DecodeTile:
     """Number of programs for each multiprocessor."""
     max_rows: int = 64
     """Queries times heads of a group; with more, it is a chunk."""
+    other_warps: int | None = None
+    """Warps of a tile with fewer rows, or with a padded head; as ``num_warps`` if omitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,8 @@ TILES = {
     120: AttentionTiles(ChunkTile(128, 64, 8, 3), DecodeTile(64, 4, 2, 4), 170),
 }
 """Tiles by compute capability, for T of 2 bytes."""
-FLOAT32_TILES = AttentionTiles(ChunkTile(32, 32, 8, 1), DecodeTile(32, 8, 1, 4, 32), 132)
-"""Tiles for float32, multiplied without TF32."""
+FLOAT32_TILES = AttentionTiles(ChunkTile(32, 32, 8, 1), DecodeTile(32, 8, 1, 4, 32, 16), 132)
+"""Tiles for float32, multiplied without TF32. ptxas spills with other numbers of warps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,9 +184,10 @@ def _chunk(
     shape: AttentionShape, tile: ChunkTile, integers: dict[str, int], blocks: dict[str, int]
 ) -> Launch:
     grid = (_ceil_div(shape.seq_len, tile.block_queries), shape.heads, shape.batch)
-    # masks of a padded head take registers
+    # masks of a padded head take registers, and so does rotating: elsewhere ptxas spills
     is_padded = blocks["block_dim"] != shape.head_dim
-    block_keys = tile.block_keys // 2 if is_padded else tile.block_keys
+    block_keys = tile.block_keys >> int(is_padded) >> blocks["rotary"]
+    block_keys = max(block_keys, MIN_ROWS)
     blocks = blocks | {"block_queries": tile.block_queries, "block_keys": block_keys}
     return Launch("attention_chunk", grid, integers, blocks, tile.num_warps, tile.num_stages)
 
@@ -206,6 +209,7 @@ def _decode(
     shared |= {"block_batch": _power_of_two(max(shape.batch, MIN_ROWS))}
     dealt = {"batch": shape.batch, "parts": parts}
     blocks = blocks | {"block_rows": _power_of_two(max(shape.rows, MIN_ROWS))} | shared
+    is_full = blocks["block_rows"] == tile.max_rows and blocks["block_dim"] == shape.head_dim
     combine = {"seq_len": shape.seq_len, "capacity": shape.capacity, **dealt, "slots": slots}
     combine_blocks = {name: blocks[name] for name in ("group", "head_dim", "block_dim")}
     combine_blocks |= {"block_parts": COMBINED_PARTS, **shared}
@@ -215,7 +219,7 @@ def _decode(
             (slots, shape.kv_heads, 1),
             integers | dealt,
             blocks,
-            tile.num_warps,
+            tile.num_warps if is_full else tile.other_warps or tile.num_warps,
             tile.num_stages,
         ),
         Launch(

@@ -16,6 +16,7 @@ from longllava_trt.plugins_trt.launch_plans.plan import Launch, Workspace
 __all__ = [
     "COMBINE_COLUMNS",
     "DECODE_TOKENS",
+    "GROUPED_SLOTS",
     "MAX_EXPERTS",
     "ROUTE_TOKENS",
     "TILES",
@@ -74,12 +75,22 @@ class Tile:
 
 TILES = {
     "decode": Tile(16, 32, 32, 256, 4, 4),
-    "grouped_64": Tile(64, 64, 128, 128, 4, 3),
+    "grouped_16": Tile(16, 64, 128, 256, 8, 3),
+    "grouped_32": Tile(32, 64, 128, 256, 8, 3),
+    "grouped_64": Tile(64, 128, 256, 128, 8, 3),
     "grouped_128": Tile(128, 64, 128, 128, 8, 3),
     "grouped_float32": Tile(64, 32, 64, 64, 8, 3),
 }
-"""Tile sizes by path. None spills registers on sm_80 in any format. Float32 uses no tensor cores,
-and larger tiles would spill."""
+"""Tile sizes by path. None spills registers in any format. Float32 uses no tensor cores, and larger
+tiles would spill."""
+GROUPED_SLOTS = {"grouped_16": 8, "grouped_32": 32, "grouped_64": 64}
+"""Tiles by the most slots of an average expert, ascending; more take ``grouped_128``.
+
+Tiles and limits up to 64 rows follow vLLM's tuned table of the published shape (16 experts of
+14336, int8, A100): 8 to 64 tokens 16 rows x 128 x 256 deep, 128 to 256 tokens 32 x 128 x 128, from
+512 tokens 64 x 256 x 64, where its columns count gate and up. An int4 group ends a depth at 128.
+128 rows are ours: as many outputs as 64 x 256, and sm_90 makes half as many numbers of codes.
+"""
 
 _INTEGERS = {
     "route_tokens": ("num_tokens", "num_experts", "top_k"),
@@ -112,7 +123,10 @@ def select_tile(shape: MoeShape, *, itemsize: int) -> str:
         return "decode"
     if itemsize == 4:
         return "grouped_float32"
-    return "grouped_64" if shape.num_slots <= 64 * shape.num_experts else "grouped_128"
+    fitting = (
+        n for n, most in GROUPED_SLOTS.items() if shape.num_slots <= most * shape.num_experts
+    )
+    return next(fitting, "grouped_128")
 
 
 def split_reduction(hidden: int, intermediate: int, *, columns: int) -> tuple[int, int]:

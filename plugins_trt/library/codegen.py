@@ -136,6 +136,10 @@ def _header(heads: Sequence[tuple[int, int]]) -> Iterator[str]:
     for itemsize, project in mamba_launch.PROJECT_TILES.items():
         sizes = f"{project.rows}, {project.columns}"
         yield f"constexpr MambaTile {_constant(f'mamba_tile{8 * itemsize}')}{{{sizes}}};"
+    yield "\nstruct MoeGroupedTile\n{\n    int64_t slots;\n    MoeTile tile;\n};"
+    limits = sparse_moe_launch.GROUPED_SLOTS.items()
+    grouped = ", ".join(f"{{{most}, {_constant(f'moe_{name}')}}}" for name, most in limits)
+    yield f"constexpr MoeGroupedTile kMoeGroupedTiles[] = {{{grouped}}};"
     yield "\nstruct AttentionTile\n{\n    int chunkQueries;\n    int decodeKeys;"
     yield "    int decodePrograms;\n    int decodeRows;\n};"
     for name, numbers in _attention_tiles():

@@ -225,6 +225,9 @@ def _moe_shapes() -> Iterator[Any]:
     rng = np.random.default_rng(3)
     yield pytest.param(MoeShape(1, 4096, 14336, 16, 2), id="published-step")
     yield pytest.param(MoeShape(4096, 4096, 14336, 16, 2), id="published-chunk")
+    for tokens in (64, 65, 256, 257):
+        # where one tile ends and the next begins
+        yield pytest.param(MoeShape(tokens, 4096, 14336, 16, 2), id=f"published-{tokens}")
     yield pytest.param(MoeShape(7, 32, 32, 1, 1), id="one-expert")
     for tokens in (1, 2, 15, 16, 17, 31, 33, 100, 512, 513, 1000, 4095):
         experts = int(rng.integers(2, 65))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -100,3 +101,12 @@ def test_an_interpreted_kernel_is_refused() -> None:
 
     with pytest.raises(LongLLaVAError, match="TRITON_INTERPRET"):
         compile_kernel(list_variants("bf16")[0], arch=80)
+
+
+def test_the_table_of_the_documentation_lists_every_kernel() -> None:
+    from longllava_trt.plugins_trt.kernels.resources import list_kernels
+
+    text = (ROOT / "docs/plugins.md").read_text(encoding="utf-8")
+    table = text.partition("## What the kernels take")[2].partition("\n## ")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", table, flags=re.MULTILINE)
+    assert listed == [variant.name for variant in list_kernels("bf16", arch=80)]

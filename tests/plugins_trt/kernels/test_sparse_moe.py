@@ -26,6 +26,8 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SMALL_TILES = {
     "decode": Tile(16, 32, 64, 128, 4, 3),
+    "grouped_16": Tile(16, 64, 32, 64, 4, 3),
+    "grouped_32": Tile(16, 32, 64, 128, 4, 3),
     "grouped_64": Tile(16, 64, 32, 64, 4, 3),
     "grouped_128": Tile(32, 32, 64, 64, 4, 3),
     "grouped_float32": Tile(32, 64, 32, 128, 4, 3),
@@ -207,6 +209,46 @@ def test_quantised_experts_equal_what_they_stand_for(
     tensors = make(num_tokens, dtype, experts=3, hidden=160, intermediate=160)
     stored, wide = quantised(tensors, format_)
     check(stored, 2, wide=wide, tiles=SMALL_TILES if dtype == torch.float32 else TILES)
+
+
+def guarded(tensors: Tensors) -> Tensors:
+    """Return the same, each between NaN, or codes as large as can be."""
+    found = {}
+    for name, tensor in tensors.items():
+        poison = torch.nan if tensor.is_floating_point() else torch.iinfo(tensor.dtype).max
+        around = torch.full((tensor.numel() + 8192,), poison, dtype=tensor.dtype, device=DEVICE)
+        inside = around[4096:-4096].view(tensor.shape)
+        found[name] = inside.copy_(tensor)
+    return found
+
+
+@pytest.mark.parametrize(
+    "num_tokens",
+    [1, 2, 15, 17, 64, 65, *(pytest.param(n, marks=pytest.mark.slow) for n in (129, 300))],
+)
+@pytest.mark.parametrize("format_", FORMATS)
+def test_quantised_experts_of_odd_sizes_and_one_without_tokens(
+    format_: str, num_tokens: int, check: Check
+) -> None:
+    sizes = {"int8": (80, 112), "int4": (96, 160)}[format_]
+    tensors = make(num_tokens, torch.bfloat16, experts=5, hidden=sizes[0], intermediate=sizes[1])
+    tensors["router_logits"][:, 4] -= 40
+    stored, wide = quantised(tensors, format_)
+    y = check(guarded(stored), 2, wide=wide)
+    # what nobody asks for may hold anything
+    stored["gate_up_scales"][4] = stored["down_scales"][4] = torch.nan
+    assert torch.equal(sparse_moe(**guarded(stored), top_k=2), y)
+
+
+@pytest.mark.parametrize("num_tokens", [15, 17, 65])
+@pytest.mark.parametrize("format_", FORMATS)
+def test_quantised_experts_of_which_one_takes_all(
+    format_: str, num_tokens: int, check: Check
+) -> None:
+    tensors = make(num_tokens, torch.float16, experts=4, hidden=96, intermediate=160)
+    tensors["router_logits"][:, 3] += 40
+    stored, wide = quantised(tensors, format_)
+    check(guarded(stored), 1, wide=wide)
 
 
 @pytest.mark.parametrize("num_tokens", [3, 33], ids=["decode", "grouped"])

@@ -152,13 +152,15 @@ def test_every_launch_has_a_variant(dtype: Literal["fp32", "bf16"], rotary: bool
     ("arch", "dtypes", "head_dims"),
     [
         (80, "bf16,fp16", "128"),
-        (80, "fp32", "128"),
-        (80, "bf16", "80,96"),
-        (89, "bf16", "128"),
+        (80, "bf16,fp16", "80,96"),
+        (80, "fp32", "128,96"),
+        (89, "bf16", "128,96"),
         (90, "bf16", "128"),
         (90, "bf16", "64"),
         (90, "bf16", "80,96"),
-        (120, "bf16", "128"),
+        (90, "fp32", "128,96"),
+        (120, "bf16", "128,96"),
+        (120, "fp32", "128,96"),
     ],
 )
 def test_nothing_spills(arch: int, dtypes: str, head_dims: str) -> None:
@@ -174,11 +176,5 @@ def test_nothing_spills(arch: int, dtypes: str, head_dims: str) -> None:
     # append, a chunk, combine, and a step's sizes, which are fewer in float32
     sizes = sum(5 if dtype == "fp32" else 6 for dtype in dtypes.split(","))
     assert len(lines) == 2 * sizes * len(head_dims.split(","))
-    spilled = {line: int(line.split()[4]) for line in lines}
-    # masks of a padded head, angles, and float32: a few registers wait in memory
-    most = 64 if head_dims == "80,96" or dtypes == "fp32" else 0
-    too_many = [
-        line for line, count in spilled.items() if count > (64 if "rotary" in line else most)
-    ]
-    assert too_many == []
+    assert [line for line in lines if not line.endswith(" 0")] == []
     assert max(int(line.split()[3]) for line in lines) <= SHARED_KIB[arch] * 1024

@@ -26,7 +26,7 @@ SHAPE_53B = (4096, 14336, 16, 2)
 
 @given(
     counts=st.lists(st.integers(0, 700), min_size=1, max_size=MAX_EXPERTS),
-    rows=st.sampled_from([16, 64, 128]),
+    rows=st.sampled_from([16, 32, 64, 128]),
 )
 def test_row_tiles_hold_any_routing(counts: list[int], rows: int) -> None:
     shape = MoeShape(sum(counts), 64, 64, len(counts), 1)
@@ -56,7 +56,11 @@ def test_parts_cover_the_reduction_once(hidden: int, intermediate: int, columns:
     [
         (1, 2, "decode"),
         (DECODE_TOKENS, 4, "decode"),
-        (DECODE_TOKENS + 1, 2, "grouped_64"),
+        (DECODE_TOKENS + 1, 2, "grouped_16"),
+        (64, 2, "grouped_16"),
+        (65, 2, "grouped_32"),
+        (256, 2, "grouped_32"),
+        (257, 2, "grouped_64"),
         (512, 2, "grouped_64"),
         (513, 2, "grouped_128"),
         (4096, 4, "grouped_float32"),
