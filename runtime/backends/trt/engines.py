@@ -5,6 +5,7 @@ A record that does not fit this machine is refused here with advice, before Tens
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,10 @@ from longllava_trt.plugins_trt.registry import TensorRT, import_tensorrt, load_p
 from longllava_trt.runtime.backends.trt.cuda import Cuda, CudaMemory, DeviceBlock
 from longllava_trt.runtime.backends.trt.memory import require_memory
 from longllava_trt.runtime.backends.trt.one_sequence import of_one_sequence
+from longllava_trt.runtime.backends.trt.runtime_cache import RuntimeCache
 from longllava_trt.runtime.backends.weight_loader import load_weights
 
-__all__ = ["Engines", "LoadedEngine", "ReadWeights", "open_engines"]
+__all__ = ["Engines", "LoadedEngine", "ReadWeights", "compiles_new_shapes", "open_engines"]
 
 ReadWeights = Callable[
     [Path, Sequence[EngineWeight], CudaMemory, Progress | None], dict[str, DeviceBlock]
@@ -69,6 +71,21 @@ class Engines:
         self._log = tensorrt.module.Logger(tensorrt.module.Logger.WARNING)
         load_plugins(tensorrt, folder / record.plugins.file)
         self._runtime = tensorrt.module.Runtime(self._log)
+        self.runtime_cache: RuntimeCache | None = None
+        """Kernels that TensorRT-RTX compiles here; the full TensorRT compiles none."""
+        if self.compiles_new_shapes:
+            self.runtime_cache = RuntimeCache(folder, tensorrt, gpu=cuda.device_name())
+            weakref.finalize(self, self.runtime_cache.save)
+
+    @property
+    def compiles_new_shapes(self) -> bool:
+        """Whether TensorRT compiles kernels at the first call of each new shape."""
+        return compiles_new_shapes(self.record)
+
+    def keep_kernels(self) -> None:
+        """Write the kernels that were compiled so far to the runtime cache; also done at the end."""
+        if self.runtime_cache is not None:
+            self.runtime_cache.save()
 
     def load(self, stage: str, *, progress: Progress | None = None) -> LoadedEngine:
         """Load an engine, and its weights into the device's memory.
@@ -103,6 +120,11 @@ class Engines:
             engine=engine,
             weights=weights,
         )
+
+
+def compiles_new_shapes(record: EngineRecord) -> bool:
+    """Return whether the TensorRT of these engines compiles kernels at the first call of each new shape."""
+    return record.flavour == "tensorrt-rtx"
 
 
 def open_engines(

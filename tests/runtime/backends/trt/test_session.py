@@ -17,15 +17,13 @@ from longllava_trt.core.errors import (
     MissingDependencyError,
 )
 from longllava_trt.runtime.backends.trt.cuda import Cuda
-from longllava_trt.runtime.backends.trt.engines import open_engines
+from longllava_trt.runtime.backends.trt.engines import Engines, open_engines
 from longllava_trt.runtime.backends.trt.session import TrtSession
 from longllava_trt.runtime.inputs.prefetch import prefetch
 
 
 @pytest.fixture
-def session(engine_bundle: Path, fake_runtime: Any, fake_tensorrt: Any) -> TrtSession:
-    cuda = Cuda(fake_runtime)
-    engines = open_engines(engine_bundle, cuda=cuda, tensorrt=fake_tensorrt, target="sm80")
+def session(engines: Engines) -> TrtSession:
     return TrtSession(engines, "vision")
 
 
@@ -35,6 +33,24 @@ def test_a_stage_runs(session: TrtSession, num_images: int) -> None:
     first = session.run({"pixel_values": pixels})["image_features"]
     session.run({"pixel_values": pixels + 1})
     np.testing.assert_array_equal(first, pixels * 2)
+
+
+def batches(fake_runtime: Any) -> list[int]:
+    """Return the number of images of every launch."""
+    return [shapes["pixel_values"][0] for shapes in fake_runtime.shapes]
+
+
+def test_images_come_in_powers_of_two(session: TrtSession, fake_runtime: Any) -> None:
+    session.warm_up()
+    for count in (1, 2, 3, 4):
+        session.run({"pixel_values": np.zeros((count, 3), np.float32)})
+    assert batches(fake_runtime) == [4, 2, 1, 1, 2, 2, 1, 4]
+
+
+def test_the_full_tensorrt_takes_images_whole(full_engines: Engines, fake_runtime: Any) -> None:
+    session = TrtSession(full_engines, "vision")
+    session.run({"pixel_values": np.zeros((3, 3), np.float32)})
+    assert batches(fake_runtime) == [3]
 
 
 def test_more_than_the_engine_takes_is_refused(session: TrtSession) -> None:
@@ -49,7 +65,9 @@ def test_an_input_that_breaks_the_contract_is_refused(session: TrtSession) -> No
 
 def test_no_gpu_is_said(fake_runtime: Any) -> None:
     fake_runtime.devices = 0
-    with pytest.raises(MissingDependencyError, match="got cudaErrorNoDevice; run with --backend"):
+    with pytest.raises(
+        MissingDependencyError, match=r"got cudaErrorNoDevice \(the driver finds none\); run"
+    ):
         Cuda(fake_runtime)
 
 
