@@ -47,15 +47,6 @@ class ProfileContext:
         """Launch on a stream; does not wait."""
         _need(self.context.execute_async_v3(int(stream)), "execute_async_v3")
 
-    def can_be_captured(self, stream: Any) -> bool:
-        """Return whether a launch can be part of a CUDA graph; True if TensorRT does not tell.
-
-        Shapes and addresses must be set.
-        """
-        # the full TensorRT has no such question
-        ask = getattr(self.context, "is_stream_capturable", None)
-        return ask is None or bool(ask(int(stream)))
-
 
 class EngineContexts:
     """Contexts of one engine, and their shared memory; they must not run together.
@@ -100,6 +91,12 @@ class EngineContexts:
             f"{self._loaded.spec.name}: its engine was built for {limits}, got {shapes}; "
             "feed less at once, or build with larger limits"
         )
+
+    def can_be_captured(self, context: ProfileContext) -> bool:
+        """Return whether a launch can be part of a CUDA graph; shapes and addresses must be set."""
+        if self._engines.tensorrt.flavour == "tensorrt":
+            return True  # it has no such question
+        return bool(context.context.is_stream_capturable(int(self._stream)))
 
     def renew(self, context: ProfileContext) -> None:
         """Put a new context in the place of one that cannot be trusted any more."""

@@ -166,7 +166,7 @@ class TrtDecoder:
 
     def _capture(self, context: ProfileContext) -> Callable[[], None]:
         """Return a replay of a launch whose shapes and addresses are set."""
-        if not context.can_be_captured(self._stream):
+        if not self._contexts.can_be_captured(context):
             raise CaptureError("TensorRT says that this engine's launches cannot be captured")
         return self._cuda.capture(lambda: context.enqueue(self._stream), stream=self._stream)
 

@@ -69,7 +69,8 @@ class Engines:
         self._read_weights = read_weights
         # TensorRT needs its logger and runtime for as long as the engines live
         self._log = tensorrt.module.Logger(tensorrt.module.Logger.WARNING)
-        load_plugins(tensorrt, folder / record.plugins.file)
+        remedy = f"run 'longllava-trt build {bundle} --force' on this machine"
+        load_plugins(tensorrt, folder / record.plugins.file, remedy=remedy)
         self._runtime = tensorrt.module.Runtime(self._log)
         self.runtime_cache: RuntimeCache | None = None
         """Kernels that TensorRT-RTX compiles here; the full TensorRT compiles none."""
@@ -134,16 +135,18 @@ def open_engines(
     cuda: Cuda | None = None,
     tensorrt: TensorRT | None = None,
     target: str | None = None,
+    on_any_gpu: bool = False,
     read_weights: ReadWeights | None = None,
 ) -> Engines:
     """Open the engines of a bundle for this machine's GPU.
 
     Args:
         bundle: Folder with `engines/` inside.
-        folder: Folder of engines, for whatever GPU; by default the newest for ``target``.
+        folder: Folder of engines; by default the newest for ``target``.
         cuda: The device; by default the first GPU.
         tensorrt: TensorRT that runs them; by default the flavour that built them.
         target: Architecture of the GPU, such as `sm80`; by default the driver's answer.
+        on_any_gpu: Open a ``folder`` of engines for another GPU too, to see what TensorRT says.
         read_weights: Loads the weights; by default from the bundle's files.
 
     Raises:
@@ -153,8 +156,14 @@ def open_engines(
         ManifestError: If they are damaged, or of another version of TensorRT.
     """
     cuda = cuda or Cuda()
-    folder = folder or _choose(bundle, target or current_target() or "no GPU")
+    target = target or current_target()
+    folder = folder or _choose(bundle, target or "no GPU")
     record = EngineRecord.load(folder)
+    if target not in {None, record.target} and not on_any_gpu:
+        raise InputError(
+            f"{folder}: engines are for {record.target}, and this GPU is {target}; "
+            f"run 'longllava-trt build {bundle} --target {target}', or --backend ort"
+        )
     tensorrt = tensorrt or import_tensorrt(record.flavour)
     if (tensorrt.flavour, tensorrt.version) != (record.flavour, record.tensorrt_version):
         raise ManifestError(
