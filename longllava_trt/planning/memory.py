@@ -136,7 +136,10 @@ def stage_activation_bytes(
     At published sizes within a tenth of what TensorRT-RTX 1.7 takes, at any within 16 MiB. Arguments
     as for `activation_bytes`.
     """
-    decoder = decoder_activation_bytes(config.decoder, dtype=dtype, chunk=chunk)
+    decoder = max(
+        decoder_activation_bytes(config.decoder, dtype=dtype, chunk=chunk),
+        _experts_apart_bytes(config.decoder, dtype=dtype, chunk=chunk),
+    )
     return {
         "vision": _vision_activation_bytes(config, dtype=dtype, images=vision_batch),
         "projector": _projector_activation_bytes(config, dtype=dtype, images=vision_batch),
@@ -169,10 +172,35 @@ def _feed_forward_bytes(forward: FeedForwardSpec, hidden: int, *, itemsize: int,
     wide = forward.intermediate_size
     if not isinstance(forward, ExpertsSpec):
         return itemsize * chunk * (2 * hidden + 3 * wide)
-    shape = MoeShape(chunk, hidden, wide, forward.num_experts, forward.top_k)
     inputs = chunk * (3 * hidden + forward.num_experts)
-    spaces = plan_workspaces(shape, itemsize=itemsize)
-    return itemsize * inputs + _space_bytes(spaces, itemsize)
+    workspace = _experts_workspace(forward, hidden, itemsize=itemsize, chunk=chunk)
+    return itemsize * inputs + workspace
+
+
+def _experts_workspace(experts: ExpertsSpec, hidden: int, *, itemsize: int, chunk: int) -> int:
+    wide = experts.intermediate_size
+    shape = MoeShape(chunk, hidden, wide, experts.num_experts, experts.top_k)
+    return _space_bytes(plan_workspaces(shape, itemsize=itemsize), itemsize)
+
+
+def _experts_apart_bytes(config: DecoderSpec, *, dtype: str, chunk: int) -> int:
+    """Return the bytes of the experts' workspace beside those of a dense layer; 0 without experts.
+
+    TensorRT-RTX 1.7 lets no other layer take the memory of that workspace.
+    """
+    if not config.moe_layers:
+        return 0
+    itemsize, hidden = DTYPES[dtype].itemsize, config.hidden_size
+    workspace = max(
+        _experts_workspace(experts, hidden, itemsize=itemsize, chunk=chunk)
+        for experts in config.moe_layers.values()
+    )
+    dense = [f.intermediate_size for f in _feed_forwards(config) if not isinstance(f, ExpertsSpec)]
+    return workspace + itemsize * chunk * (2 * hidden + 2 * max(dense, default=hidden))
+
+
+def _feed_forwards(config: DecoderSpec) -> set[FeedForwardSpec]:
+    return {layer.feed_forward for layer in config.layers}
 
 
 def _vision_activation_bytes(config: ModelSpec, *, dtype: str, images: int) -> int:
