@@ -1,4 +1,4 @@
-"""Folders that appear whole or not at all, and that a killed process's successor can complete."""
+"""Folders and files that appear whole or not at all; a killed process's successor can complete a folder."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from longllava_trt.core.errors import InputError
 
-__all__ = ["JOURNAL_FILE", "atomic_directory"]
+__all__ = ["JOURNAL_FILE", "atomic_directory", "atomic_file"]
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,20 @@ def atomic_directory(
                 shutil.rmtree(retired)
     except OSError as err:
         raise InputError(f"{folder}: cannot be written ({err}); choose another folder") from err
+
+
+def atomic_file(path: Path, content: bytes) -> None:
+    """Write a file, or put another content in its place, in one step.
+
+    Raises:
+        OSError: If it cannot be written; a file that was there is as it was.
+    """
+    staging = path.with_name(f".{path.name}.{uuid4().hex[:8]}.staging")
+    try:
+        staging.write_bytes(content)
+        staging.replace(path)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 @contextmanager

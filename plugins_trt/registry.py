@@ -37,6 +37,7 @@ CREATOR_VERSION = "1"
 
 _MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 _EXTRAS = {"tensorrt": "trt", "tensorrt-rtx": "trt-rtx"}
+_MACHINES = {62: "x86-64", 183: "aarch64"}
 _TAGS = {"tensorrt": "trt", "tensorrt-rtx": "trtrtx"}
 
 
@@ -123,18 +124,32 @@ def _load_through_links(folder: Path, library: Path) -> None:
         ctypes.CDLL(str(file))
 
 
-def load_plugins(tensorrt: TensorRT, library: Path) -> Mapping[str, str]:
+def load_plugins(
+    tensorrt: TensorRT,
+    library: Path,
+    *,
+    remedy: str = "leave --plugins out to have it compiled here",
+) -> Mapping[str, str]:
     """Register a library's creators for the rest of the process; return their versions by name.
 
     A second call with the same library does nothing. Another library replaces the one before:
     loaded engines keep their plugins, new engines get the new ones.
 
+    Args:
+        tensorrt: TensorRT that gets them.
+        library: Plugin library.
+        remedy: Advice in errors.
+
     Raises:
         InputError: If the library cannot be loaded, or is not made for this version's operators.
     """
     if not library.is_file():
+        raise InputError(f"{library}: no such plugin library; {remedy}")
+    machine, here = _machine(library), _machine(Path("/proc/self/exe"))
+    if None not in {machine, here} and machine != here:
+        # the loader would say that there is no such file
         raise InputError(
-            f"{library}: no such plugin library; leave --plugins out to have it compiled here"
+            f"{library}: must be made for this kind of processor ({here}), got {machine}; {remedy}"
         )
     digest = hashlib.sha256(library.read_bytes()).hexdigest()
     module = tensorrt.module
@@ -144,7 +159,7 @@ def load_plugins(tensorrt: TensorRT, library: Path) -> Mapping[str, str]:
             return registered.versions
         module.get_plugin_registry().deregister_library(registered.handle)
         del _registered[id(module)]
-    handle, versions = _load(module.get_plugin_registry(), library)
+    handle, versions = _load(module.get_plugin_registry(), library, remedy)
     _registered[id(module)] = _Registered(module, digest, handle, versions)
     return versions
 
@@ -165,7 +180,20 @@ Each TensorRT has one registry for a process.
 """
 
 
-def _load(registry: Any, library: Path) -> tuple[Any, Mapping[str, str]]:
+def _machine(file: Path) -> str | None:
+    """Return the processor that an ELF file is for; None if it is none, or cannot be read."""
+    try:
+        with file.open("rb") as opened:
+            head = opened.read(20)
+    except OSError:
+        return None
+    if len(head) < 20 or head[:4] != b"\x7fELF":
+        return None
+    number = int.from_bytes(head[18:20], "little")
+    return _MACHINES.get(number, f"ELF machine {number}")
+
+
+def _load(registry: Any, library: Path, remedy: str) -> tuple[Any, Mapping[str, str]]:
     before = _creators(registry)
     path = str(library.resolve())
     try:
@@ -173,13 +201,10 @@ def _load(registry: Any, library: Path) -> tuple[Any, Mapping[str, str]]:
         ctypes.CDLL(path)
         handle = registry.load_library(path)
     except OSError as err:
-        raise InputError(
-            f"{library}: cannot be loaded ({err}); leave --plugins out to have one compiled here"
-        ) from err
+        raise InputError(f"{library}: cannot be loaded ({err}); {remedy}") from err
     if handle is None:
         raise InputError(
-            f"{library}: must be a plugin library, which exports getCreators; leave --plugins out to have one "
-            "compiled here"
+            f"{library}: must be a plugin library, which exports getCreators; {remedy}"
         )
     versions = {
         name: version for name, version in _creators(registry).items() if name not in before
@@ -192,8 +217,7 @@ def _load(registry: Any, library: Path) -> tuple[Any, Mapping[str, str]]:
     if problems:
         registry.deregister_library(handle)
         raise InputError(
-            f"{library}: not a plugin library of this version: {'; '.join(problems)}; leave --plugins out to have it "
-            "compiled here"
+            f"{library}: not a plugin library of this version: {'; '.join(problems)}; {remedy}"
         )
     return handle, versions
 

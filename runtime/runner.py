@@ -104,7 +104,14 @@ class Runner:
         """Prompt positions fed at a time: what the options say, or the backend, within its limit."""
         limits = self.backend.limits
         wanted = self.options.chunk_size or limits.preferred_chunk
-        return _adapted("chunk_size", wanted, limits.longest_chunk)
+        used = _adapted("chunk_size", wanted, limits.longest_chunk)
+        # a chunk between two of these would be cut into many calls, each of which reads all weights
+        fitting = max((size for size in limits.chunk_sizes if size <= used), default=used)
+        if fitting != used:
+            logger.info(
+                "chunk_size: %d is used, the size below %d that needs one call", fitting, used
+            )
+        return fitting
 
     @cached_property
     def vision_batch(self) -> int:

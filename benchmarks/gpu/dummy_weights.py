@@ -50,7 +50,12 @@ def open_with_dummy_weights(bundle: Path) -> Engines:
     """Open a bundle's engines, whatever GPU they are for."""
     from longllava_trt.runtime.backends.trt.engines import open_engines
 
-    return open_engines(bundle, folder=next(engine_folders(bundle)), read_weights=random_weights)
+    return open_engines(
+        bundle,
+        folder=next(engine_folders(bundle)),
+        on_any_gpu=True,
+        read_weights=random_weights,
+    )
 
 
 def draw_weights(

@@ -40,7 +40,7 @@ def stages(context: BenchContext) -> Iterator[dict[str, Any]]:
     from longllava_trt.runtime.backends.trt.engines import open_engines
 
     for folder in engine_folders(context.bundle):
-        engines = open_engines(context.bundle, folder=folder)
+        engines = open_engines(context.bundle, folder=folder, on_any_gpu=True)
         for name in ("vision", "projector", "embed"):
             if name in engines.record.stages:
                 yield attempt(f"{folder.name} {name}", lambda e=engines, n=name: _stage(e, n))  # type: ignore[misc]

@@ -20,6 +20,9 @@ __all__ = ["stage_key", "usable_engines"]
 
 logger = logging.getLogger(__name__)
 
+_REVISION = 2
+"""Raised when the same files become other engines, and the package's version stays."""
+
 
 def stage_key(
     bundle: Path,
@@ -48,7 +51,7 @@ def stage_key(
         )
     spec = engine_spec(manifest.stage(stage).spec, limits)
     depends = {
-        "longllava-trt": __version__,
+        "longllava-trt": [__version__, _REVISION],
         "tensorrt": [tensorrt.flavour, tensorrt.version],
         "target": target,
         "plugins": plugins.sha256,

@@ -207,6 +207,9 @@ def _builder_config(tensorrt: TensorRT, parsed: StageNetwork, target: str) -> An
     config.clear_flag(tensorrt.module.BuilderFlag.TF32)
     # else TensorRT does not list the kernels that it chose
     config.profiling_verbosity = tensorrt.module.ProfilingVerbosity.DETAILED
+    if tensorrt.flavour == "tensorrt-rtx":
+        # else a launch might allocate memory, which no CUDA graph may; the full TensorRT has no such flag
+        config.set_flag(tensorrt.module.BuilderFlag.REQUIRE_USER_ALLOCATION)
     return config
 
 

@@ -103,7 +103,7 @@ class DeviceMemory:
     states: int
     """Conv and recurrent states, double-buffered."""
     activations: int
-    """One chunk in the widest layer, with workspaces; for existing engines, TensorRT's numbers."""
+    """What every stage works in, a chunk or a batch in its widest layer; for existing engines, TensorRT's numbers."""
     reserve: int = _DEVICE_RESERVE
 
     @property

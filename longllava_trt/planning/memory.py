@@ -42,7 +42,14 @@ __all__ = [
     "decoder_activation_bytes",
     "kv_bytes_per_token",
     "recurrent_bytes",
+    "stage_activation_bytes",
 ]
+
+_PRODUCT_BYTES = 8 * 2**20
+"""Bytes that TensorRT-RTX 1.7 keeps in every engine for products whose sums it divides; seen: 8.2 MB or a
+multiple of it, whatever the size."""
+_CONVOLUTION_BYTES = 20_480_000
+"""The same for the convolution of patches; seen with `tiny` and `mini`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +116,7 @@ def recurrent_bytes(config: DecoderSpec, *, dtype: str) -> int:
 
 
 def activation_bytes(config: ModelSpec, *, dtype: str, chunk: int, vision_batch: int) -> int:
-    """Return the bytes used at once in the widest layer of any stage, with plugins' workspaces.
+    """Return the bytes that all stages work in: each keeps its own, as its engine does.
 
     Args:
         config: The model.
@@ -117,10 +124,27 @@ def activation_bytes(config: ModelSpec, *, dtype: str, chunk: int, vision_batch:
         chunk: Positions of one decoder call.
         vision_batch: Images of one vision call.
     """
-    return max(
+    stages = stage_activation_bytes(config, dtype=dtype, chunk=chunk, vision_batch=vision_batch)
+    return sum(stages.values())
+
+
+def stage_activation_bytes(
+    config: ModelSpec, *, dtype: str, chunk: int, vision_batch: int
+) -> dict[str, int]:
+    """Return the bytes that each stage works in: its widest layer, and what TensorRT keeps for products.
+
+    At published sizes within a tenth of what TensorRT-RTX 1.7 takes, at any within 16 MiB. Arguments
+    as for `activation_bytes`.
+    """
+    decoder = max(
         decoder_activation_bytes(config.decoder, dtype=dtype, chunk=chunk),
-        _vision_activation_bytes(config, dtype=dtype, images=vision_batch),
+        _experts_apart_bytes(config.decoder, dtype=dtype, chunk=chunk),
     )
+    return {
+        "vision": _vision_activation_bytes(config, dtype=dtype, images=vision_batch),
+        "projector": _projector_activation_bytes(config, dtype=dtype, images=vision_batch),
+        "decoder": decoder + _PRODUCT_BYTES,
+    }
 
 
 def decoder_activation_bytes(config: DecoderSpec, *, dtype: str, chunk: int) -> int:
@@ -148,20 +172,57 @@ def _feed_forward_bytes(forward: FeedForwardSpec, hidden: int, *, itemsize: int,
     wide = forward.intermediate_size
     if not isinstance(forward, ExpertsSpec):
         return itemsize * chunk * (2 * hidden + 3 * wide)
-    shape = MoeShape(chunk, hidden, wide, forward.num_experts, forward.top_k)
     inputs = chunk * (3 * hidden + forward.num_experts)
-    spaces = plan_workspaces(shape, itemsize=itemsize)
-    return itemsize * inputs + _space_bytes(spaces, itemsize)
+    workspace = _experts_workspace(forward, hidden, itemsize=itemsize, chunk=chunk)
+    return itemsize * inputs + workspace
+
+
+def _experts_workspace(experts: ExpertsSpec, hidden: int, *, itemsize: int, chunk: int) -> int:
+    wide = experts.intermediate_size
+    shape = MoeShape(chunk, hidden, wide, experts.num_experts, experts.top_k)
+    return _space_bytes(plan_workspaces(shape, itemsize=itemsize), itemsize)
+
+
+def _experts_apart_bytes(config: DecoderSpec, *, dtype: str, chunk: int) -> int:
+    """Return the bytes of the experts' workspace beside those of a dense layer; 0 without experts.
+
+    TensorRT-RTX 1.7 lets no other layer take the memory of that workspace.
+    """
+    if not config.moe_layers:
+        return 0
+    itemsize, hidden = DTYPES[dtype].itemsize, config.hidden_size
+    workspace = max(
+        _experts_workspace(experts, hidden, itemsize=itemsize, chunk=chunk)
+        for experts in config.moe_layers.values()
+    )
+    dense = [f.intermediate_size for f in _feed_forwards(config) if not isinstance(f, ExpertsSpec)]
+    return workspace + itemsize * chunk * (2 * hidden + 2 * max(dense, default=hidden))
+
+
+def _feed_forwards(config: DecoderSpec) -> set[FeedForwardSpec]:
+    return {layer.feed_forward for layer in config.layers}
 
 
 def _vision_activation_bytes(config: ModelSpec, *, dtype: str, images: int) -> int:
+    """Return the larger of two: pixels made ready for the convolution, or a layer's feed-forward.
+
+    Pixels are there in three channels and in four, and the feed-forward's rows before and after the
+    activation, and once more.
+    """
     vision, itemsize = config.vision, DTYPES[dtype].itemsize
     if vision is None:
         return 0
-    length = vision.num_patches + 1
-    widest = 2 * vision.hidden_size + max(2 * vision.intermediate_size, 4 * vision.hidden_size)
-    pixels = 4 * 3 * vision.image_size**2
-    return images * (itemsize * length * widest + pixels)
+    pixels = 7 * vision.image_size**2 + vision.num_patches * vision.hidden_size
+    wide = 3 * (vision.num_patches + 1) * vision.intermediate_size
+    return max(images * itemsize * pixels + _CONVOLUTION_BYTES, images * itemsize * wide)
+
+
+def _projector_activation_bytes(config: ModelSpec, *, dtype: str, images: int) -> int:
+    """Return the bytes of both products' results, before and after the activation."""
+    if config.vision is None:
+        return 0
+    rows = images * config.num_image_tokens
+    return 2 * rows * config.decoder.hidden_size * DTYPES[dtype].itemsize + _PRODUCT_BYTES
 
 
 def _state_bytes(config: DecoderSpec, dtype: str, *, in_place: bool) -> int:

@@ -102,6 +102,24 @@ Status countTensors(Operator const& op, int32_t numInputs, int32_t numOutputs)
         form.numOutputs, " outputs, got ", numInputs, " and ", numOutputs);
 }
 
+//! In TensorRT a size may be unknown until a call; here there is no other time to learn it.
+Status checkKnown(Operator const& op, std::vector<TensorShape> const& shapes)
+{
+    for (size_t i = 0; i < shapes.size(); ++i)
+    {
+        int32_t const rank = std::min<int32_t>(shapes[i].rank, shapes[i].dims.size());
+        for (int32_t axis = 0; axis < rank; ++axis)
+        {
+            if (shapes[i].dims[axis] == longllava::kUnknown)
+            {
+                return Status::failure(op.form().opType, ": '", op.form().values[i].name,
+                    "' axis ", axis, " must be at least 1, got ", longllava::kUnknown);
+            }
+        }
+    }
+    return {};
+}
+
 Status workspaceSize(Operator const& op, std::vector<TensorShape> const& shapes, uint64_t& bytes)
 {
     longllava::Sizes sizes;
@@ -145,7 +163,8 @@ LONGLLAVA_EXPORT int32_t longllava_workspace_size(char const* op_type, char cons
     {
         std::vector<TensorShape> shapes(num_inputs);
         std::transform(inputs, inputs + num_inputs, shapes.begin(), shapeOf);
-        status = workspaceSize(*op, shapes, *bytes);
+        status = checkKnown(*op, shapes);
+        status = status.ok() ? workspaceSize(*op, shapes, *bytes) : status;
     }
     return finish(status);
 }
@@ -176,6 +195,10 @@ LONGLLAVA_EXPORT int32_t longllava_enqueue(char const* op_type, char const* attr
     {
         shapes.push_back(shapeOf(outputs[i]));
         written.push_back(outputs[i].data);
+    }
+    if (Status known = checkKnown(*op, shapes); !known.ok())
+    {
+        return finish(known);
     }
     return finish(longllava::enqueue(*op, shapes.data(), read.data(), written.data(), workspace,
         static_cast<CUstream_st*>(stream)));

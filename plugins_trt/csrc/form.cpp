@@ -9,6 +9,10 @@ namespace longllava
 namespace
 {
 
+//! Sizes beyond these would overflow what is computed from them.
+constexpr int64_t kMaxDim = int64_t{1} << 27;
+constexpr int64_t kMaxElements = int64_t{1} << 48;
+
 constexpr char const* kTypeNames[] = {"fp32", "fp16", "bf16", "int8", "uint8", "int32", "another dtype"};
 constexpr char const* kExpectedTypes[]
     = {"float32, float16 or bfloat16, the same throughout", "float32", "int8",
@@ -85,9 +89,22 @@ Status learnDims(Form const& form, Value const& value, TensorShape const& shape,
         return Status::failure(place(form, value), "must have ", value.rank, " axes, got ",
             shape.rank, "; export again");
     }
+    int64_t elements = 1;
     for (int32_t axis = 0; axis < value.rank; ++axis)
     {
-        bind(value.axes[axis], shape.dims[axis], sizes);
+        int64_t const dim = shape.dims[axis];
+        if (dim > kMaxDim || dim < kUnknown)
+        {
+            return Status::failure(place(form, value), "axis ", axis, " must be 1 to ", kMaxDim,
+                ", got ", dim, "; no GPU has room for more");
+        }
+        elements *= dim > 0 ? dim : 1;
+        if (elements > kMaxElements)
+        {
+            return Status::failure(place(form, value), "must have at most ", kMaxElements,
+                " elements, got more; no GPU has room for them");
+        }
+        bind(value.axes[axis], dim, sizes);
     }
     return {};
 }

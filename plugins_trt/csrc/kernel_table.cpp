@@ -118,7 +118,8 @@ Status loadImage(CudaDriver const& driver, ImageChoice choice, CudaFunction& fun
     {
         return Status::failure("kernel '", image.name, "' for sm_", image.arch, ", ",
             image.sharedBytes, " bytes of shared memory: ", status.message(),
-            log[0] != '\0' ? "; " : "", log.data(), "; build the library for this GPU");
+            log[0] != '\0' ? "; " : "", log.data(),
+            "; build the library for this GPU, or install a newer driver");
     }
     return {};
 }

@@ -6,6 +6,7 @@ import os
 import shlex
 import shutil
 import subprocess
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -31,7 +32,9 @@ def compiler_version() -> str:
     return (done.stdout.splitlines() or ["unknown"])[0]
 
 
-def link_library(folder: Path, sources: Path, *, headers: Path, name: str) -> None:
+def link_library(
+    folder: Path, sources: Path, *, headers: Path, name: str, flags: Sequence[str] = ()
+) -> None:
     """Compile the sources of two folders and link them into a shared library.
 
     Args:
@@ -39,6 +42,7 @@ def link_library(folder: Path, sources: Path, *, headers: Path, name: str) -> No
         sources: Holds what was written by hand, and `shim/`, CUDA's two types for who has no CUDA.
         headers: TensorRT's.
         name: File name of the library.
+        flags: More flags for compiling and linking, such as a sanitizer's.
 
     Raises:
         MissingDependencyError: If there is no compiler.
@@ -51,13 +55,13 @@ def link_library(folder: Path, sources: Path, *, headers: Path, name: str) -> No
 
     def compile_one(file: Path) -> str:
         made = f"{file.stem}.o"
-        _run([*_FLAGS, *_WARNINGS, *include, *system, "-c", str(file), "-o", made], folder)
+        _run([*_FLAGS, *flags, *_WARNINGS, *include, *system, "-c", str(file), "-o", made], folder)
         return made
 
     with ThreadPoolExecutor(_WORKERS) as pool:
         objects = list(pool.map(compile_one, files))
     exports = f"-Wl,--version-script={sources / 'exports.map'}"
-    _run([*objects, *_LINK_FLAGS, exports, f"-Wl,-soname,{name}", "-o", name], folder)
+    _run([*flags, *objects, *_LINK_FLAGS, exports, f"-Wl,-soname,{name}", "-o", name], folder)
 
 
 def _run(arguments: list[str], folder: Path) -> None:

@@ -58,6 +58,8 @@ class BackendLimits:
     """Positions of one sequence, prompt and answer together."""
     longest_chunk: int | None = None
     """Positions fed to the decoder in one call."""
+    chunk_sizes: tuple[int, ...] = ()
+    """Numbers of positions that the decoder's calls are cut into, most first; empty if not cut."""
     largest_vision_batch: int | None = None
     """Images encoded in one call."""
     num_slots: int = 1

@@ -245,6 +245,16 @@ def test_sizes_that_are_said_stand_within_the_limit(
     assert "chunk_size: 100 is more than the backend takes, 64 is used" in caplog.text
 
 
+def test_chunks_are_of_a_size_that_the_backend_feeds_in_one_call(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "longllava_trt")
+    monkeypatch.setattr(OtherSizes, "limits", BackendLimits(chunk_sizes=(64, 16, 4, 1)))
+    for wanted, used in ((100, 64), (64, 64), (63, 16), (1, 1)):
+        assert open_with(tiny_bundle, RunOptions(chunk_size=wanted)).runner.chunk_size == used
+    assert "chunk_size: 16 is used, the size below 63 that needs one call" in caplog.text
+
+
 @pytest.mark.parametrize("backend", ["auto", "ort", "trt"])
 def test_a_scan_needs_the_backend_that_has_it(backend: Any) -> None:
     with pytest.raises(InputError, match=f"scan mamba-ssm needs backend kernels, got {backend}"):

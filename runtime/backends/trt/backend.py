@@ -16,9 +16,11 @@ from longllava_trt.runtime.backends.base import (
     StageSession,
 )
 from longllava_trt.runtime.backends.trt.engines import Engines
+from longllava_trt.runtime.backends.trt.fixed_sizes import token_sizes
 
 if TYPE_CHECKING:
     from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
+    from longllava_trt.runtime.backends.trt.session import TrtSession
 
 __all__ = ["TrtBackend", "engine_limits"]
 
@@ -37,18 +39,19 @@ class TrtBackend:
 
     def __init__(self, engines: Engines) -> None:
         self._engines = engines
+        self._sessions: dict[str, TrtSession] = {}
         self._decoder: TrtDecoder | None = None
 
     @cached_property
     def limits(self) -> BackendLimits:
         """Sizes that the engines were built for, from engine.json."""
-        return engine_limits(self._engines.record.stages)
+        return engine_limits(
+            self._engines.record.stages, in_fixed_sizes=self._engines.compiles_new_shapes
+        )
 
     def load_stage(self, stage: str) -> StageSession:
-        """Load a stage and its weights."""
-        from longllava_trt.runtime.backends.trt.session import TrtSession
-
-        return TrtSession(self._engines, stage)
+        """Load a stage and its weights, once."""
+        return self._session(stage)
 
     def load_decoder(self) -> TrtDecoder:
         """Load the decoder and its weights, once."""
@@ -62,15 +65,41 @@ class TrtBackend:
         """Return a new state on the device."""
         return self.load_decoder().new_state(capacity=capacity)
 
+    def warm_up(self) -> None:
+        """Load every stage and run it in each size that calls have; keep the kernels compiled for them.
+
+        For before the first request: afterwards none waits for a kernel to be compiled.
+        """
+        for stage in self._engines.record.stages:
+            if stage == "decoder":
+                self.load_decoder().warm_up()
+            else:
+                self._session(stage).warm_up()
+        self._engines.keep_kernels()
+
     def overlap(self, items: Iterator[Item]) -> Iterator[Item]:
         """Yield the items; the next is made at the same time, on a stream of its own."""
         from longllava_trt.runtime.inputs.prefetch import prefetch
 
         return prefetch(items)
 
+    def _session(self, stage: str) -> TrtSession:
+        from longllava_trt.runtime.backends.trt.session import TrtSession
 
-def engine_limits(stages: Mapping[str, EngineStage]) -> BackendLimits:
-    """Return the limits of recorded engines; a stage without an engine sets no limit."""
+        if stage not in self._sessions:
+            self._sessions[stage] = TrtSession(self._engines, stage)
+        return self._sessions[stage]
+
+
+def engine_limits(
+    stages: Mapping[str, EngineStage], *, in_fixed_sizes: bool = False
+) -> BackendLimits:
+    """Return the limits of recorded engines; a stage without an engine sets no limit.
+
+    Args:
+        stages: Stages by name.
+        in_fixed_sizes: Whether the decoder cuts what it is fed into fixed sizes.
+    """
     decoder, vision = stages.get("decoder"), stages.get("vision")
     chunk = None if decoder is None else _largest(decoder, "inputs_embeds", axis=1)
     batch = None if vision is None else _largest(vision, "pixel_values", axis=0)
@@ -78,6 +107,7 @@ def engine_limits(stages: Mapping[str, EngineStage]) -> BackendLimits:
         capacity=None if decoder is None else _capacity(decoder),
         longest_chunk=chunk,
         largest_vision_batch=batch,
+        chunk_sizes=token_sizes(chunk) if in_fixed_sizes and chunk else (),
         preferred_chunk=min(GPU_CHUNK, chunk or GPU_CHUNK),
         preferred_vision_batch=min(GPU_VISION_BATCH, batch or GPU_VISION_BATCH),
     )

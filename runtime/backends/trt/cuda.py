@@ -20,11 +20,19 @@ if TYPE_CHECKING:
 
     Bytes = NDArray[np.uint8]
 
-__all__ = ["Cuda", "CudaMemory", "DeviceBlock"]
+__all__ = ["CaptureError", "Cuda", "CudaMemory", "DeviceBlock"]
 
-_NO_DEVICE = ("cudaErrorInsufficientDriver", "cudaErrorNoDevice", "cudaErrorInitializationError")
+_NO_DEVICE = {
+    "cudaErrorInsufficientDriver": "its driver is missing, or older than cuda-python",
+    "cudaErrorNoDevice": "the driver finds none",
+    "cudaErrorInitializationError": "the driver does not start",
+}
 _NON_BLOCKING = 1
 _WITHOUT_TIMING = 2
+
+
+class CaptureError(LongLLaVAError):
+    """Error of work that cannot become a CUDA graph; it may still be launched."""
 
 
 class DeviceBlock:
@@ -54,9 +62,11 @@ class Cuda:
     def __init__(self, runtime: Any | None = None) -> None:
         self._runtime = runtime or _import_runtime()
         status, count = self._runtime.cudaGetDeviceCount()
-        if self._name(status) in _NO_DEVICE or not count:
+        name = self._name(status)
+        if name in _NO_DEVICE or not count:
+            why = _NO_DEVICE.get(name, "there is none")
             raise MissingDependencyError(
-                f"engines: need an NVIDIA GPU and its driver, got {self._name(status)}; "
+                f"engines: need an NVIDIA GPU and its driver, got {name} ({why}); "
                 "run with --backend ort, or on a machine that has a GPU"
             )
         self._check("cudaGetDeviceCount", status)
@@ -64,6 +74,11 @@ class Cuda:
     def malloc(self, nbytes: int) -> int:
         """Return the address of new memory on the device."""
         return int(self._call("cudaMalloc", max(nbytes, 1)))
+
+    def device_name(self) -> str:
+        """Return what the GPU is called, such as `NVIDIA GeForce RTX 4090`."""
+        name: bytes = self._call("cudaGetDeviceProperties", 0).name
+        return name.split(b"\0")[0].decode("utf-8", "replace")
 
     def free_bytes(self) -> int:
         """Return how much memory of the device is free."""
@@ -116,8 +131,26 @@ class Cuda:
         return wait
 
     def capture(self, launch: Callable[[], None], *, stream: Any) -> Callable[[], None]:
-        """Capture the work that ``launch`` gives to a stream; return a function that replays it."""
-        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        """Capture the work that ``launch`` gives to a stream; return a function that replays it.
+
+        Raises:
+            CaptureError: If it cannot be captured; the stream takes other work again.
+        """
+        try:
+            executable = self._capture(launch, stream)
+        except LongLLaVAError as err:
+            raise CaptureError(str(err)) from err
+
+        def replay() -> None:
+            self._call("cudaGraphLaunch", executable, stream)
+
+        weakref.finalize(replay, self._runtime.cudaGraphExecDestroy, executable)
+        return replay
+
+    def _capture(self, launch: Callable[[], None], stream: Any) -> Any:
+        """Return an executable graph."""
+        # in a stricter mode memory that some finalizer frees meanwhile would end the capture
+        mode = self._runtime.cudaStreamCaptureMode.cudaStreamCaptureModeRelaxed
         self._call("cudaStreamBeginCapture", stream, mode)
         try:
             launch()
@@ -125,14 +158,10 @@ class Cuda:
             # a capture that failed must be ended too, or the stream accepts no other work
             status, graph = self._runtime.cudaStreamEndCapture(stream)
         self._check("cudaStreamEndCapture", status)
-        executable = self._call("cudaGraphInstantiate", graph, 0)
-        self._call("cudaGraphDestroy", graph)
-
-        def replay() -> None:
-            self._call("cudaGraphLaunch", executable, stream)
-
-        weakref.finalize(replay, self._runtime.cudaGraphExecDestroy, executable)
-        return replay
+        try:
+            return self._call("cudaGraphInstantiate", graph, 0)
+        finally:
+            self._call("cudaGraphDestroy", graph)
 
     def _call(self, name: str, *arguments: Any) -> Any:
         status, *values = getattr(self._runtime, name)(*arguments)

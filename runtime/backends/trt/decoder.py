@@ -1,27 +1,29 @@
 """The decoder stage as a TensorRT engine: its state on the device, decode steps as CUDA graphs.
 
-Has the methods of `Decoder`. A captured step is used only after a check: some steps are replayed
-and must give the results of the same steps without a graph, or be as near to them as two such runs
-are to each other. Otherwise every step is launched without a graph, and a warning says which layer
-differed.
+Has the methods of `Decoder`. Where TensorRT compiles kernels for every new length, a call is fed in
+pieces of fixed sizes; see `fixed_sizes.py`.
+
+A captured step is used only after a check: some steps are replayed and must give the results of the
+same steps without a graph, or be as near to them as two such runs are to each other. Otherwise every
+step is launched without a graph, and a warning says which layer differed.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from longllava_trt.core.errors import LongLLaVAError
 from longllava_trt.runtime.backends.graph_proof import PROOF_STEPS, first_difference
+from longllava_trt.runtime.backends.trt.contexts import EngineContexts, ProfileContext
+from longllava_trt.runtime.backends.trt.cuda import CaptureError
 from longllava_trt.runtime.backends.trt.engines import Engines
-from longllava_trt.runtime.backends.trt.session import (
-    StagedTensor,
-    choose,
-    largest_dims,
-    make_contexts,
-)
+from longllava_trt.runtime.backends.trt.fixed_sizes import cut, token_sizes
+from longllava_trt.runtime.backends.trt.session import StagedTensor
 from longllava_trt.runtime.backends.trt.state import TrtDecoderState
 
 if TYPE_CHECKING:
@@ -46,9 +48,10 @@ class TrtDecoder:
         loaded = engines.load("decoder")
         self._loaded, self._cuda = loaded, engines.cuda
         self._stream = engines.cuda.stream()
-        self._contexts, self._memory = make_contexts(engines, loaded, stream=self._stream)
-        self.largest = largest_dims(loaded)
+        self._contexts = EngineContexts(engines, loaded, stream=self._stream)
+        self.largest = self._contexts.largest
         """Largest number of positions of one call."""
+        self._sizes = token_sizes(self.largest["seq_len"]) if engines.compiles_new_shapes else ()
         carried = {s.input for s in loaded.stage.states} | {s.output for s in loaded.stage.states}
         specs = (*loaded.spec.inputs, *loaded.spec.outputs)
         self._staged = {
@@ -56,9 +59,8 @@ class TrtDecoder:
             for spec in specs
             if spec.name not in carried
         }
-        for context in self._contexts.values():
-            for name, tensor in self._staged.items():
-                context.bind(name, tensor.address)
+        for name, tensor in self._staged.items():
+            self._contexts.bind(name, tensor.address)
         self._shapes = {
             spec.name: tuple(int(dim) for dim in spec.shape)
             for spec in loaded.spec.inputs
@@ -94,38 +96,79 @@ class TrtDecoder:
         )
         seq_len = inputs_embeds.shape[1]
         state.make_room(seq_len)
+        pieces = cut(seq_len, self._sizes)
+        if len(pieces) > 1:
+            return self._feed(inputs_embeds, pieces, state)
         is_step = seq_len == 1
         if is_step and self.graphs_are_right is None and _has_room(state):
             self.graphs_are_right = self._prove(inputs_embeds, state)
-        return self._step(inputs_embeds, state, is_graph=is_step and bool(self.graphs_are_right))
+        try:
+            return self._step(
+                inputs_embeds, state, is_graph=is_step and bool(self.graphs_are_right)
+            )
+        except CaptureError as err:
+            # of another sequence's state than the one that was tried
+            self.graphs_are_right = False
+            self._do_without_graphs(f"no CUDA graph can be made ({err})", state)
+            return self._step(inputs_embeds, state, is_graph=False)
+
+    def warm_up(self) -> None:
+        """Feed once each number of positions that calls have, so that no user waits for its kernels.
+
+        Takes the memory of one more sequence meanwhile.
+        """
+        state = self.new_state()
+        mark = state.snapshot()
+        shape, dtype = self.embeds_spec.shape, self.embeds_spec.dtype
+        for size in self._sizes or (self.largest["seq_len"], 1):
+            state.restore(mark)
+            self.step(np.zeros((1, size, int(shape[-1])), dtype), state)
+
+    def _feed(
+        self, inputs_embeds: NDArray[Any], pieces: list[int], state: TrtDecoderState
+    ) -> NDArray[np.float32]:
+        """Feed pieces one after another; if one fails, none is fed."""
+        mark = state.snapshot()
+        try:
+            for begin, size in zip(np.cumsum([0, *pieces[:-1]]), pieces, strict=True):
+                piece = inputs_embeds[:, begin : begin + size]
+                logits = self._step(piece, state, is_graph=False)
+        except BaseException:
+            # a GPU that takes no more work cannot go back either: what failed first is to be told
+            with suppress(LongLLaVAError):
+                state.restore(mark)
+            raise
+        return logits
 
     def _step(
         self, inputs_embeds: NDArray[Any], state: TrtDecoderState, *, is_graph: bool
     ) -> NDArray[np.float32]:
         shapes = {"inputs_embeds": inputs_embeds.shape}
-        context = choose(self._contexts, shapes, largest=self.largest, where="decoder")
-
-        def launch() -> None:
+        context = self._contexts.choose(shapes)
+        self._staged["inputs_embeds"].write(inputs_embeds)
+        self._staged["past_len"].write(np.array([state.past_len], np.int64))
+        if is_graph and state.turn in state.graphs:
+            state.graphs[state.turn]()
+        else:
             context.shape(self._shapes | shapes)
             for name, address in state.bindings().items():
                 context.bind(name, address)
+            # before a capture too: TensorRT needs a launch after a new shape, and a step may run twice
             context.enqueue(self._stream)
-
-        self._staged["inputs_embeds"].write(inputs_embeds)
-        self._staged["past_len"].write(np.array([state.past_len], np.int64))
-        if not is_graph:
-            launch()
-        else:
-            if state.turn not in state.graphs:
-                # TensorRT needs a launch between a new shape and a capture; a step may run twice
-                launch()
-                state.graphs[state.turn] = self._cuda.capture(launch, stream=self._stream)
-            state.graphs[state.turn]()
+            if is_graph:
+                state.graphs[state.turn] = self._capture(context)
+                state.graphs[state.turn]()
         logits = self._staged["logits"].begin_read({})
         self._cuda.synchronize(self._stream)
         state.advance(inputs_embeds.shape[1])
         found: NDArray[np.float32] = logits[0, -1].copy()
         return found
+
+    def _capture(self, context: ProfileContext) -> Callable[[], None]:
+        """Return a replay of a launch whose shapes and addresses are set."""
+        if not self._contexts.can_be_captured(context):
+            raise CaptureError("TensorRT says that this engine's launches cannot be captured")
+        return self._cuda.capture(lambda: context.enqueue(self._stream), stream=self._stream)
 
     def _prove(self, inputs_embeds: NDArray[Any], state: TrtDecoderState) -> bool:
         """Return whether replayed steps give the results of launched ones; keeps the state."""
@@ -134,18 +177,21 @@ class TrtDecoder:
                 lambda is_graph: self._try(inputs_embeds, state, is_graph=is_graph)
             )
         except LongLLaVAError as err:
-            logger.warning("decoder: no CUDA graph can be made (%s); steps are launched anew", err)
-            state.graphs.clear()
+            self._do_without_graphs(f"no CUDA graph can be made ({err})", state)
             return False
         if wrong is None:
             return True
-        logger.warning(
-            "decoder: a replayed CUDA graph gives another %s than the same steps without it; "
-            "steps are launched anew",
-            wrong,
+        self._do_without_graphs(
+            f"a replayed CUDA graph gives another {wrong} than the same steps without it", state
         )
-        state.graphs.clear()
         return False
+
+    def _do_without_graphs(self, why: str, state: TrtDecoderState) -> None:
+        """Drop graphs and the context that they came from: a failed capture may have spoilt it."""
+        logger.warning("decoder: %s; steps are launched anew", why)
+        state.graphs.clear()
+        step = (1, 1, int(self.embeds_spec.shape[-1]))
+        self._contexts.renew(self._contexts.choose({"inputs_embeds": step}))
 
     def _try(
         self, inputs_embeds: NDArray[Any], state: TrtDecoderState, *, is_graph: bool

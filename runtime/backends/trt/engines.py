@@ -5,6 +5,7 @@ A record that does not fit this machine is refused here with advice, before Tens
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,10 @@ from longllava_trt.plugins_trt.registry import TensorRT, import_tensorrt, load_p
 from longllava_trt.runtime.backends.trt.cuda import Cuda, CudaMemory, DeviceBlock
 from longllava_trt.runtime.backends.trt.memory import require_memory
 from longllava_trt.runtime.backends.trt.one_sequence import of_one_sequence
+from longllava_trt.runtime.backends.trt.runtime_cache import RuntimeCache
 from longllava_trt.runtime.backends.weight_loader import load_weights
 
-__all__ = ["Engines", "LoadedEngine", "ReadWeights", "open_engines"]
+__all__ = ["Engines", "LoadedEngine", "ReadWeights", "compiles_new_shapes", "open_engines"]
 
 ReadWeights = Callable[
     [Path, Sequence[EngineWeight], CudaMemory, Progress | None], dict[str, DeviceBlock]
@@ -67,8 +69,24 @@ class Engines:
         self._read_weights = read_weights
         # TensorRT needs its logger and runtime for as long as the engines live
         self._log = tensorrt.module.Logger(tensorrt.module.Logger.WARNING)
-        load_plugins(tensorrt, folder / record.plugins.file)
+        remedy = f"run 'longllava-trt build {bundle} --force' on this machine"
+        load_plugins(tensorrt, folder / record.plugins.file, remedy=remedy)
         self._runtime = tensorrt.module.Runtime(self._log)
+        self.runtime_cache: RuntimeCache | None = None
+        """Kernels that TensorRT-RTX compiles here; the full TensorRT compiles none."""
+        if self.compiles_new_shapes:
+            self.runtime_cache = RuntimeCache(folder, tensorrt, gpu=cuda.device_name())
+            weakref.finalize(self, self.runtime_cache.save)
+
+    @property
+    def compiles_new_shapes(self) -> bool:
+        """Whether TensorRT compiles kernels at the first call of each new shape."""
+        return compiles_new_shapes(self.record)
+
+    def keep_kernels(self) -> None:
+        """Write the kernels that were compiled so far to the runtime cache; also done at the end."""
+        if self.runtime_cache is not None:
+            self.runtime_cache.save()
 
     def load(self, stage: str, *, progress: Progress | None = None) -> LoadedEngine:
         """Load an engine, and its weights into the device's memory.
@@ -105,6 +123,11 @@ class Engines:
         )
 
 
+def compiles_new_shapes(record: EngineRecord) -> bool:
+    """Return whether the TensorRT of these engines compiles kernels at the first call of each new shape."""
+    return record.flavour == "tensorrt-rtx"
+
+
 def open_engines(
     bundle: Path,
     *,
@@ -112,16 +135,18 @@ def open_engines(
     cuda: Cuda | None = None,
     tensorrt: TensorRT | None = None,
     target: str | None = None,
+    on_any_gpu: bool = False,
     read_weights: ReadWeights | None = None,
 ) -> Engines:
     """Open the engines of a bundle for this machine's GPU.
 
     Args:
         bundle: Folder with `engines/` inside.
-        folder: Folder of engines, for whatever GPU; by default the newest for ``target``.
+        folder: Folder of engines; by default the newest for ``target``.
         cuda: The device; by default the first GPU.
         tensorrt: TensorRT that runs them; by default the flavour that built them.
         target: Architecture of the GPU, such as `sm80`; by default the driver's answer.
+        on_any_gpu: Open a ``folder`` of engines for another GPU too, to see what TensorRT says.
         read_weights: Loads the weights; by default from the bundle's files.
 
     Raises:
@@ -131,8 +156,14 @@ def open_engines(
         ManifestError: If they are damaged, or of another version of TensorRT.
     """
     cuda = cuda or Cuda()
-    folder = folder or _choose(bundle, target or current_target() or "no GPU")
+    target = target or current_target()
+    folder = folder or _choose(bundle, target or "no GPU")
     record = EngineRecord.load(folder)
+    if target not in {None, record.target} and not on_any_gpu:
+        raise InputError(
+            f"{folder}: engines are for {record.target}, and this GPU is {target}; "
+            f"run 'longllava-trt build {bundle} --target {target}', or --backend ort"
+        )
     tensorrt = tensorrt or import_tensorrt(record.flavour)
     if (tensorrt.flavour, tensorrt.version) != (record.flavour, record.tensorrt_version):
         raise ManifestError(

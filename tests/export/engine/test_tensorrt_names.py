@@ -26,17 +26,23 @@ SOURCES = sorted(
     ]
 )
 RTX_ALONE = {
+    "BuilderFlag.REQUIRE_USER_ALLOCATION",
     "ComputeCapability",
     "DynamicShapesKernelSpecializationStrategy.EAGER",
     "IBuilderConfig.num_compute_capabilities",
     "IBuilderConfig.set_compute_capability",
+    "IExecutionContext.is_stream_capturable",
+    "IRuntimeCache.deserialize",
+    "IRuntimeCache.serialize",
+    "IRuntimeConfig.create_runtime_cache",
     "IRuntimeConfig.dynamic_shapes_kernel_specialization_strategy",
     "IRuntimeConfig.set_execution_context_allocation_strategy",
+    "IRuntimeConfig.set_runtime_cache",
 }
 """Names that we ask of TensorRT-RTX, but not of the full TensorRT."""
 MEMBERS = {
     "Builder": "create_network create_builder_config create_optimization_profile build_serialized_network",
-    "IBuilderConfig": "clear_flag profiling_verbosity progress_monitor add_optimization_profile "
+    "IBuilderConfig": "clear_flag set_flag profiling_verbosity progress_monitor add_optimization_profile "
     "num_compute_capabilities set_compute_capability",
     "IOptimizationProfile": "set_shape",
     "OnnxParser": "set_flag parse",
@@ -52,9 +58,11 @@ MEMBERS = {
     "IPluginRegistry": "load_library deregister_library",
     "Runtime": "deserialize_cuda_engine",
     "ICudaEngine": "get_device_memory_size_for_profile_v2 create_execution_context create_runtime_config",
-    "IRuntimeConfig": "dynamic_shapes_kernel_specialization_strategy set_execution_context_allocation_strategy",
+    "IRuntimeConfig": "dynamic_shapes_kernel_specialization_strategy set_execution_context_allocation_strategy "
+    "create_runtime_cache set_runtime_cache",
+    "IRuntimeCache": "serialize deserialize",
     "IExecutionContext": "set_optimization_profile_async set_device_memory set_input_shape set_tensor_address "
-    "execute_async_v3",
+    "execute_async_v3 is_stream_capturable",
 }
 """Names that we use of TensorRT's objects, by class."""
 PROBE = """\

@@ -3,9 +3,12 @@
  * gcc -shared -fPIC -Wl,-soname,libcuda.so.1 stand_in_libcuda.c -o libcuda.so.1
  */
 #include <elf.h>
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+
+#define MAX_LAUNCHES 64
 
 typedef struct Module
 {
@@ -48,9 +51,12 @@ static struct
     char counted[32][64];
     int counts[32];
     uint32_t module_loads;
-    Launch launches[16];
+    Launch launches[MAX_LAUNCHES];
     int launched;
 } state = {8, 0, 108, 0x1000, "", 0, {""}, {0}, 0, {{{0}}}, 0};
+
+/* Of what changes while calls run. */
+static pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
 
 #define FAIL_IF_TOLD(name)                                                                         \
     if (strcmp(state.failing, name) == 0)                                                          \
@@ -76,9 +82,11 @@ void stand_in_count(int index, char const* name, int count)
 
 int stand_in_take(Launch const** launches)
 {
+    pthread_mutex_lock(&mutex);
     int const launched = state.launched;
     *launches = state.launches;
     state.launched = 0;
+    pthread_mutex_unlock(&mutex);
     return launched;
 }
 
@@ -132,7 +140,9 @@ int cuModuleLoadDataEx(
     *module = malloc(sizeof **module);
     (*module)->image = image;
     (*module)->context = state.context;
+    pthread_mutex_lock(&mutex);
     ++state.module_loads;
+    pthread_mutex_unlock(&mutex);
     return 0;
 }
 
@@ -181,16 +191,14 @@ int cuFuncSetAttribute(Function* function, int attribute, int value)
     return 0;
 }
 
-int cuLaunchKernel(Function* function, unsigned x, unsigned y, unsigned z, unsigned block_x,
-    unsigned block_y, unsigned block_z, unsigned shared_bytes, uint64_t stream, void** arguments,
-    void** extra)
+static int record(Function* function, uint32_t const* grid, uint32_t const* block,
+    unsigned shared_bytes, uint64_t stream, void** arguments, void** extra)
 {
-    FAIL_IF_TOLD("cuLaunchKernel");
-    if (extra != NULL || function->module->context != state.context || state.launched == 16)
+    if (extra != NULL || function->module->context != state.context || state.launched == MAX_LAUNCHES)
         return 1;
     Launch* launch = &state.launches[state.launched++];
-    *launch = (Launch){.grid = {x, y, z},
-        .block = {block_x, block_y, block_z},
+    *launch = (Launch){.grid = {grid[0], grid[1], grid[2]},
+        .block = {block[0], block[1], block[2]},
         .shared_bytes = shared_bytes,
         .max_shared = (uint32_t) function->max_shared,
         .stream = stream,
@@ -205,6 +213,19 @@ int cuLaunchKernel(Function* function, unsigned x, unsigned y, unsigned z, unsig
             for (int j = 0; j < state.counts[i]; ++j)
                 memcpy(&launch->arguments[j], arguments[j], 8);
     return 0;
+}
+
+int cuLaunchKernel(Function* function, unsigned x, unsigned y, unsigned z, unsigned block_x,
+    unsigned block_y, unsigned block_z, unsigned shared_bytes, uint64_t stream, void** arguments,
+    void** extra)
+{
+    FAIL_IF_TOLD("cuLaunchKernel");
+    uint32_t const grid[3] = {x, y, z};
+    uint32_t const block[3] = {block_x, block_y, block_z};
+    pthread_mutex_lock(&mutex);
+    int const result = record(function, grid, block, shared_bytes, stream, arguments, extra);
+    pthread_mutex_unlock(&mutex);
+    return result;
 }
 
 int cuGetErrorName(int error, char const** name)

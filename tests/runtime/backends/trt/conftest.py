@@ -11,8 +11,10 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import importlib.util
+import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from enum import IntEnum
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,10 +33,13 @@ from longllava_trt.core.engine_record import (
     ShapeRange,
     StateBinding,
     WeightPart,
+    engine_folders,
 )
 from longllava_trt.core.stage_spec import TensorSpec
 from longllava_trt.plugins_trt.registry import LIBRARY_FILE, TensorRT
 from longllava_trt.plugins_trt.spec import OPERATORS
+from longllava_trt.runtime.backends.trt.cuda import Cuda
+from longllava_trt.runtime.backends.trt.engines import Engines, open_engines
 
 HIDDEN, VOCAB, CAPACITY, CHUNK = 4, 5, 24, 8
 KEY, PRESENT_KEY = "past_key_values.1.key", "present.1.key"
@@ -56,7 +61,7 @@ class FakeRuntime:
     """`cuda.bindings.runtime` as far as it is used, on host memory; everything happens at once."""
 
     cudaMemcpyKind = SimpleNamespace(cudaMemcpyDefault=4)  # noqa: N815
-    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)  # noqa: N815
+    cudaStreamCaptureMode = SimpleNamespace(cudaStreamCaptureModeRelaxed=2)  # noqa: N815
 
     def __init__(self) -> None:
         self.devices = 1
@@ -66,6 +71,18 @@ class FakeRuntime:
         self.launches = 0
         self.before_replay: Callable[[], None] = lambda: None
         self.fails_to_capture = False
+        self.gpu = "NVIDIA RTX 1 Ada"
+        self.capturable: bool | None = True
+        """What contexts say; None if they have no such question, as in the full TensorRT."""
+        self.shapes: list[dict[str, tuple[int, ...]]] = []
+        """Of every launch."""
+        self.contexts = 0
+        """Execution contexts made."""
+        self.fails_at_launch = 0
+        """Number of launches after which each fails; 0 if none does."""
+
+    def cudaGetDeviceProperties(self, _: int) -> tuple[Status, Any]:
+        return Status.ok, SimpleNamespace(name=self.gpu.encode() + b"\0\0")
 
     def cudaGetErrorName(self, status: Status) -> tuple[Status, bytes]:
         names = {100: "cudaErrorNoDevice", 2: "cudaErrorMemoryAllocation"}
@@ -139,11 +156,32 @@ def at(address: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     return np.ctypeslib.as_array(block).view(dtype).reshape(shape)
 
 
+class FakeCache:
+    """A runtime cache: the shapes that kernels were compiled for."""
+
+    version = "driver 1"
+
+    def __init__(self) -> None:
+        self.kernels: set[str] = set()
+
+    def serialize(self) -> bytes:
+        return json.dumps([self.version, sorted(self.kernels)]).encode()
+
+    def deserialize(self, blob: bytes) -> bool:
+        version, kernels = json.loads(blob)
+        if version == self.version:
+            self.kernels |= set(kernels)
+        return bool(version == self.version)
+
+
 class FakeContext:
     """Launches a NumPy function on whatever is bound."""
 
-    def __init__(self, engine: FakeEngine) -> None:
-        self.engine, self.profile = engine, 0
+    def __init__(self, engine: FakeEngine, cache: FakeCache) -> None:
+        self.engine, self.profile, self.cache = engine, 0, cache
+        engine.runtime.contexts += 1
+        if engine.runtime.capturable is not None:
+            self.is_stream_capturable = lambda _: engine.runtime.capturable
         self.addresses: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.memory = (0, 0)
@@ -156,12 +194,14 @@ class FakeContext:
         self.memory = (address, size)
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        assert self.engine.runtime.captured is None, "shapes are to be set before a capture"
         allowed = list(self.engine.stage.profiles.values())[self.profile][name]
         self.shapes[name] = shape
         ends = zip(allowed.min, shape, allowed.max, strict=True)
         return all(low <= size <= high for low, size, high in ends)
 
     def set_tensor_address(self, name: str, address: int) -> bool:
+        assert self.engine.runtime.captured is None, "addresses are to be set before a capture"
         self.addresses[name] = address
         return name in self.engine.names and address % 16 == 0
 
@@ -169,6 +209,10 @@ class FakeContext:
         if not self.engine.names <= self.addresses.keys() or not self.memory[0]:
             return False
         addresses, shapes, runtime = dict(self.addresses), dict(self.shapes), self.engine.runtime
+        if runtime.fails_at_launch and runtime.launches >= runtime.fails_at_launch:
+            return False
+        runtime.shapes.append(shapes)
+        self.cache.kernels.add(f"{min(self.engine.names)} {sorted(shapes.items())}")
 
         def launch() -> None:
             runtime.launches += 1
@@ -193,18 +237,30 @@ class FakeEngine:
         return 64 * (1 + place)
 
     def create_runtime_config(self) -> Any:
-        config = SimpleNamespace(strategy="", dynamic_shapes_kernel_specialization_strategy="lazy")
+        config = SimpleNamespace(
+            strategy="",
+            dynamic_shapes_kernel_specialization_strategy="lazy",
+            cache=None,
+            create_runtime_cache=FakeCache,
+        )
 
         def choose(strategy: str) -> None:
             config.strategy = strategy
 
+        def take(cache: FakeCache) -> bool:
+            config.cache = cache
+            return True
+
         config.set_execution_context_allocation_strategy = choose
+        config.set_runtime_cache = take
         return config
 
     def create_execution_context(self, config: Any) -> FakeContext:
+        if config == "user-managed":  # as the full TensorRT is asked
+            return FakeContext(self, FakeCache())
         assert config.strategy == "user-managed"
         assert config.dynamic_shapes_kernel_specialization_strategy == "eager"
-        return FakeContext(self)
+        return FakeContext(self, config.cache)
 
     def compute(self, addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
         dims = {
@@ -343,6 +399,24 @@ def engine_bundle(tmp_path: Path, weights: np.ndarray) -> Path:
 @pytest.fixture
 def fake_runtime() -> FakeRuntime:
     return FakeRuntime()
+
+
+@pytest.fixture
+def engines(engine_bundle: Path, fake_runtime: FakeRuntime, fake_tensorrt: TensorRT) -> Engines:
+    cuda = Cuda(fake_runtime)
+    return open_engines(engine_bundle, cuda=cuda, tensorrt=fake_tensorrt, target="sm80")
+
+
+@pytest.fixture
+def full_engines(
+    engine_bundle: Path, fake_runtime: FakeRuntime, fake_tensorrt: TensorRT
+) -> Engines:
+    """Engines of the full TensorRT, which compiles nothing when it runs."""
+    (folder,) = engine_folders(engine_bundle)
+    replace(EngineRecord.load(folder), flavour="tensorrt").save(folder)
+    fake_runtime.capturable = None
+    tensorrt = replace(fake_tensorrt, flavour="tensorrt")
+    return open_engines(engine_bundle, cuda=Cuda(fake_runtime), tensorrt=tensorrt, target="sm80")
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -12,18 +11,11 @@ import numpy as np
 import pytest
 
 from longllava_trt.core.errors import ContractError, InputError, LongLLaVAError
-from longllava_trt.runtime.backends.trt.cuda import Cuda
 from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
-from longllava_trt.runtime.backends.trt.engines import Engines, open_engines
+from longllava_trt.runtime.backends.trt.engines import Engines
 
 HIDDEN, VOCAB, CAPACITY = 4, 5, 24
 RECURRENT = "past_key_values.0.recurrent_state"
-
-
-@pytest.fixture
-def engines(engine_bundle: Path, fake_runtime: Any, fake_tensorrt: Any) -> Engines:
-    cuda = Cuda(fake_runtime)
-    return open_engines(engine_bundle, cuda=cuda, tensorrt=fake_tensorrt, target="sm80")
 
 
 @pytest.fixture
@@ -100,15 +92,128 @@ def test_a_graph_that_gives_something_else_is_not_used(
     np.testing.assert_allclose(logits, expected(embeds, weights)[8], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("told", [False, True], ids=["fails", "TensorRT says so"])
 def test_where_nothing_can_be_captured_steps_are_launched(
-    engines: Engines, embeds: np.ndarray, fake_runtime: Any, caplog: pytest.LogCaptureFixture
+    told: bool,
+    engines: Engines,
+    embeds: np.ndarray,
+    weights: np.ndarray,
+    fake_runtime: Any,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    fake_runtime.fails_to_capture = True
+    fake_runtime.fails_to_capture = not told
+    fake_runtime.capturable = not told
     decoder = TrtDecoder(engines)
+    made = fake_runtime.contexts
     with caplog.at_level(logging.WARNING):
-        feed(decoder, embeds, [8, 1, 1], decoder.new_state())
+        logits = feed(decoder, embeds, [8, 1, 1], decoder.new_state())
+        feed(decoder, embeds, [8, 1], decoder.new_state())
     assert decoder.graphs_are_right is False
-    assert "cudaStreamEndCapture" in caplog.text
+    assert ("cannot be captured" if told else "cudaStreamEndCapture") in caplog.text
+    assert len(caplog.records) == 1, "it is said once"
+    assert fake_runtime.contexts == made + 1, "a context that failed is not used again"
+    np.testing.assert_allclose(logits, expected(embeds, weights)[[7, 8, 9]], rtol=1e-4, atol=1e-5)
+
+
+def test_a_later_sequence_whose_capture_fails_goes_on(
+    engines: Engines,
+    embeds: np.ndarray,
+    weights: np.ndarray,
+    fake_runtime: Any,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    decoder = TrtDecoder(engines)
+    feed(decoder, embeds, [8, 1], decoder.new_state())
+    assert decoder.graphs_are_right
+    fake_runtime.fails_to_capture = True
+    with caplog.at_level(logging.WARNING):
+        logits = feed(decoder, embeds, [8, 1, 1], decoder.new_state())
+    assert decoder.graphs_are_right is False
+    assert len(caplog.records) == 1
+    np.testing.assert_allclose(logits, expected(embeds, weights)[[7, 8, 9]], rtol=1e-4, atol=1e-5)
+
+
+def lengths(fake_runtime: Any) -> list[int]:
+    """Return the number of positions of every launch."""
+    return [shapes["inputs_embeds"][1] for shapes in fake_runtime.shapes]
+
+
+def test_rests_are_fed_in_fixed_sizes(
+    engines: Engines, embeds: np.ndarray, fake_runtime: Any
+) -> None:
+    decoder = TrtDecoder(engines, use_graphs=False)
+    feed(decoder, embeds, [8, 7, 3], decoder.new_state())
+    assert lengths(fake_runtime) == [8, 4, 1, 1, 1, 1, 1, 1]
+
+
+def test_the_full_tensorrt_is_fed_whole(
+    full_engines: Engines, embeds: np.ndarray, weights: np.ndarray, fake_runtime: Any
+) -> None:
+    decoder = TrtDecoder(full_engines)
+    logits = feed(decoder, embeds, [8, 7, 3, 1], decoder.new_state())
+    assert lengths(fake_runtime)[:3] == [8, 7, 3]
+    assert decoder.graphs_are_right
+    ends = [7, 14, 17, 18]
+    np.testing.assert_allclose(logits, expected(embeds, weights)[ends], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt])
+def test_a_call_that_fails_at_a_later_piece_leaves_the_state_as_it_was(
+    error: type[BaseException] | None,
+    engines: Engines,
+    embeds: np.ndarray,
+    fake_runtime: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    decoder = TrtDecoder(engines, use_graphs=False)
+    state = decoder.new_state()
+    feed(decoder, embeds, [8], state)
+    before = state.state_dict()
+    with monkeypatch.context() as broken:
+        if error is None:
+            broken.setattr(fake_runtime, "fails_at_launch", fake_runtime.launches + 2)
+        else:
+            waits = iter([None, None])
+            broken.setattr(decoder, "_cuda", Interrupted(decoder._cuda, waits, error))
+        with pytest.raises(error or LongLLaVAError):
+            decoder.step(embeds[:, 8:15], state)
+    assert state.past_len == 8
+    for name, array in state.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+    again = decoder.new_state()
+    feed(decoder, embeds, [8], again)
+    np.testing.assert_array_equal(
+        decoder.step(embeds[:, 8:15], state), decoder.step(embeds[:, 8:15], again)
+    )
+
+
+class Interrupted:
+    """A device whose stream is waited for a few times, then the user interrupts."""
+
+    def __init__(self, cuda: Any, waits: Any, error: type[BaseException]) -> None:
+        self.cuda, self.waits, self.error = cuda, waits, error
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.cuda, name)
+
+    def synchronize(self, stream: Any) -> None:
+        if next(self.waits, self) is self:
+            raise self.error
+        self.cuda.synchronize(stream)
+
+
+def test_after_a_warm_up_no_call_has_a_new_size(
+    engines: Engines, embeds: np.ndarray, fake_runtime: Any
+) -> None:
+    decoder = TrtDecoder(engines)
+    decoder.warm_up()
+    assert decoder.graphs_are_right
+    met = set(lengths(fake_runtime))
+    assert met == {8, 4, 1}
+    state = decoder.new_state()
+    for size in (2, 3, 5, 1, 7):
+        decoder.step(embeds[:, :size], state)
+    assert set(lengths(fake_runtime)) == met
 
 
 def test_two_sequences_do_not_meet(

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from longllava_trt.core.engine_record import EngineRecord, engine_folders
+from longllava_trt.core.engine_record import EngineRecord, EngineStage, EngineWeight, engine_folders
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.kernel_record import ProfileKernels
 from longllava_trt.plugins_trt.registry import TensorRT
 from longllava_trt.runtime.backends.trt.cuda import Cuda
 from longllava_trt.runtime.backends.trt.decoder import TrtDecoder
 from longllava_trt.runtime.backends.trt.engines import open_engines
-from longllava_trt.runtime.backends.trt.memory import stage_bytes
+from longllava_trt.runtime.backends.trt.memory import require_memory, stage_bytes
 
 SCRATCH = 5_000_000
 
@@ -47,7 +48,8 @@ def test_bytes_are_counted_by_purpose(record: EngineRecord) -> None:
     vocab = int(stage.outputs[0].shape[2])
     assert stage_bytes(stage) == {
         "weights": 4 * (hidden * vocab + vocab),
-        "state": 2 * 4 * hidden + 2 * 2 * capacity * 3,
+        "keys and values": 2 * 2 * capacity * 3,
+        "states": 2 * 4 * hidden,
         "scratch": SCRATCH,
     }
 
@@ -67,6 +69,74 @@ def test_a_stage_that_does_not_fit_is_refused_before_its_weights_are_read(
         read_weights=read_nothing,
     )
     with pytest.raises(
-        InputError, match=r"decoder: needs .*0\.0 GB of scratch\), got 0\.0 GB free; build with"
+        InputError,
+        match=r"decoder: needs .*5\.0 MB of scratch\), got 5\.0 MB free; no --max-context",
     ):
         TrtDecoder(engines)
+
+
+class Free:
+    """A device with some free memory."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+
+    def free_bytes(self) -> int:
+        return self.nbytes
+
+
+def with_context(stage: EngineStage, capacity: int) -> EngineStage:
+    """Return a stage with room for more positions."""
+    inputs = (
+        replace(spec, shape=(*spec.shape[:2], capacity, *spec.shape[3:]))
+        if spec.name.endswith(".key")
+        else spec
+        for spec in stage.inputs
+    )
+    return replace(stage, inputs=tuple(inputs))
+
+
+def with_experts(stage: EngineStage, dtype: str = "bfloat16") -> EngineStage:
+    """Return a stage with 800 kB of experts, if they are bfloat16."""
+    shape = (4, 100, 1000)
+    experts = EngineWeight(
+        name="model.layers.1.moe.experts.down", shape=shape, dtype=dtype, parts=()
+    )
+    return replace(stage, weights=(*stage.weights, experts))
+
+
+def refusal(stage: EngineStage, free: int) -> str:
+    with pytest.raises(InputError) as caught:
+        require_memory(Free(free), "decoder", stage)  # type: ignore[arg-type]
+    return str(caught.value)
+
+
+def test_the_longest_context_that_fits_is_named(record: EngineRecord) -> None:
+    stage = with_context(record.stages["decoder"], 1_000_000)
+    free = SCRATCH + 6_000_000
+    error = refusal(stage, free)
+    assert "12.0 MB of keys and values" in error
+    assert "5.0 MB of scratch), got 11.0 MB free" in error
+    found = re.search(r"build with --max-context (\d+), which fits", error)
+    assert found is not None
+    context = int(found[1])
+    require_memory(Free(free), "decoder", with_context(stage, context))  # type: ignore[arg-type]
+    refusal(with_context(stage, context + 1), free)
+
+
+def test_smaller_experts_are_named_where_no_context_fits(record: EngineRecord) -> None:
+    stage = with_experts(with_context(record.stages["decoder"], 100_000))
+    needed = sum(stage_bytes(stage).values())
+    assert "; build with --max-context " in refusal(stage, needed - 1_000)
+    error = refusal(stage, needed - 1_200_000 - 100_000)
+    assert "export with --moe-quant w8a16 and build with --max-context " in error
+    error = refusal(stage, needed - 1_200_000 - 500_000)
+    assert "export with --moe-quant w4a16 and build with --max-context " in error
+    error = refusal(with_experts(stage, "int8"), needed - 1_200_000 - 800_000)
+    assert "no --max-context and no format of experts would fit: use a GPU with more" in error
+
+
+def test_a_stage_without_a_cache_wants_smaller_batches(record: EngineRecord) -> None:
+    stage = with_experts(record.stages["vision"])
+    error = refusal(stage, 1000)
+    assert "build with a smaller --vision-batch or --chunk, or end other programs" in error
