@@ -122,8 +122,7 @@ def build_engines(
     manifest = Manifest.load(bundle)
     if options.stages == STAGES:
         # a text model has fewer
-        wanted = load_bundle_spec(bundle).stages
-        options = replace(options, stages=tuple(name for name in STAGES if name in wanted))
+        options = replace(options, stages=load_bundle_spec(bundle).stages)
     for stage in options.stages:
         manifest.stage(stage)
     tensorrt = import_tensorrt(options.flavour)

@@ -195,6 +195,8 @@ def test_what_cannot_fit_counts_the_same_ids(model: LongLLaVA, pictures: list[Pa
     session = model.session()
     session.ingest(pictures[0])
     prompt = model.runner.chat.prompt(image_of(model.runner.chat) + quote(QUESTIONS[0]))
-    length = len(prompt_ids(prompt, model.runner.tokenizer)) - 1 + model.runner.num_image_tokens
+    length = (
+        len(prompt_ids(prompt, model.runner.tokenizer)) - 1 + model.runner.cutter.patches.num_rows
+    )
     with pytest.raises(InputError, match=f"the prompt takes {length} positions"):
         session.ask(QUESTIONS[0], max_new_tokens=10**9)

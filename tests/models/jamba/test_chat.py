@@ -86,7 +86,7 @@ def test_a_model_without_a_template_continues_the_text(folder: Path) -> None:
 
 
 def test_a_text_model_has_no_places_of_images() -> None:
-    form = MessageFormat(CHAT, None)  # type: ignore[arg-type]
+    form = MessageFormat(CHAT, None)
     (part,) = MessageWriter(MediaOptions(), form).parts("what is <image>?", [])
     assert isinstance(part, Text)
     assert part.written("") == "what is <image>?"

@@ -96,7 +96,7 @@ def test_a_question_is_written_as_the_original_writes_it(bundles: dict[str, Path
     ):
         chat = read_chat(bundles[model])
         num_images = 2 if case == "two" else 1
-        slots, rest = MessageWriter(MediaOptions(), MessageFormat(chat, None)).slots(  # type: ignore[arg-type]
+        slots, rest = MessageWriter(MediaOptions(), MessageFormat(chat, None)).slots(
             question, num_images
         )
         prompt = chat.beginning
@@ -350,7 +350,7 @@ def test_a_vocabulary_that_joins_text_to_a_special_token_is_reported(tmp_path: P
 
 
 def test_a_message_s_text_is_marked_and_shown_without_marks() -> None:
-    form = MessageFormat(FORMATS["v1"], None)  # type: ignore[arg-type]
+    form = MessageFormat(FORMATS["v1"], None)
     (part,) = MessageWriter(MediaOptions(), form).parts(" a</s> ", [])
     assert isinstance(part, Text)
     assert part.text == quote(" a</s> ")
