@@ -13,10 +13,7 @@ from longllava_trt.core.stage_spec import PAST_PREFIX, StageSpec, TensorSpec, pr
 from longllava_trt.models.parameters import IMAGE_NEWLINE
 from longllava_trt.models.spec import AttentionSpec, DecoderSpec, ModelSpec
 
-__all__ = ["TRAINED_CONTEXT", "carried_state", "layer_output_names", "stage_specs"]
-
-TRAINED_CONTEXT = 176_000
-"""Positions of prompt and answer together that the published models were trained for."""
+__all__ = ["carried_state", "layer_output_names", "stage_specs"]
 
 
 def carried_state(decoder: DecoderSpec, dtype: str) -> Iterator[TensorSpec]:

@@ -120,9 +120,11 @@ def build_engines(
     """
     begin = time.monotonic()
     manifest = Manifest.load(bundle)
+    spec = load_bundle_spec(bundle)
+    options = replace(options, limits=options.limits.of_model(spec))
     if options.stages == STAGES:
         # a text model has fewer
-        options = replace(options, stages=load_bundle_spec(bundle).stages)
+        options = replace(options, stages=spec.stages)
     for stage in options.stages:
         manifest.stage(stage)
     tensorrt = import_tensorrt(options.flavour)

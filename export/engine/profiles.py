@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from longllava_trt.core.engine_record import ShapeRange
 from longllava_trt.core.errors import InputError
 from longllava_trt.core.stage_spec import StageSpec, TensorSpec
-from longllava_trt.models.contracts import TRAINED_CONTEXT
+from longllava_trt.models.registry import trained_context
+from longllava_trt.models.spec import ModelSpec
 from longllava_trt.plugins_trt.launch_plans.cached_attention import MAX_SEQUENCES
 
 __all__ = ["EngineLimits", "engine_spec", "stage_profiles"]
@@ -18,8 +19,8 @@ __all__ = ["EngineLimits", "engine_spec", "stage_profiles"]
 class EngineLimits:
     """How large the inputs of engines may get."""
 
-    max_context: int = TRAINED_CONTEXT
-    """Positions that the KV cache has room for; fixed in the engine."""
+    max_context: int | None = None
+    """Positions that the KV cache has room for; fixed in the engine. By default as many as the model was trained for."""
     chunk: int = 4096
     """Tokens that the decoder takes in one call while it reads a prompt."""
     vision_batch: int = 16
@@ -32,7 +33,7 @@ class EngineLimits:
         # with a batch of 1 and exactly one query TensorRT moves every weight in every call (TensorRT-RTX 1.7)
         if self.chunk < 2:
             raise InputError(f"chunk: must be at least 2 tokens, got {self.chunk}")
-        if self.max_context < self.chunk:
+        if self.max_context is not None and self.max_context < self.chunk:
             raise InputError(
                 f"max-context: must be at least the chunk of {self.chunk} tokens, got {self.max_context}; "
                 "raise --max-context or lower --chunk"
@@ -42,8 +43,16 @@ class EngineLimits:
         if not 1 <= self.sequences <= MAX_SEQUENCES:
             raise InputError(f"sequences: must be 1 to {MAX_SEQUENCES}, got {self.sequences}")
 
+    def of_model(self, spec: ModelSpec) -> EngineLimits:
+        """Return the limits with the model's own context in the place of None, and no longer chunks."""
+        if self.max_context is not None:
+            return self
+        context = trained_context(spec)
+        return replace(self, max_context=context, chunk=min(self.chunk, context))
+
     def fixed(self, stage: str) -> dict[str, int]:
         """Return sizes of a stage's dims that do not vary, by name."""
+        assert self.max_context is not None, "Bug: `of_model` comes first"
         varies = stage == "decoder" and self.sequences > 1
         return {"capacity": self.max_context} | ({} if varies else {"batch": 1})
 

@@ -27,6 +27,7 @@ from longllava_trt.export.engine.profiles import EngineLimits, engine_spec, stag
 from longllava_trt.export.engine.stage_facts import StageFacts, gather_facts
 from longllava_trt.export.engine.target import set_target
 from longllava_trt.export.engine.weights import externalize_weights
+from longllava_trt.models.registry import load_bundle_spec
 from longllava_trt.models.tensors import stored_paths
 from longllava_trt.plugins_trt.registry import TensorRT, import_tensorrt, load_plugins
 
@@ -142,7 +143,7 @@ def stage_network(
     limits: EngineLimits | None = None,
 ) -> AuditedStage:
     """Return a stage's audited network and its facts; arguments as for `build_stage`."""
-    limits = limits or EngineLimits()
+    limits = (limits or EngineLimits()).of_model(load_bundle_spec(bundle))
     manifest = Manifest.load(bundle)
     record = manifest.stage(stage)
     path = bundle / record.file

@@ -106,6 +106,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         type=count,
         metavar="N",
         help="tokens that a conversation may have, images included; their memory is taken whether used or not",
+        default_text="as many as the model was trained for",
     )
     LIMITS.add(
         limits,
