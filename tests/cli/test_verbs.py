@@ -142,7 +142,7 @@ def test_run_shows_the_prompt(tiny_bundle: Path, pictures: Path, cli: Cli) -> No
     document = json.loads(cli(*ask, "--show-prompt", "--json", "-q").out)
     assert document["prompt"] == {"text": text, "num_ids": num_ids, "num_images": 1}
     image_tokens = Manifest.load(tiny_bundle).stage("projector").spec.outputs[0].shape[1]
-    assert document["prompt_tokens"] == num_ids + image_tokens
+    assert document["prompt_tokens"] == num_ids + int(image_tokens)
     assert "prompt" not in json.loads(cli(*ask, "--json", "-q").out)
 
 
