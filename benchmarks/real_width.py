@@ -110,7 +110,8 @@ def _torch(folder: Path, dtype: str) -> NDArray[np.float32]:
     from longllava_trt.reference.checkpoint import load_model
     from longllava_trt.reference.generate import assemble_embeds, prefill
     from longllava_trt.reference.prompt import build_prompt, tokenize_prompt, wrap_images
-    from longllava_trt.runtime.inputs.pixels import load_processor_config, preprocess_batch
+    from longllava_trt.runtime.inputs.pixels import preprocess_batch
+    from longllava_trt.runtime.inputs.processor import load_processor_config
     from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 
     checkpoint, bundle = folder / "model", folder / "bundle"

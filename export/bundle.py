@@ -247,7 +247,7 @@ def _copy_side_files(
             tower=str(config.source.get("mm_vision_tower", VISION_CONFIG_FOLDER)),
             override=vision_tower,
         )
-    for name in ("config.json", *TEMPLATE_FILES, *defaults):
+    for name in ("config.json", "tokenizer_config.json", *defaults):
         if (checkpoint / name).is_file():
             shutil.copyfile(checkpoint / name, staging / name)
         elif name in defaults:
@@ -264,8 +264,12 @@ def _place_chat(checkpoint: Path, staging: Path) -> None:
     """Write the tokenizer, and what is chosen once for all prompts."""
     chat = load_chat(checkpoint)
     placed = place_tokenizer(checkpoint, staging, prefers_model=chat.reads_sentencepiece)
-    if load_family(checkpoint).read_chat is not None:
-        ChatFile(prompt_format=chat.name, piece_prefix=placed.piece_prefix).write(staging)
+    if load_family(checkpoint).read_chat is None:
+        return
+    ChatFile(prompt_format=chat.name, piece_prefix=placed.piece_prefix).write(staging)
+    for name in TEMPLATE_FILES:
+        if (checkpoint / name).is_file():
+            shutil.copyfile(checkpoint / name, staging / name)
 
 
 def _graph_file(stage: str) -> str:

@@ -52,6 +52,8 @@ def place_tokenizer(checkpoint: Path, folder: Path, *, prefers_model: bool) -> P
     """
     model, fast = checkpoint / _MODEL, checkpoint / _FAST
     if fast.is_file() and not (prefers_model and model.is_file()):
+        if prefers_model:
+            _check_beginning(fast, _TokenizerFiles.read(checkpoint))
         shutil.copyfile(fast, folder / _FAST)
         return PlacedTokenizer()
     if not model.is_file():
@@ -68,6 +70,16 @@ def place_tokenizer(checkpoint: Path, folder: Path, *, prefers_model: bool) -> P
     # a tokenizer that is not legacy marks the beginning alone, even before a space; no normalizer knows the beginning
     marked = prefers_model and piece_model.adds_prefix_space and files.marks_beginning
     return PlacedTokenizer(" " if marked else "")
+
+
+def _check_beginning(fast: Path, files: _TokenizerFiles) -> None:
+    """Raise an error if the original would put a token before every text, and the file does not."""
+    added = read_json_object(fast, whose="a tokenizer's file").get("post_processor")
+    if files.config.get("add_bos_token") is True and json.dumps(files.bos) not in json.dumps(added):
+        raise CheckpointError(
+            f"{fast}: must put '{files.bos}' before every text, as 'add_bos_token' in tokenizer_config.json says; add "
+            "tokenizer.model, or take the checkpoint's own file"
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,7 +32,7 @@ from longllava_trt.runtime.inputs.encoder import ImageEncoder, Projected
 from longllava_trt.runtime.inputs.images import ViewCutter
 from longllava_trt.runtime.inputs.media import MediaOptions
 from longllava_trt.runtime.inputs.message import Message, MessageFormat, build_message
-from longllava_trt.runtime.inputs.pixels import ImageProcessorConfig, load_processor_config
+from longllava_trt.runtime.inputs.processor import ImageProcessorConfig, load_processor_config
 from longllava_trt.runtime.inputs.sources import Images, Videos
 from longllava_trt.runtime.open_backend import open_backend
 from longllava_trt.runtime.options import RunOptions

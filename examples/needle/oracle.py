@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from examples.needle.evaluate import MAX_NEW_TOKENS, Answerer, Said
-from longllava_trt.runtime.inputs.pixels import load_processor_config, preprocess_batch
+from longllava_trt.runtime.inputs.pixels import preprocess_batch
+from longllava_trt.runtime.inputs.processor import load_processor_config
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 
 if TYPE_CHECKING:

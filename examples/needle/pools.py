@@ -10,7 +10,8 @@ from torch import Tensor
 
 from examples.needle.geometry import VISION
 from examples.needle.pictures import MARKS, draw_hay, draw_marked
-from longllava_trt.runtime.inputs.pixels import ImageProcessorConfig, preprocess
+from longllava_trt.runtime.inputs.pixels import preprocess
+from longllava_trt.runtime.inputs.processor import ImageProcessorConfig
 
 __all__ = ["PROCESSOR", "Pool", "draw_pool"]
 

@@ -22,9 +22,9 @@ from longllava_trt.reference.generate import assemble_embeds, greedy_tokens
 from longllava_trt.reference.image_rows import image_rows
 from longllava_trt.reference.model import LongLLaVA
 from longllava_trt.reference.prompt import IMAGE_TOKEN_INDEX
-from longllava_trt.runtime.inputs.pixels import load_processor_config
+from longllava_trt.runtime.inputs.pixels import view_pixels
+from longllava_trt.runtime.inputs.processor import load_processor_config
 from longllava_trt.runtime.inputs.sources import ImageSource, load_image
-from longllava_trt.runtime.inputs.views import view_pixels
 from longllava_trt.runtime.model import LongLLaVA as RuntimeLongLLaVA
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 from longllava_trt.validation.parity_case import ParityCase, array_of

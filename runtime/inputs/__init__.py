@@ -9,6 +9,7 @@ images.py       images, groups and messages as data; decoding of an image
 tiles.py        an image's overview and its tiles
 video.py        frames of a video that are shown, and their pixels
 encoder.py      images to embeddings with bounded memory, decoded by worker threads
-pixels.py       RGB to the vision stage's pixel values
+processor.py    settings of the image processor
+pixels.py       RGB to the vision stage's pixel values, one view or several
 prefetch.py     an iterator that is one item ahead
 """

@@ -22,8 +22,8 @@ import numpy as np
 from longllava_trt.core.errors import InputError
 from longllava_trt.models.image_layout import ImageLayout, Size
 from longllava_trt.runtime.inputs.images import ImageInput, Load, ViewCutter, open_images
-from longllava_trt.runtime.inputs.pixels import ImageProcessorConfig
-from longllava_trt.runtime.inputs.views import view_pixels
+from longllava_trt.runtime.inputs.pixels import view_pixels
+from longllava_trt.runtime.inputs.processor import ImageProcessorConfig
 from longllava_trt.runtime.timings import StageTimer
 
 if TYPE_CHECKING:

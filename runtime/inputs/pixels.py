@@ -1,4 +1,4 @@
-"""RGB images to the pixel values the vision stage takes.
+"""RGB images to the pixel values the vision stage takes: the whole image, and tiles as its layout says.
 
 Pillow and numpy only. The result equals, to the last bit, that of the original's padding and the
 tower's own image processor, so the resampling filter, the rounding to bytes between its two passes
@@ -7,148 +7,60 @@ and the arithmetic of a byte's value are the same.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from longllava_trt.core.errors import ConfigError
-from longllava_trt.core.json_file import read_json_object
+from longllava_trt.models.image_layout import Canvas, ImageLayout
+from longllava_trt.runtime.inputs.processor import RESCALE_FACTOR, ImageProcessorConfig
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = [
-    "Fit",
-    "ImageProcessorConfig",
-    "load_processor_config",
-    "normalise",
-    "preprocess",
-    "preprocess_batch",
-]
+__all__ = ["normalise", "preprocess", "preprocess_batch", "view_pixels"]
 
-Fit: TypeAlias = Literal["pad", "crop", "stretch"]
-"""How an image becomes a square: padded with the mean colour and resized; resized by its shorter
-side and cropped in the middle; or resized in both directions by themselves."""
-
-_RESCALE_FACTOR = 0.00392156862745098
+_CANVAS_COLOUR = (0, 0, 0)
+"""Before pixels are normalised, so that the free part is -mean / std."""
 _STRIP_ROWS = 256
 _STRIP_BYTES = 2**24
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ImageProcessorConfig:
-    """Format of the pixels that the vision tower expects."""
-
-    image_size: int
-    """Side of the square the tower sees, in pixels."""
-    image_mean: tuple[float, float, float]
-    """Mean of red, green and blue, on a scale of 0 to 1."""
-    image_std: tuple[float, float, float]
-    """Standard deviation of red, green and blue, on the same scale."""
-    fit: Fit = "pad"
-    """How an image that is not square becomes one."""
-
-    def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise ConfigError(f"image processor: size must be positive, got {self.image_size}")
-        for name, values in (("image_mean", self.image_mean), ("image_std", self.image_std)):
-            if len(values) != 3:
-                raise ConfigError(f"image processor: {name} must hold 3 numbers, got {values}")
-        if not all(0 <= mean <= 1 for mean in self.image_mean):
-            raise ConfigError(f"image processor: image_mean must be 0…1, got {self.image_mean}")
-        if not all(std > 0 for std in self.image_std):
-            raise ConfigError(f"image processor: image_std must be positive, got {self.image_std}")
-
-    @property
-    def pad_colour(self) -> tuple[int, int, int]:
-        """Colour of the padding: the mean, truncated to bytes; (122, 116, 104) for CLIP."""
-        red, green, blue = (int(255 * mean) for mean in self.image_mean)
-        return red, green, blue
-
-
-_FIXED: dict[str, Any] = {
-    "do_convert_rgb": True,
-    "do_normalize": True,
-    "do_rescale": True,
-    "do_resize": True,
-    "resample": int(Image.Resampling.BICUBIC),
-    "rescale_factor": _RESCALE_FACTOR,
-}
-"""Keys that change the pixels, with the values that older files mean when they leave them out."""
-
-_REQUIRED = ("image_mean", "image_std", "size")
-
-_IGNORED = {"_processor_class", "_valid_processor_keys", "default_to_square"} | {
-    "feature_extractor_type",
-    "image_grid_pinpoints",
-    "image_processor_type",
-    "processor_class",
-}
-"""Keys that say nothing about pixels, or what config.json says."""
-
-_SHAPING = {"crop_size", "do_center_crop", "do_pad"}
-
-_PADS_TO_SQUARE = "LlavaImageProcessor"
-"""The one type of image processor whose `do_pad` means a square; others fill up batches by it."""
-
-
-def load_processor_config(bundle: Path, *, aspect_ratio: str = "pad") -> ImageProcessorConfig:
-    """Read and check a bundle's preprocessor_config.json, in its older or newer spelling.
+def view_pixels(
+    image: Image.Image, layout: ImageLayout, processor: ImageProcessorConfig
+) -> NDArray[np.float32]:
+    """Return the pixel values of every view of an image.
 
     Args:
-        bundle: Folder.
-        aspect_ratio: What config.json says of images that are not square: `pad`, or anything else
-            for what the image processor says.
+        image: RGB, of the size that the layout was made for.
+        layout: Its layout.
+        processor: Format of the pixels that the vision stage expects.
 
-    Raises:
-        ConfigError: Lists every key that is missing, unknown, or has a value that is not supported.
+    Returns:
+        [num_views, 3, image_size, image_size], float32.
     """
-    path = bundle / "preprocessor_config.json"
-    raw = read_json_object(path, whose="a bundle carries its image processor's settings")
-    problems = [f"missing key '{key}'" for key in _REQUIRED if key not in raw]
-    unknown = raw.keys() - _FIXED.keys() - set(_REQUIRED) - _IGNORED - _SHAPING
-    problems += [f"unknown key '{key}'" for key in sorted(unknown)]
-    problems += [
-        f"'{key}' must be {want!r}, got {raw[key]!r}"
-        for key, want in _FIXED.items()
-        if raw.get(key, want) != want
-    ]
-    size = _side(raw.get("size"))
-    if "size" in raw and size is None:
-        problems.append(f"'size' must be one positive number or a square, got {raw['size']!r}")
-    if "crop_size" in raw and _side(raw["crop_size"]) != size:
-        problems.append(f"'crop_size' must equal 'size', got {raw['crop_size']!r}")
-    for key in ("image_mean", "image_std"):
-        if key in raw and not _is_rgb(raw[key]):
-            problems.append(f"'{key}' must be a list of 3 numbers, got {raw[key]!r}")
-    fit = "pad" if aspect_ratio == "pad" else _fit(raw)
-    if fit is None:
-        problems.append(
-            "'do_center_crop' must be true where 'size' is of the shortest edge, got false"
-        )
-    if problems or size is None or fit is None:
-        raise ConfigError(f"{path}: " + "; ".join(problems))
-    return ImageProcessorConfig(
-        image_size=size,
-        image_mean=tuple(raw["image_mean"]),
-        image_std=tuple(raw["image_std"]),
-        fit=fit,
-    )
+    if layout.canvas is None:
+        return preprocess(image, processor)[None]
+    # the overview takes the whole image, its proportions are not kept
+    views = [preprocess(image, replace(processor, fit="stretch"))]
+    views += [normalise(tile, processor) for tile in _tiles(image, layout.canvas, processor)]
+    return np.stack(views)
 
 
-def _fit(raw: dict[str, Any]) -> Fit | None:
-    """Return how the image processor itself makes a square; None if it would make none."""
-    kind = str(raw.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
-    if raw.get("do_pad") and kind == _PADS_TO_SQUARE:
-        return "pad"
-    if isinstance(raw.get("size"), dict) and "height" in raw["size"]:
-        return "stretch"
-    return "crop" if raw.get("do_center_crop", True) else None
+def _tiles(
+    image: Image.Image, canvas: Canvas, processor: ImageProcessorConfig
+) -> Iterator[Image.Image]:
+    """Yield the tiles row by row."""
+    width, height = canvas.size
+    laid = Image.new("RGB", canvas.size, _CANVAS_COLOUR)
+    laid.paste(image.resize(canvas.resized, Image.Resampling.BICUBIC), canvas.corner)
+    side = processor.image_size
+    for top in range(0, height, side):
+        for left in range(0, width, side):
+            yield laid.crop((left, top, left + side, top + side))
 
 
 def preprocess(image: Image.Image, config: ImageProcessorConfig) -> NDArray[np.float32]:
@@ -186,7 +98,7 @@ def normalise(square: Image.Image, config: ImageProcessorConfig) -> NDArray[np.f
 @cache
 def _levels(config: ImageProcessorConfig) -> NDArray[np.float32]:
     """Return the value of every byte: scaled in float64, rounded, then normalised. [3, 256], float32."""
-    scaled = (np.arange(256) * _RESCALE_FACTOR).astype(np.float32)
+    scaled = (np.arange(256) * RESCALE_FACTOR).astype(np.float32)
     mean, std = np.array(config.image_mean, np.float32), np.array(config.image_std, np.float32)
     return (scaled - mean[:, None]) / std[:, None]
 
@@ -249,22 +161,3 @@ def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
         strip = strip.resize((strip.width, height), Image.Resampling.BICUBIC)
         square.paste(strip.crop((0, top, strip.width, top + size)), (left, 0))
     return square
-
-
-def _side(value: Any) -> int | None:
-    """Return the side of the square that `size` or `crop_size` describes, or None."""
-    if isinstance(value, dict):
-        square = value.keys() == {"height", "width"} and value["height"] == value["width"]
-        value = value["height"] if square else value.get("shortest_edge")
-    is_positive_int = isinstance(value, int) and not isinstance(value, bool) and value > 0
-    return value if is_positive_int else None
-
-
-def _is_rgb(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) == 3
-        and all(
-            isinstance(number, int | float) and not isinstance(number, bool) for number in value
-        )
-    )

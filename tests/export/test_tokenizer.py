@@ -274,6 +274,26 @@ def test_a_beginning_that_the_vocabulary_lacks_is_refused(tmp_path: Path) -> Non
 
 
 @needs_gold
+def test_a_file_without_the_beginning_that_the_original_adds_is_refused(tmp_path: Path) -> None:
+    raw = json.loads((GOLD / "llava-1.5" / "tokenizer.json").read_text())
+    shutil.copyfile(
+        GOLD / "llava-1.5" / "tokenizer_config.json", tmp_path / "tokenizer_config.json"
+    )
+    (tmp_path / "out").mkdir()
+    for post_processor in (raw["post_processor"], None):
+        raw["post_processor"] = post_processor
+        (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+        if post_processor is not None:
+            place_tokenizer(tmp_path, tmp_path / "out", prefers_model=True)
+    with pytest.raises(CheckpointError) as caught:
+        place_tokenizer(tmp_path, tmp_path / "out", prefers_model=True)
+    assert str(caught.value) == (
+        f"{tmp_path}/tokenizer.json: must put '<s>' before every text, as 'add_bos_token' in tokenizer_config.json says; add "
+        "tokenizer.model, or take the checkpoint's own file"
+    )
+
+
+@needs_gold
 @pytest.mark.parametrize("cut", [1, 100, 5000])
 def test_a_damaged_model_is_refused(tmp_path: Path, cut: int) -> None:
     whole = (GOLD / "llava-1.5" / "tokenizer.model").read_bytes()

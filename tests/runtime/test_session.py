@@ -23,7 +23,8 @@ from longllava_trt.reference.prompt import (
 from longllava_trt.runtime.backends.ort.decoder import Decoder, DecoderState
 from longllava_trt.runtime.inputs.encoder import EncodedImage, ImageEncoder
 from longllava_trt.runtime.inputs.message import MediaOptions
-from longllava_trt.runtime.inputs.pixels import load_processor_config, preprocess
+from longllava_trt.runtime.inputs.pixels import preprocess
+from longllava_trt.runtime.inputs.processor import load_processor_config
 from longllava_trt.runtime.inputs.sources import load_image
 from longllava_trt.runtime.model import LongLLaVA, RunOptions
 from longllava_trt.runtime.session import Session

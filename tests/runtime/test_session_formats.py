@@ -18,7 +18,8 @@ from longllava_trt.core.errors import InputError
 from longllava_trt.models.chat import ChatFormat
 from longllava_trt.models.llava.chat import read_chat
 from longllava_trt.runtime.inputs.message import MessageFormat
-from longllava_trt.runtime.inputs.pixels import load_processor_config, preprocess
+from longllava_trt.runtime.inputs.pixels import preprocess
+from longllava_trt.runtime.inputs.processor import load_processor_config
 from longllava_trt.runtime.inputs.sources import load_image
 from longllava_trt.runtime.model import LongLLaVA, RunOptions
 from longllava_trt.runtime.session import Session

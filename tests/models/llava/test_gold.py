@@ -17,8 +17,8 @@ from longllava_trt.reference.checkpoint import load_model
 from longllava_trt.reference.generate import assemble_embeds, greedy_tokens
 from longllava_trt.reference.image_rows import image_rows
 from longllava_trt.reference.model import LongLLaVA
-from longllava_trt.runtime.inputs.pixels import load_processor_config
-from longllava_trt.runtime.inputs.views import view_pixels
+from longllava_trt.runtime.inputs.pixels import view_pixels
+from longllava_trt.runtime.inputs.processor import load_processor_config
 from tests.models.llava.gold import CASES, DATA, GoldCase, gold_case
 
 if TYPE_CHECKING:

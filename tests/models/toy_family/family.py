@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from longllava_trt.core.errors import ConfigError
+from longllava_trt.core.errors import ConfigError, InputError
 from longllava_trt.core.json_file import read_json_object
 from longllava_trt.models.chat import ChatFormat
+from longllava_trt.models.chat_file import ChatFile
 from longllava_trt.models.clip import preprocessor_config
 from longllava_trt.models.family import CheckpointFormat, ModelFamily
 from longllava_trt.models.image_policy import Box, TileGrid, ViewTexts
@@ -98,6 +100,18 @@ CHAT = ChatFormat(
     user_role="USER: ", assistant_role="ASSISTANT: ", separator="\n", image_placeholder="<pic>"
 )
 
+_FORMATS = {"toy": replace(CHAT, name="toy"), "loud": replace(CHAT, name="loud", separator="!\n")}
+
+
+def read_chat(folder: Path, prompt_format: str | None = None) -> ChatFormat:
+    """Return the format by its name; a checkpoint's own is `toy`."""
+    kept = ChatFile.read(folder)
+    name = prompt_format or (kept.prompt_format if kept else "toy")
+    if name not in _FORMATS:
+        raise InputError(f"run: prompt_format must be one of {', '.join(_FORMATS)}, got '{name}'")
+    return _FORMATS[name]
+
+
 FAMILY = ModelFamily(
     model_type=MODEL_TYPE,
     title="Toy",
@@ -109,6 +123,7 @@ FAMILY = ModelFamily(
     is_tolerated=lambda _: False,
     formats={"toy": CheckpointFormat(config_files=config_files)},
     chat=CHAT,
+    read_chat=read_chat,
     image_policy=WholeImage(),
     presets={
         "toy": model_of(

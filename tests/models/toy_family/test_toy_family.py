@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from longllava_trt.core.errors import ConfigError
+from longllava_trt.core.errors import ConfigError, InputError
 from longllava_trt.core.manifest import Manifest
 from longllava_trt.export.bundle import export_bundle
 from longllava_trt.inspection import inspect_bundle, inspect_checkpoint
+from longllava_trt.models.chat_file import ChatFile
 from longllava_trt.models.registry import load_model_spec, register_family, unregister_family
 from longllava_trt.planning import find_gpu, make_plan
 from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
-from longllava_trt.runtime.model import LongLLaVA
+from longllava_trt.runtime.model import LongLLaVA, RunOptions
 from longllava_trt.validation import validate
 from tests.models.toy_family.family import FAMILY
 
@@ -25,6 +26,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     register_family(FAMILY)
     folder = tmp_path_factory.mktemp("toy")
     write_checkpoint(folder / "checkpoint", preset="toy")
+    (folder / "checkpoint" / "chat_template.jinja").write_text("{{ messages[0].content }}")
     export_bundle(folder / "checkpoint", folder / "bundle")
     yield folder
     unregister_family(FAMILY.model_type)
@@ -55,6 +57,23 @@ def test_it_passes_validation_at_every_depth(toy: Path) -> None:
 def test_it_answers(toy: Path) -> None:
     answer = LongLLaVA.from_bundle(toy / "bundle").generate("What is it?", max_new_tokens=4)
     assert len(answer.token_ids) == 4
+
+
+def test_its_bundle_keeps_its_prompts(toy: Path) -> None:
+    bundle = toy / "bundle"
+    assert ChatFile.read(bundle) == ChatFile(prompt_format="toy")
+    template = toy / "checkpoint" / "chat_template.jinja"
+    assert (bundle / template.name).read_bytes() == template.read_bytes()
+    for name, text in ((None, "USER: a\nASSISTANT: "), ("loud", "USER: a!\nASSISTANT: ")):
+        model = LongLLaVA.from_bundle(bundle, RunOptions(prompt_format=name))
+        assert model.session().written_prompt("a").text == text
+    with pytest.raises(InputError, match=r"must be one of toy, loud, got 'silent'"):
+        LongLLaVA.from_bundle(bundle, RunOptions(prompt_format="silent"))
+
+
+def test_a_name_that_is_no_text_is_refused() -> None:
+    with pytest.raises(InputError, match=r"run: prompt_format must be a name, got 1"):
+        RunOptions(prompt_format=1)  # type: ignore[arg-type]
 
 
 def test_it_is_inspected_and_planned(toy: Path) -> None:

@@ -17,10 +17,11 @@ from longllava_trt.models.image_layout import PatchGrid
 from longllava_trt.models.image_spec import ImageSpec
 from longllava_trt.models.llava_jamba.image_policy import IMAGE_POLICY
 from longllava_trt.runtime.backends.ort.decoder import Decoder, DecoderState
-from longllava_trt.runtime.inputs import views
+from longllava_trt.runtime.inputs import pixels
 from longllava_trt.runtime.inputs.encoder import DecodedImage, decode_images
 from longllava_trt.runtime.inputs.images import ImageInput, ViewCutter
-from longllava_trt.runtime.inputs.pixels import ImageProcessorConfig, preprocess
+from longllava_trt.runtime.inputs.pixels import preprocess
+from longllava_trt.runtime.inputs.processor import ImageProcessorConfig
 from longllava_trt.runtime.prefill import ChunkedPrefill, PrefillChunker
 from longllava_trt.runtime.timings import StageTimer
 
@@ -90,7 +91,7 @@ def test_only_so_many_are_decoded_ahead(tmp_path: Path, monkeypatch: pytest.Monk
             decoded.append(1)
         return preprocess(image, config)
 
-    monkeypatch.setattr(views, "preprocess", counted)
+    monkeypatch.setattr(pixels, "preprocess", counted)
     ring = ahead(write_stills(tmp_path, 30), depth=5)
     for taken in range(1, 11):
         next(ring)

@@ -18,12 +18,8 @@ from PIL import Image, ImageFile
 
 from longllava_trt.core.errors import ConfigError, InputError
 from longllava_trt.runtime.inputs import pixels as pixel_values
-from longllava_trt.runtime.inputs.pixels import (
-    ImageProcessorConfig,
-    load_processor_config,
-    preprocess,
-    preprocess_batch,
-)
+from longllava_trt.runtime.inputs.pixels import preprocess, preprocess_batch
+from longllava_trt.runtime.inputs.processor import ImageProcessorConfig, load_processor_config
 from longllava_trt.runtime.inputs.sources import MAX_IMAGE_SIDE, load_image, read_image_size
 
 CLIP = ImageProcessorConfig(

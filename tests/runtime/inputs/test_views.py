@@ -15,10 +15,10 @@ from PIL import Image
 
 from longllava_trt.models.image_layout import ImageLayout, PatchGrid, image_layout
 from longllava_trt.models.spec import ImageSpec
-from longllava_trt.runtime.inputs import views
-from longllava_trt.runtime.inputs.pixels import ImageProcessorConfig, preprocess
+from longllava_trt.runtime.inputs import pixels as pixel_values
+from longllava_trt.runtime.inputs.pixels import preprocess, view_pixels
+from longllava_trt.runtime.inputs.processor import ImageProcessorConfig
 from longllava_trt.runtime.inputs.sources import load_image
-from longllava_trt.runtime.inputs.views import view_pixels
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -124,9 +124,9 @@ def test_the_comparison_notices_a_wrong_recipe(fault: str, monkeypatch: pytest.M
     wanted = expected("next", image)
     if fault == "kept-aspect":
         kept = lambda picture, config: preprocess(picture, replace(config, fit="pad"))  # noqa: E731
-        monkeypatch.setattr(views, "preprocess", kept)
+        monkeypatch.setattr(pixel_values, "preprocess", kept)
     elif fault == "white":
-        monkeypatch.setattr(views, "_CANVAS_COLOUR", (255, 255, 255))
+        monkeypatch.setattr(pixel_values, "_CANVAS_COLOUR", (255, 255, 255))
     found = actual("next", image)
     if fault == "overview-last":
         found = np.roll(found, -1, axis=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -228,16 +229,23 @@ def test_special_tokens_of_users_stay_text(checkpoint: HuggingFace, question: st
     assert tokenizer.decode(ids).lstrip() == text.replace("▁", " ").lstrip()
 
 
+@functools.cache
+def without_tokens(folder: Path) -> Tokenizer:
+    """Return a tokenizer that takes every special token for text."""
+    raw = json.loads((folder / "tokenizer.json").read_text())
+    for token in raw["added_tokens"]:
+        token["special"] = True
+    oracle = Tokenizer.from_str(json.dumps(raw))
+    oracle.encode_special_tokens = True
+    return oracle
+
+
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(question=WITH_TOKENS)
 def test_a_text_with_tokens_has_the_ids_of_one_that_never_knew_them(
     checkpoint: HuggingFace, question: str
 ) -> None:
-    raw = json.loads((checkpoint.folder / "tokenizer.json").read_text())
-    for token in raw["added_tokens"]:
-        token["special"] = True
-    oracle = Tokenizer.from_str(json.dumps(raw))
-    oracle.encode_special_tokens = True
+    oracle = without_tokens(checkpoint.folder)
     want = oracle.encode("USER: " + question + " ASSISTANT:", add_special_tokens=False).ids
     bos = checkpoint.tokenizer.encode("")
     got = checkpoint.tokenizer.encode("USER: " + quote(question) + " ASSISTANT:")
