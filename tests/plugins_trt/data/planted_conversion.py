@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 from longllava_trt.plugins_trt.kernels.census import count_loops, find_faults, matrix_loop
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def convert(x: tl.tensor, w: tl.tensor, y: tl.tensor, length: int) -> None:
     rows, depth = tl.arange(0, 64), tl.arange(0, 64)
     total = tl.zeros([64, 64], tl.float32)

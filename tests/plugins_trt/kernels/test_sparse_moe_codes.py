@@ -94,13 +94,13 @@ def test_a_wrong_step_is_noticed() -> None:
     assert not np.array_equal(raised - 256, right[:, :2])
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def int8_kernel(codes: tl.tensor, values: tl.tensor) -> None:
     at = tl.arange(0, 256)
     tl.store(values + at, int8_values(tl.load(codes + at), values.dtype.element_ty))
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def int4_kernel(packed: tl.tensor, values: tl.tensor) -> None:
     at = tl.arange(0, 2)[:, None] * 128 + tl.arange(0, 128)[None, :]
     wide = tl.arange(0, 2)[:, None] * 256 + tl.arange(0, 256)[None, :]
