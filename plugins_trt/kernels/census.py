@@ -21,7 +21,8 @@ _CONVERSIONS = ("I2F", "I2FP")
 """From integers to floats; I2F takes four times as long as other arithmetic on sm_80."""
 _LOCAL = ("LDL", "STL")
 _MOST_LOADS = 0.5
-"""Loads of matrices (LDSM) for a product: sm_80 has time for four every eight HMMA of a warp."""
+"""Loads of matrices (LDSM) for a product: while four warps of sm_80 do an HMMA each, shared memory
+serves two loads."""
 
 _LABEL = re.compile(r"\s*\.(L_x_\d+):")
 _INSTRUCTION = re.compile(r"/\*[0-9a-f]{4,}\*/\s+(.*?);")
