@@ -181,7 +181,7 @@ class FakeContext:
         self.engine, self.profile, self.cache = engine, 0, cache
         engine.runtime.contexts += 1
         if engine.runtime.capturable is not None:
-            self.is_stream_capturable = lambda _: engine.runtime.capturable
+            self.is_stream_capturable = lambda _: bool(engine.runtime.capturable)
         self.addresses: dict[str, int] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.memory = (0, 0)

@@ -123,14 +123,20 @@ def test_a_later_sequence_whose_capture_fails_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     decoder = TrtDecoder(engines)
-    feed(decoder, embeds, [8, 1], decoder.new_state())
-    assert decoder.graphs_are_right
+    earlier = decoder.new_state()
+    feed(decoder, embeds, [8, 1], earlier)
+    before = decoder.graphs_are_right
     fake_runtime.fails_to_capture = True
     with caplog.at_level(logging.WARNING):
         logits = feed(decoder, embeds, [8, 1, 1], decoder.new_state())
-    assert decoder.graphs_are_right is False
+    assert (before, decoder.graphs_are_right) == (True, False)
     assert len(caplog.records) == 1
-    np.testing.assert_allclose(logits, expected(embeds, weights)[[7, 8, 9]], rtol=1e-4, atol=1e-5)
+    want = expected(embeds, weights)
+    np.testing.assert_allclose(logits, want[[7, 8, 9]], rtol=1e-4, atol=1e-5)
+    # whose graphs came from the context that is gone
+    np.testing.assert_allclose(
+        decoder.step(embeds[:, 9:10], earlier), want[9], rtol=1e-4, atol=1e-5
+    )
 
 
 def lengths(fake_runtime: Any) -> list[int]:
