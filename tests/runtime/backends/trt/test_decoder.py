@@ -123,20 +123,13 @@ def test_a_later_sequence_whose_capture_fails_goes_on(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     decoder = TrtDecoder(engines)
-    earlier = decoder.new_state()
-    feed(decoder, embeds, [8, 1], earlier)
-    before = decoder.graphs_are_right
+    feed(decoder, embeds, [8, 1], decoder.new_state())
+    assert decoder.graphs_are_right
     fake_runtime.fails_to_capture = True
     with caplog.at_level(logging.WARNING):
         logits = feed(decoder, embeds, [8, 1, 1], decoder.new_state())
-    assert (before, decoder.graphs_are_right) == (True, False)
-    assert len(caplog.records) == 1
-    want = expected(embeds, weights)
-    np.testing.assert_allclose(logits, want[[7, 8, 9]], rtol=1e-4, atol=1e-5)
-    # whose graphs came from the context that is gone
-    np.testing.assert_allclose(
-        decoder.step(embeds[:, 9:10], earlier), want[9], rtol=1e-4, atol=1e-5
-    )
+    assert (decoder.graphs_are_right, len(caplog.records)) == (False, 1)
+    np.testing.assert_allclose(logits, expected(embeds, weights)[[7, 8, 9]], rtol=1e-4, atol=1e-5)
 
 
 def lengths(fake_runtime: Any) -> list[int]:
@@ -161,6 +154,21 @@ def test_the_full_tensorrt_is_fed_whole(
     assert decoder.graphs_are_right
     ends = [7, 14, 17, 18]
     np.testing.assert_allclose(logits, expected(embeds, weights)[ends], rtol=1e-4, atol=1e-5)
+
+
+def test_graphs_of_a_context_that_is_gone_are_not_replayed(
+    engines: Engines, embeds: np.ndarray, weights: np.ndarray, fake_runtime: Any
+) -> None:
+    decoder = TrtDecoder(engines)
+    earlier = decoder.new_state()
+    feed(decoder, embeds, [8, 1], earlier)
+    fake_runtime.fails_to_capture = True
+    feed(decoder, embeds, [8, 1], decoder.new_state())
+    replays: list[int] = []
+    fake_runtime.before_replay = lambda: replays.append(1)
+    logits = decoder.step(embeds[:, 9:10], earlier)
+    assert not replays
+    np.testing.assert_allclose(logits, expected(embeds, weights)[9], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])
