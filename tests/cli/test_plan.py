@@ -25,7 +25,7 @@ def test_plan_of_the_53b_is_refused_with_what_would_fit(cli: Cli) -> None:
     result = cli("plan", PUBLISHED / "53b", "--gpu", "a100-80gb")
 
     assert result.code == 1
-    assert "it does not fit: 108.1 GB are needed (103.8 GB of weights)" in result.out
+    assert "it does not fit: 108.2 GB are needed (103.8 GB of weights)" in result.out
     assert "--moe-quant w8a16: 58.7 GB of weights, 1000 images fit" in result.out
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -18,6 +19,7 @@ from longllava_trt.export.engine import graph, network, stage
 from longllava_trt.export.engine.budgets import check_budgets
 from longllava_trt.export.engine.graph import convolve_channels_last
 from longllava_trt.export.engine.kernels import read_kernels, tells_kernels
+from longllava_trt.export.engine.log import make_logger
 from longllava_trt.export.engine.profiles import EngineLimits
 from longllava_trt.export.engine.stage import BuiltStage, build_stage
 from longllava_trt.export.engine.stage_facts import StageFacts
@@ -100,6 +102,18 @@ def build(tensorrt: TensorRT, plugins: None, bfloat16_bundle: Path) -> Build:
         )
 
     return build_it
+
+
+@pytest.mark.trt
+def test_engines_leave_all_memory_to_the_user(tensorrt: TensorRT) -> None:
+    """Else a launch might allocate, and could not be part of a CUDA graph."""
+    if tensorrt.flavour != "tensorrt-rtx":
+        pytest.skip("the flag of TensorRT-RTX is unproven: the full TensorRT is installed instead")
+    trt = tensorrt.module
+    builder = trt.Builder(make_logger(tensorrt))
+    parsed: Any = SimpleNamespace(builder=builder)
+    config = stage._builder_config(tensorrt, parsed, "sm80")
+    assert config.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
 
 
 @pytest.mark.trt

@@ -156,6 +156,21 @@ def test_the_full_tensorrt_is_fed_whole(
     np.testing.assert_allclose(logits, expected(embeds, weights)[ends], rtol=1e-4, atol=1e-5)
 
 
+def test_graphs_of_a_context_that_is_gone_are_not_replayed(
+    engines: Engines, embeds: np.ndarray, weights: np.ndarray, fake_runtime: Any
+) -> None:
+    decoder = TrtDecoder(engines)
+    earlier = decoder.new_state()
+    feed(decoder, embeds, [8, 1], earlier)
+    fake_runtime.fails_to_capture = True
+    feed(decoder, embeds, [8, 1], decoder.new_state())
+    replays: list[int] = []
+    fake_runtime.before_replay = lambda: replays.append(1)
+    logits = decoder.step(embeds[:, 9:10], earlier)
+    assert not replays
+    np.testing.assert_allclose(logits, expected(embeds, weights)[9], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("error", [None, KeyboardInterrupt])
 def test_a_call_that_fails_at_a_later_piece_leaves_the_state_as_it_was(
     error: type[BaseException] | None,

@@ -74,7 +74,9 @@ def test_weights_arrive_whole(cuda: Cuda, tmp_path: Path) -> None:
 
 @pytest.mark.skipif(not HAS_TENSORRT, reason="engines on this GPU are unproven: no TensorRT")
 @pytest.mark.slow
-def test_engines_give_what_onnxruntime_gives(tiny_bundle: Path, tmp_path: Path) -> None:
+def test_engines_give_what_onnxruntime_gives(
+    tiny_bundle: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     import shutil
 
     from longllava_trt.core.manifest import Manifest
@@ -95,9 +97,17 @@ def test_engines_give_what_onnxruntime_gives(tiny_bundle: Path, tmp_path: Path) 
         pytest.skip(f"engines on this GPU are unproven, TensorRT builds none: {err}")
     embeds = np.random.default_rng(0).standard_normal((1, 40, 64)).astype(np.float32)
     reference = Decoder(OnnxSession(bundle, Manifest.load(bundle), "decoder"))
-    decoder = TrtDecoder(open_engines(bundle, folder=report.folder))
+    engines = open_engines(bundle, folder=report.folder)
+    decoder = TrtDecoder(engines)
+    decoder.warm_up()
     want, got = reference.new_state(capacity=64), decoder.new_state()
     for piece in np.split(embeds, [20, 31, 32, 33, 34, 36], axis=1):
         a, b = reference.step(piece, want), decoder.step(piece, got)
         assert np.sqrt(np.square(b - a).mean() / np.square(a).mean()) <= 1e-3
     assert decoder.graphs_are_right
+    engines.keep_kernels()
+    if engines.runtime_cache is not None:
+        # what this process compiled, the next one takes
+        assert engines.runtime_cache.path.is_file()
+        TrtDecoder(open_engines(bundle, folder=report.folder))
+        assert "runtime-cache" not in caplog.text
