@@ -36,6 +36,14 @@ OPTIONS = {
 }
 SIZES: dict[str, dict[str, int]] = {
     "SelectiveScan": {"batch": 1, "seq_len": 200, "d_inner": 64, "d_state": 16},
+    "MambaScan": {
+        "batch": 1,
+        "seq_len": 200,
+        "d_inner": 64,
+        "d_state": 16,
+        "dt_rank": 4,
+        "dt_b_c": 36,
+    },
     "CausalConvWithState": {"batch": 1, "seq_len": 200, "d_inner": 64, "d_conv": 4},
     "CachedAttention": {
         "batch": 2,
@@ -47,7 +55,11 @@ SIZES: dict[str, dict[str, int]] = {
     },
     "SparseMoE": {"num_tokens": 5, "hidden": 64, "intermediate": 96, "num_experts": 4},
 }
-ATTRIBUTES = {"CausalConvWithState": "activation=silu", "SparseMoE": "top_k=2"}
+ATTRIBUTES = {
+    "MambaScan": "eps=1e-6",
+    "CausalConvWithState": "activation=silu",
+    "SparseMoE": "top_k=2",
+}
 HUGE = 2**63 - 1
 
 
