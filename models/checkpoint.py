@@ -30,6 +30,11 @@ __all__ = [
 SINGLE_FILE, INDEX_FILE = "model.safetensors", "model.safetensors.index.json"
 
 _MAX_LISTED = 20
+_CONVERSION = (
+    "safetensors.torch.save_file({k: v.clone() for f in FILES for k, v in torch.load(f, weights_only=True).items()}, "
+    f"'{SINGLE_FILE}')"
+)
+"""Python expression that makes one safetensors file of pickles."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,8 +174,7 @@ def _explain_no_weights(folder: Path) -> str:
     if pickles:
         return (
             f"{expected}, got {', '.join(pickles[:3])}; only safetensors are read, because unpickling can run code. "
-            "Convert once, where you trust the file: safetensors.torch.save_file(torch.load(FILE, "
-            f"weights_only=True), '{SINGLE_FILE}')"
+            f"Convert once, where you trust the files: {_CONVERSION} with FILES the list of their paths"
         )
     return f"{expected}, got no weights at all; fetch the checkpoint again"
 

@@ -14,6 +14,7 @@ from longllava_trt.models.checkpoint import index_checkpoint
 from longllava_trt.models.llava.weights import canonical_name, huggingface_name, is_tolerated
 from longllava_trt.models.registry import find_preset, load_model_spec
 from longllava_trt.models.tensors import expected_tensors, stored_tensors, tensor_names
+from longllava_trt.reference.checkpoint import load_model
 from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
@@ -95,13 +96,30 @@ def test_formats_have_the_published_keys() -> None:
     assert {"model.mm_projector.weight", "model.mm_projector.bias"} < linear.keys()
 
 
-def test_pickles_are_refused_with_the_line_that_converts(tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "model", preset="llava-1.5-tiny")
-    for file in (tmp_path / "model").glob("*.safetensors*"):
-        file.unlink()
-    (tmp_path / "model" / "pytorch_model-00001-of-00002.bin").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"safetensors\.torch\.save_file\(torch\.load\("):
-        index_checkpoint(tmp_path / "model", load_model_spec(tmp_path / "model"))
+def test_pickles_are_refused_with_the_line_that_converts_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The line in the error is run as it stands, on two files."""
+    torch = pytest.importorskip("torch")
+    import safetensors.torch
+
+    folder = tmp_path / "model"
+    write_checkpoint(folder, preset="llava-1.5-tiny")
+    expected = load_model(folder).state_dict()
+    files = []
+    for shard in sorted(folder.glob("*.safetensors")):
+        files.append(shard.with_suffix(".bin"))
+        torch.save(safetensors.torch.load_file(shard), files[-1])
+        shard.unlink()
+    (folder / "model.safetensors.index.json").unlink()
+    with pytest.raises(CheckpointError, match="unpickling can run code") as caught:
+        load_model(folder)
+    line = re.search(r"safetensors\.torch\.save_file\(.*'\)", str(caught.value))
+    assert line is not None
+    monkeypatch.chdir(folder)
+    eval(line[0], {"safetensors": safetensors, "torch": torch, "FILES": files})  # noqa: S307
+    found = load_model(folder).state_dict()
+    assert all(found[name].equal(value) for name, value in expected.items())
 
 
 def test_a_missing_newline_and_a_tower_elsewhere(tmp_path: Path) -> None:
