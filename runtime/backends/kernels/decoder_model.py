@@ -16,9 +16,11 @@ from longllava_trt.models.spec import AttentionSpec, DecoderSpec, ExpertsSpec, F
 from longllava_trt.plugins_trt.kernels.activations import apply_swiglu
 from longllava_trt.plugins_trt.kernels.cached_attention import cached_attention
 from longllava_trt.plugins_trt.kernels.causal_conv import causal_conv
+from longllava_trt.plugins_trt.kernels.mamba_scan import mamba_scan
 from longllava_trt.plugins_trt.kernels.rms_norm import rms_norm, rms_norms_of_dt_b_c
 from longllava_trt.plugins_trt.kernels.selective_scan import selective_scan
 from longllava_trt.plugins_trt.kernels.sparse_moe import sparse_moe
+from longllava_trt.plugins_trt.launch_plans.mixers import STEP_TOKENS
 from longllava_trt.runtime.backends.kernels.rotary import rotary_tables
 from longllava_trt.runtime.backends.kernels.state import SlotSpan
 from longllava_trt.runtime.backends.kernels.weights import Weights
@@ -89,7 +91,7 @@ def decode(
         if isinstance(spec.mixer, AttentionSpec):
             delta = _attend(spec.mixer, layer, h, states, span.past_len)
         else:
-            delta = _mix(layer, h, states, written, scan=scan or selective_scan, eps=eps)
+            delta = _mix(layer, h, states, written, scan=scan, eps=eps)
         h, x = rms_norm(x, layer["ff_norm"], eps=eps, delta=delta)
         delta = _feed_forward(spec.feed_forward, layer, h)
     torch.add(span.past_len, inputs_embeds.shape[1], out=span.next_len)
@@ -114,26 +116,38 @@ def _attend(
 
 
 def _mix(
-    layer: Layer, h: torch.Tensor, states: States, written: States, *, scan: Scan, eps: float
+    layer: Layer, h: torch.Tensor, states: States, written: States, *, scan: Scan | None, eps: float
 ) -> torch.Tensor:
     conv_state, recurrent_state = states
-    u, z = _project_in(layer["in_proj"], h)
+    xz = linear(h, layer["in_proj"])
+    x, z = xz.chunk(2, dim=-1)
     u, _ = causal_conv(
-        u.transpose(1, 2),
+        x.transpose(1, 2),
         layer["conv_weight"],
         layer["conv_bias"],
         conv_state,
         present_state=written[0],
     )
     u = u.transpose(1, 2)
-    dt, B, C = rms_norms_of_dt_b_c(
-        linear(u, layer["x_proj"]),
-        layer["dt_norm"],
-        layer["B_norm"],
-        layer["C_norm"],
-        eps=eps,
-    )
-    y, _ = scan(
+    projected = linear(u, layer["x_proj"])
+    norms = (layer["dt_norm"], layer["B_norm"], layer["C_norm"])
+    if scan is None and h.shape[1] <= STEP_TOKENS:
+        y, _ = mamba_scan(
+            u,
+            projected,
+            *norms,
+            layer["dt_proj"],
+            layer["dt_bias"],
+            layer["A_log"],
+            layer["D"],
+            xz,
+            recurrent_state,
+            eps=eps,
+            state_out=written[1],
+        )
+        return linear(y, layer["out_proj"])
+    dt, B, C = rms_norms_of_dt_b_c(projected, *norms, eps=eps)
+    y, _ = (scan or selective_scan)(
         u,
         linear(dt, layer["dt_proj"]),
         layer["A_log"],
@@ -146,15 +160,6 @@ def _mix(
         state_out=written[1],
     )
     return linear(y, layer["out_proj"])
-
-
-def _project_in(weight: torch.Tensor, h: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the scan's input and its gate, both contiguous, as the scan needs them."""
-    if h.shape[0] * h.shape[1] == 1:
-        u, z = linear(h, weight).chunk(2, dim=-1)
-        return u, z
-    inner = weight.shape[0] // 2
-    return linear(h, weight[:inner]), linear(h, weight[inner:])
 
 
 def _feed_forward(spec: FeedForwardSpec, layer: Layer, h: torch.Tensor) -> torch.Tensor:

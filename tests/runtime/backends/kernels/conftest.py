@@ -167,9 +167,14 @@ def plain_versions(monkeypatch: pytest.MonkeyPatch) -> None:
         y, state = naive.naive_selective_scan(*inputs)
         return y, state_out.copy_(state)
 
+    def mamba(*inputs: Any, eps: float, state_out: Any) -> Any:
+        y, state = naive.naive_mamba_scan(*inputs, eps=eps)
+        return y, state_out.copy_(state)
+
     replaced = {
         "causal_conv": conv,
         "selective_scan": scan,
+        "mamba_scan": mamba,
         "rms_norm": naive.naive_rms_norm,
         "rms_norms_of_dt_b_c": naive.naive_rms_norms_of_dt_b_c,
         "apply_swiglu": naive.naive_swiglu,
