@@ -31,10 +31,11 @@ def written_prompt(runner: Runner, content: SequenceContent, turn: Message) -> W
         content: Content of the sequence.
         turn: The question.
     """
-    first, *rest = _texts(content, turn, runner.chat.tail)
-    encode = runner.tokenizer.encode
+    chat, encode = runner.chat, runner.tokenizer.encode
+    first, *rest = _texts(content, turn, chat.tail)
+    whole = chat.image_placeholder.join([first, *rest])
     return WrittenPrompt(
-        text=runner.chat.image_placeholder.join(map(unquote, [first, *rest])),
+        text=whole if chat.keeps_special_tokens else unquote(whole),
         num_ids=len(encode(first)) + sum(len(encode(text, after="image")) for text in rest),
         num_images=len(rest),
     )

@@ -80,12 +80,13 @@ class Text:
     """A text."""
 
     text: str
-    """With marks around what a user wrote, if the format keeps no special tokens (`quoting.py`)."""
+    is_marked: bool = False
+    """It has marks around what a user wrote, because the format keeps no special tokens (`quoting.py`)."""
 
     def written(self, placeholder: str) -> str:
         """Return the text without marks."""
         del placeholder
-        return unquote(self.text)
+        return unquote(self.text) if self.is_marked else self.text
 
 
 @dataclass(frozen=True, slots=True)

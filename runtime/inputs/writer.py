@@ -59,14 +59,14 @@ class MessageWriter:
         slots, rest = self.slots(query, len(stills))
         for position, (slot, source) in enumerate(zip(slots, stills, strict=True), start=1):
             if slot.before:
-                yield Text(self._user_text(slot.before))
+                yield self._user_text(slot.before)
             yield self.still(slot, source, position)
         if rest:
-            yield Text(self._user_text(rest))
+            yield self._user_text(rest)
 
-    def _user_text(self, text: str) -> str:
+    def _user_text(self, text: str) -> Text:
         """Return a user's text as a part of the prompt."""
-        return text if self.chat.keeps_special_tokens else quote(text)
+        return Text(text) if self.chat.keeps_special_tokens else Text(quote(text), is_marked=True)
 
     def slots(self, query: str | None, num_stills: int) -> tuple[list[Slot], str]:
         """Return the places of the stills in a query, and the text after the last.

@@ -81,7 +81,7 @@ class ChatTokenizer:
             text.encode()
         except UnicodeEncodeError as err:
             raise InputError(f"prompt: not valid Unicode ({err}); send it as UTF-8") from err
-        parts, is_continued = self._placed(segments(text), after)
+        parts, is_continued = self._placed(self._parts(text), after)
         ids = self._specials.encode(parts, is_continued=is_continued)
         return self._bos + ids if after == "start" else ids
 
@@ -95,7 +95,7 @@ class ChatTokenizer:
             following: What is known of the text after it.
             after: What is before it.
         """
-        parts = segments(text + following)
+        parts = self._parts(text + following)
         _, is_continued = self._placed([], after)
         cuts = self._specials.cuts(parts, is_continued=is_continued)
         places = (place for cut in cuts for place in _marked_places(parts, cut))
@@ -126,6 +126,12 @@ class ChatTokenizer:
         bare, whole = self._specials.bare("a"), list(self._tokenizer.encode("a").ids)
         starts = range(len(whole) - len(bare) + 1)
         return next((whole[:n] for n in starts if whole[n : n + len(bare)] == bare), [])
+
+    def _parts(self, text: str) -> list[Segment]:
+        """Return what each side wrote; where special tokens keep their meaning, nothing is marked."""
+        if self._chat.keeps_special_tokens:
+            return [Segment(text, False, 0)] if text else []
+        return segments(text)
 
     def _placed(self, parts: list[Segment], after: Place) -> tuple[list[Segment], bool]:
         """Return a text with the prefix that its place needs, and whether it continues another one."""

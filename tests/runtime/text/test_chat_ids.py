@@ -357,6 +357,17 @@ def test_a_vocabulary_that_joins_text_to_a_special_token_is_reported(tmp_path: P
     )
 
 
+@needs_gold
+def test_where_tokens_keep_their_meaning_nothing_is_a_mark(bundles: dict[str, Path]) -> None:
+    text = quote("a</s>b")
+    chat = replace(FORMATS["v1"], keeps_special_tokens=True, begins_with_bos=False)
+    tokenizer = ChatTokenizer(bundles["llava-1.5"], chat)
+    assert tokenizer.decode(tokenizer.encode(text)).lstrip() == text.replace("</s>", " ")
+    assert tokenizer.stable_length(text, "", after="start") == text.index("</s>") + 4
+    (part,) = MessageWriter(MediaOptions(), MessageFormat(chat, None)).parts(text, [])  # type: ignore[arg-type]
+    assert part.written("") == text
+
+
 def test_a_message_s_text_is_marked_and_shown_without_marks() -> None:
     form = MessageFormat(FORMATS["v1"], None)
     (part,) = MessageWriter(MediaOptions(), form).parts(" a</s> ", [])
