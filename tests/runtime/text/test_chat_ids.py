@@ -364,7 +364,7 @@ def test_where_tokens_keep_their_meaning_nothing_is_a_mark(bundles: dict[str, Pa
     tokenizer = ChatTokenizer(bundles["llava-1.5"], chat)
     assert tokenizer.decode(tokenizer.encode(text)).lstrip() == text.replace("</s>", " ")
     assert tokenizer.stable_length(text, "", after="start") == text.index("</s>") + 4
-    (part,) = MessageWriter(MediaOptions(), MessageFormat(chat, None)).parts(text, [])  # type: ignore[arg-type]
+    (part,) = MessageWriter(MediaOptions(), MessageFormat(chat, None)).parts(text, [])
     assert part.written("") == text
 
 
