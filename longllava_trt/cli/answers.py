@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,17 @@ if TYPE_CHECKING:
     from longllava_trt.runtime.text.detokenizer import GenerationOutput
     from longllava_trt.runtime.written_prompt import WrittenPrompt
 
-__all__ = ["answer_document", "print_prompt", "print_skipped", "prompt_document"]
+__all__ = ["add_show_prompt", "answer_document", "print_prompt", "print_skipped", "prompt_document"]
+
+
+def add_show_prompt(parser: argparse.ArgumentParser) -> None:
+    """Add that the prompt is shown."""
+    parser.add_argument(
+        "--show-prompt",
+        action="store_true",
+        help="print the exact prompt and the number of its ids to stderr before it runs, <image> where an image goes; "
+        "with --json it is a field (default: not shown)",
+    )
 
 
 def answer_document(

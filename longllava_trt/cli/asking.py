@@ -23,7 +23,6 @@ __all__ = [
     "add_kernels",
     "add_media_options",
     "add_sampling_options",
-    "add_show_prompt",
     "add_shown_options",
     "add_threads",
     "chosen_media",
@@ -110,16 +109,6 @@ def add_media_options(parser: argparse.ArgumentParser) -> None:
         "official_compat",
         help="write the original's strings byte for byte, faults included; a video and all images become one clip",
         default_text="the correct form",
-    )
-
-
-def add_show_prompt(parser: argparse.ArgumentParser) -> None:
-    """Add that the prompt is shown."""
-    parser.add_argument(
-        "--show-prompt",
-        action="store_true",
-        help="print the exact prompt and the number of its ids to stderr before it runs, <image> where an image goes; "
-        "with --json it is a field (default: not shown)",
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from longllava_trt.cli.answers import (
+    add_show_prompt,
     answer_document,
     print_prompt,
     print_skipped,
@@ -21,7 +22,6 @@ from longllava_trt.cli.asking import (
     add_engine_options,
     add_media_options,
     add_sampling_options,
-    add_show_prompt,
     add_shown_options,
     chosen_media,
     chosen_run_options,
