@@ -13,6 +13,7 @@ from longllava_trt.core.engine_record import EngineRecord, engine_folders
 from longllava_trt.core.errors import ExportError, InputError, ManifestError
 from longllava_trt.core.logs import ProgressEvent
 from longllava_trt.core.manifest import Manifest, record_files
+from longllava_trt.core.weight_formats import MoeQuant
 from longllava_trt.export.bundle import export_bundle
 from longllava_trt.export.engine.build import BuildOptions, BuildReport, build_engines
 from longllava_trt.export.engine.profiles import EngineLimits
@@ -229,6 +230,21 @@ def test_every_preset_is_built_with_plugins_compiled_for_it(
     kinds = [t.name.rpartition(".")[2] for t in decoder.inputs]
     assert decoder.plugins["MambaScan"] == kinds.count("recurrent_state")
     assert decoder.plugins["CausalConvWithState"] == kinds.count("conv_state")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("target", "quant"), [("sm80", "w8a16"), ("sm89", "w4a16")])
+def test_quantised_experts_and_a_newer_card_keep_the_budgets(
+    target: str, quant: MoeQuant, tensorrt: TensorRT, tmp_path: Path, traced_before: None
+) -> None:
+    write_checkpoint(tmp_path / "checkpoint", preset="tiny", sparse=True)
+    bundle = tmp_path / "bundle"
+    export_bundle(tmp_path / "checkpoint", bundle, dtype="bfloat16", moe_quant=quant)
+    report = build_engines(bundle, replace(OPTIONS, target=target))
+    assert report.record.target == target
+    assert report.record.stages["decoder"].plugins["SparseMoE"] == 4
+    for stage in report.record.stages.values():
+        assert all(found.excesses == () for found in stage.kernels.values())
 
 
 def test_plugins_of_another_dtype_are_named(
