@@ -114,8 +114,6 @@ class ImageSpec:
     `spatial_unpad`: the same without the canvas's border, and with a newline after each row."""
     has_newline: bool = False
     """Whether the checkpoint has the embedding `image_newline` [hidden_size]."""
-    arithmetic: Literal["original", "transformers"] = "original"
-    """Whose code the checkpoint was made for; they round and break ties differently."""
     use_start_end: bool = False
     """Whether an image stands between the tokens `<im_start>` and `<im_end>`."""
     token_id: int | None = None

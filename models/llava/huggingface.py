@@ -73,7 +73,6 @@ def read_huggingface(
             pinpoints=tuple((width, height) for height, width in pinpoints),
             merge="spatial_unpad" if is_next else "flat",
             has_newline=is_next,
-            arithmetic="transformers",
             token_id=token,
         )
         keys = LlavaKeys(
