@@ -84,12 +84,16 @@ def run(args: argparse.Namespace) -> int:
 
 def _checkpoint_lines(found: CheckpointSummary) -> Iterator[str]:
     from longllava_trt.inspection import layer_pattern
+    from longllava_trt.models.registry import family_of
 
     vision, decoder = found.config.vision, found.config.decoder
+    yield f"model       {found.config.title or family_of(found.config).title}"
     if vision is not None:
+        canvases = len(found.config.images.pinpoints)
+        each = f"a view, tiles on one of {canvases} canvases" if canvases else "an image"
         yield (
             f"vision      {vision.num_layers} layers of {vision.hidden_size}, {vision.image_size} pixels in patches "
-            f"of {vision.patch_size}: {found.config.num_image_tokens} tokens an image"
+            f"of {vision.patch_size}: {found.config.num_image_tokens} tokens {each}"
         )
     wide = {layer.feed_forward.intermediate_size for layer in decoder.layers}
     yield (
