@@ -92,7 +92,9 @@ def write_checkpoint(  # noqa: PLR0913 - the options of the command line, one to
     with atomic_directory(folder, overwrite=overwrite, marker=INDEX_FILE) as staging:
         vocabulary = min(config.decoder.vocab_size, TEXT_VOCABULARY)
         added = files.added_tokens(config) if files.added_tokens is not None else {}
-        texts = files.config_files(config, dtype) | tokenizer_files(vocabulary, added)
+        begins = family.chat.begins_with_bos
+        texts = files.config_files(config, dtype)
+        texts |= tokenizer_files(vocabulary, added, adds_beginning=begins)
         for name, text in texts.items():
             (staging / name).parent.mkdir(exist_ok=True)
             (staging / name).write_text(text, encoding="utf-8")

@@ -58,12 +58,15 @@ Just before sunset the shadows are long; every object near the beach, even the q
 """
 
 
-def train_tokenizer(vocab_size: int, added: Mapping[str, int] | None = None) -> str:
+def train_tokenizer(
+    vocab_size: int, added: Mapping[str, int] | None = None, *, adds_beginning: bool = False
+) -> str:
     """Train a tokenizer and return the text of its tokenizer.json.
 
     Args:
         vocab_size: Number of ids: special tokens, bytes, characters, then merged pieces.
         added: Further special tokens with their ids.
+        adds_beginning: Whether it puts the token of the beginning before a text.
 
     Raises:
         InputError: If the text is too short for `vocab_size` ids, or the ids are too few for its
@@ -84,16 +87,22 @@ def train_tokenizer(vocab_size: int, added: Mapping[str, int] | None = None) -> 
             f"leaves out {missing or 'no marker'}; choose about 512"
         )
     form = _published_form(model)
+    if adds_beginning:
+        form["post_processor"] = _beginning()
     form["added_tokens"] += [{"id": i, **_added_token(token)} for token, i in (added or {}).items()]
     return _json(form)
 
 
-def tokenizer_files(vocab_size: int, added: Mapping[str, int] | None = None) -> dict[str, str]:
+def tokenizer_files(
+    vocab_size: int, added: Mapping[str, int] | None = None, *, adds_beginning: bool = False
+) -> dict[str, str]:
     """Return the texts of a checkpoint's three tokenizer files by file name.
 
     Args:
         vocab_size: Number of ids that texts give.
         added: Further special tokens with their ids, which are larger.
+        adds_beginning: Whether the tokenizer puts the token of the beginning before a text, as its
+            config says; the published file of LongLLaVA does not.
     """
     tokens = dict(enumerate(SPECIAL_TOKENS)) | {i: token for token, i in (added or {}).items()}
     pad, bos, eos, unk = SPECIAL_TOKENS
@@ -110,9 +119,22 @@ def tokenizer_files(vocab_size: int, added: Mapping[str, int] | None = None) -> 
         **special,
     }
     return {
-        "tokenizer.json": train_tokenizer(vocab_size, added),
+        "tokenizer.json": train_tokenizer(vocab_size, added, adds_beginning=adds_beginning),
         "tokenizer_config.json": _json(config),
         "special_tokens_map.json": _json(special),
+    }
+
+
+def _beginning() -> dict[str, Any]:
+    """Return the part of a tokenizer.json that puts the token of the beginning before a text."""
+    _, bos, *_ = SPECIAL_TOKENS
+    first = {"SpecialToken": {"id": bos, "type_id": 0}}
+    texts = [{"Sequence": {"id": name, "type_id": place}} for place, name in enumerate("AB")]
+    return {
+        "type": "TemplateProcessing",
+        "single": [first, texts[0]],
+        "pair": [first, *texts],
+        "special_tokens": {bos: {"id": bos, "ids": [SPECIAL_TOKENS.index(bos)], "tokens": [bos]}},
     }
 
 

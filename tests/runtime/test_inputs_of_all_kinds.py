@@ -140,7 +140,7 @@ WRONG: list[tuple[Any, str, Any]] = [
     (RunOptions, "num_threads", "2"),
     (RunOptions, "chunk_size", 1.5),
     (RunOptions, "vision_batch", True),
-    (RunOptions, "max_context", None),
+    (RunOptions, "max_context", "4096"),
     (SamplingParams, "temperature", "hot"),
     (SamplingParams, "temperature", None),
     (SamplingParams, "top_k", 2.0),

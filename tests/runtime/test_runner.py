@@ -49,7 +49,7 @@ def test_a_bundle_with_a_wrong_end_id_is_refused_as_it_is_opened(
 ) -> None:
     bundle = tmp_path / "bundle"
     bundle.mkdir()
-    for name in ("config.json", "tokenizer.json", "preprocessor_config.json"):
+    for name in ("config.json", "tokenizer.json", "preprocessor_config.json", "vision_tower"):
         (bundle / name).symlink_to(tiny_bundle / name)
     write(bundle, [2, VOCAB])
     with pytest.raises(ManifestError, match=r"an id from 0 to 511 .* got \[2, 512\]"):

@@ -10,6 +10,7 @@ from typing import Any
 
 from longllava_trt.core.errors import ConfigError, InputError
 from longllava_trt.core.json_file import read_json_object
+from longllava_trt.core.manifest import VISION_CONFIG_FOLDER
 from longllava_trt.models.chat import ChatFormat
 from longllava_trt.models.chat_file import ChatFile
 from longllava_trt.models.clip import preprocessor_config
@@ -57,9 +58,9 @@ def model_of(keys: dict[str, Any]) -> ModelSpec:
 def read_config(
     folder: Path, *, vision_tower: Path | None = None, ignored_keys: Iterable[str] = ()
 ) -> ModelSpec:
-    """Read config.json; there is no other tower."""
+    """Read config.json; there is no other tower, but for the bundle's own record of it."""
     raw = read_json_object(folder / "config.json", whose="a toy has it")
-    if raw.keys() != _KEYS or vision_tower is not None:
+    if raw.keys() != _KEYS or vision_tower not in {None, folder / VISION_CONFIG_FOLDER}:
         raise ConfigError(f"{folder}: must have the keys {sorted(_KEYS)} and no tower of its own")
     return model_of(raw)
 
