@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -17,8 +18,15 @@ from longllava_trt.models.image_layout import PatchGrid
 from longllava_trt.models.image_spec import ImageSpec
 from longllava_trt.models.llava_jamba.image_policy import IMAGE_POLICY
 from longllava_trt.runtime.backends.ort.decoder import Decoder, DecoderState
+from longllava_trt.runtime.inputs import encoder as ingest
 from longllava_trt.runtime.inputs import pixels
-from longllava_trt.runtime.inputs.encoder import DecodedImage, decode_images
+from longllava_trt.runtime.inputs.encoder import (
+    DecodedImage,
+    EncodedImage,
+    ImageEncoder,
+    Projected,
+    decode_images,
+)
 from longllava_trt.runtime.inputs.images import ImageInput, ViewCutter
 from longllava_trt.runtime.inputs.pixels import preprocess
 from longllava_trt.runtime.inputs.processor import ImageProcessorConfig
@@ -160,3 +168,72 @@ def test_chunks_become_shorter_so_that_scores_keep_their_size() -> None:
     large = PrefillChunker(longest=512, num_heads=32, weight_bytes=36 * 10**9)
     assert large.size_at(0) == 512
     assert large.size_at(100_000) > 40
+
+
+TILED = ViewCutter(
+    ImageSpec(
+        aspect_ratio="anyres",
+        pinpoints=((8, 16), (16, 8), (16, 16)),
+        merge="spatial_unpad",
+        has_newline=True,
+    ),
+    PatchGrid(image_size=8, side=2),
+    None,
+)
+NEWLINE = -7.0
+
+
+def encoded(
+    images: list[ImageInput], *, batch_size: int, sizes: list[int]
+) -> list[EncodedImage | InputError]:
+    """Encode with stages whose rows are a view's mean level, and note how many views are given at once."""
+
+    def vision(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+        sizes.append(len(pixels))
+        return pixels.mean(axis=(1, 2, 3))[:, None, None] + np.zeros((1, 4, 1), np.float32)
+
+    encoder = ImageEncoder(
+        vision,
+        lambda features: Projected(features, np.full(1, NEWLINE, np.float32)),
+        processor=PROCESSOR,
+        cutter=TILED,
+        batch_size=batch_size,
+        num_workers=2,
+    )
+    return list(encoder.encode([(image,) for image in images], timings=StageTimer()))
+
+
+def tiled(
+    size: tuple[int, int], level: int, *, claimed: tuple[int, int] | None = None
+) -> ImageInput:
+    image = Image.new("RGB", size, (level,) * 3)
+    return ImageInput(source=image, position=1, opening="", ending="", size=claimed or size)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
+def test_views_of_all_images_share_batches_and_go_back_to_their_image(batch_size: int) -> None:
+    images = [tiled((16, 8), 0), tiled((16, 16), 255), tiled((8, 16), 128)]
+    sizes: list[int] = []
+    found = encoded(images, batch_size=batch_size, sizes=sizes)
+    views = [TILED.layout(image).num_views for image in images]
+    assert views == [3, 5, 3]
+    assert sum(sizes) == 11
+    assert max(sizes) <= batch_size
+    for image, item, level in zip(images, found, [-1.0, 1.0, 0.0], strict=True):
+        assert isinstance(item, EncodedImage)
+        rows = item.embeddings[:, 0]
+        layout = TILED.layout(image)
+        assert len(rows) == layout.num_positions
+        assert (rows == NEWLINE).any()
+        np.testing.assert_allclose(rows[rows != NEWLINE], level, atol=0.01)
+
+
+def test_an_image_of_another_size_than_was_counted_is_an_error_at_its_place() -> None:
+    images = [tiled((16, 8), 9), tiled((16, 8), 9, claimed=(8, 16)), tiled((8, 16), 9)]
+    first, wrong, last = encoded(images, batch_size=4, sizes=[])
+    assert isinstance(first, EncodedImage)
+    assert isinstance(last, EncodedImage)
+    assert str(wrong) == "image 1: is not the size its header says; save it again"
+    frame = replace(images[1], frame=3)
+    with pytest.raises(InputError, match="its frames must all have one size"):
+        ingest._check_size(frame, (16, 8))

@@ -186,3 +186,48 @@ def test_bad_requests_are_explained(
 ) -> None:
     with pytest.raises(InputError, match=message):
         turn(query, [], films[1:], **options)
+
+
+@pytest.mark.parametrize(
+    ("images", "why"),
+    [
+        (ImageSpec(aspect_ratio="pad"), "has no tiles"),
+        (
+            ImageSpec(aspect_ratio="anyres", pinpoints=((336, 672),)),
+            "cuts images into tiles by itself",
+        ),
+    ],
+)
+def test_high_resolution_is_refused_where_it_means_nothing(images: ImageSpec, why: str) -> None:
+    form = MessageFormat(CHAT, ViewCutter(images, PatchGrid(image_size=336, side=24), None))
+    still = Image.new("RGB", (400, 300))
+    with pytest.raises(InputError, match=f"high_resolution means nothing for this model, .* {why}"):
+        build_message("What?", images=still, options=MediaOptions(high_resolution=True), form=form)
+
+
+@pytest.mark.parametrize("asked", [{"images": Image.new("RGB", (4, 3))}, {"videos": "film.mp4"}])
+def test_a_text_model_refuses_media(asked: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="this model takes text alone; leave out images"):
+        build_message("What?", **asked, options=MediaOptions(), form=MessageFormat(CHAT, None))
+    assert (
+        build_message("What?", options=MediaOptions(), form=MessageFormat(CHAT, None)).written(
+            "<image>"
+        )
+        == "What?"
+    )
+
+
+def test_positions_are_those_of_the_size_that_a_header_says() -> None:
+    spec = ImageSpec(
+        aspect_ratio="anyres",
+        pinpoints=((336, 672), (672, 336)),
+        merge="spatial_unpad",
+        has_newline=True,
+    )
+    cutter = ViewCutter(spec, PatchGrid(image_size=336, side=24), None)
+    form = MessageFormat(CHAT, cutter)
+    wide, tall = Image.new("RGB", (640, 200)), Image.new("RGB", (200, 640))
+    message = build_message("What?", images=[wide, tall], options=MediaOptions(), form=form)
+    shown = [image for group in message.groups for image in group.images]
+    assert [image.size for image in shown] == [(640, 200), (200, 640)]
+    assert [cutter.layout(image).canvas.size for image in shown] == [(672, 336), (336, 672)]  # type: ignore[union-attr]
