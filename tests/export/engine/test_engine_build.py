@@ -13,10 +13,12 @@ from longllava_trt.core.engine_record import EngineRecord, engine_folders
 from longllava_trt.core.errors import ExportError, InputError, ManifestError
 from longllava_trt.core.logs import ProgressEvent
 from longllava_trt.core.manifest import Manifest, record_files
+from longllava_trt.core.stage_spec import STAGES
 from longllava_trt.core.weight_formats import MoeQuant
 from longllava_trt.export.bundle import export_bundle
 from longllava_trt.export.engine.build import BuildOptions, BuildReport, build_engines
 from longllava_trt.export.engine.profiles import EngineLimits
+from longllava_trt.plugins_trt.library.build import build_library
 from longllava_trt.plugins_trt.registry import TensorRT
 from longllava_trt.reference.synthetic.checkpoint import write_checkpoint
 
@@ -212,39 +214,53 @@ def test_an_engine_record_of_another_version_is_refused(first: BuildReport, tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("target", ["sm80", "sm89"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("preset", ["tiny", "mini"])
-def test_every_preset_is_built_with_plugins_compiled_for_it(
-    preset: str, dtype: str, tensorrt: TensorRT, tmp_path: Path, traced_before: None
+def test_presets_in_every_format_are_built_and_audited(
+    target: str, dtype: str, tensorrt: TensorRT, tmp_path: Path, traced_before: None
 ) -> None:
-    # no engine holds a weight
-    write_checkpoint(tmp_path / "checkpoint", preset=preset, sparse=True)
-    bundle = tmp_path / "bundle"
-    export_bundle(tmp_path / "checkpoint", bundle, dtype=dtype)
-    report = build_engines(bundle, OPTIONS)
-    assert report.built == ("vision", "projector", "embed", "decoder")
-    assert report.record.dtype == dtype
-    attention = [kind for s in report.record.stages.values() for kind in s.attention.values()]
-    assert set(attention) == {"fused"}
-    decoder = report.record.stages["decoder"]
+    short = {"bfloat16": "bf16", "float16": "fp16"}[dtype]
+    library = build_library(
+        archs=[int(target.removeprefix("sm"))], dtypes=[short], heads=((16, 2), (64, 4))
+    ).path
+    formats: tuple[MoeQuant, ...] = ("none", "w8a16", "w4a16")
+    for preset in ("tiny", "mini"):
+        # no engine holds a weight
+        checkpoint = tmp_path / preset
+        write_checkpoint(checkpoint, preset=preset, sparse=True)
+        for quant in formats:
+            bundle = tmp_path / f"{preset}-{quant}"
+            # the other stages have no experts
+            stages = STAGES if quant == "none" else ("decoder",)
+            export_bundle(checkpoint, bundle, dtype=dtype, moe_quant=quant, stages=stages)
+            options = replace(OPTIONS, target=target, stages=tuple(stages))
+            report = build_engines(bundle, options, plugins=library)
+            assert (report.built, report.record.dtype) == (tuple(stages), dtype)
+            check_audited(report)
+
+
+def check_audited(report: BuildReport) -> None:
+    stages = report.record.stages
+    assert {kind for s in stages.values() for kind in s.attention.values()} <= {"fused"}
+    decoder = stages["decoder"]
     kinds = [t.name.rpartition(".")[2] for t in decoder.inputs]
     assert decoder.plugins["MambaScan"] == kinds.count("recurrent_state")
     assert decoder.plugins["CausalConvWithState"] == kinds.count("conv_state")
+    assert decoder.plugins["CachedAttention"] == kinds.count("key")
+    assert decoder.plugins["SparseMoE"] == 4
+    found = [kernels for stage in stages.values() for kernels in stage.kernels.values()]
+    assert all(kernels.launches and kernels.excesses == () for kernels in found)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("target", "quant"), [("sm80", "w8a16"), ("sm89", "w4a16")])
-def test_quantised_experts_and_a_newer_card_keep_the_budgets(
-    target: str, quant: MoeQuant, tensorrt: TensorRT, tmp_path: Path, traced_before: None
+def test_a_build_compiles_the_plugins_that_its_bundle_needs(
+    tensorrt: TensorRT, tmp_path: Path, traced_before: None
 ) -> None:
     write_checkpoint(tmp_path / "checkpoint", preset="tiny", sparse=True)
-    bundle = tmp_path / "bundle"
-    export_bundle(tmp_path / "checkpoint", bundle, dtype="bfloat16", moe_quant=quant)
-    report = build_engines(bundle, replace(OPTIONS, target=target))
-    assert report.record.target == target
-    assert report.record.stages["decoder"].plugins["SparseMoE"] == 4
-    for stage in report.record.stages.values():
-        assert all(found.excesses == () for found in stage.kernels.values())
+    export_bundle(tmp_path / "checkpoint", tmp_path / "bundle", dtype="float16")
+    report = build_engines(tmp_path / "bundle", OPTIONS)
+    assert report.built == ("vision", "projector", "embed", "decoder")
+    check_audited(report)
 
 
 def test_plugins_of_another_dtype_are_named(

@@ -1,4 +1,4 @@
-"""Every name of TensorRT that we call is in its bindings: of TensorRT-RTX, and of the full TensorRT where those are at hand.
+"""Every name of TensorRT that we call is in its bindings: of TensorRT-RTX, and of the full TensorRT.
 
 The full TensorRT needs a GPU to be built with, but its Python bindings import without one, and without its libraries,
 if something gives the few symbols that they are linked to. They are asked for in a process of their own.
@@ -6,11 +6,13 @@ if something gives the few symbols that they are linked to. They are asked for i
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -75,7 +77,10 @@ for name in json.loads(sys.argv[2]):
         found = getattr(found, word, None)
     if found is None:
         missing.append(name)
-print(json.dumps([module.__version__, missing]))
+words = (name.split(".") for name in json.loads(sys.argv[2]) if name not in missing)
+members = [(owner, member) for owner, *rest in words for member in rest]
+texts = {f"{o}.{m}": getattr(getattr(module, o), m).__doc__ or "" for o, m in members}
+print(json.dumps([module.__version__, missing, texts]))
 """
 LINKED_TO = (
     "createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL "
@@ -90,6 +95,61 @@ def names() -> set[str]:
     of_module = set(re.findall(r"\b(?:trt|module)\.([A-Z]\w+(?:\.[A-Z]\w+)?)", text))
     members = {f"{owner}.{name}" for owner, listed in MEMBERS.items() for name in listed.split()}
     return of_module | members
+
+
+Call = tuple[int, frozenset[str]]
+"""Number of arguments given by their place, and the names of the others."""
+
+
+def calls() -> dict[str, set[Call]]:
+    """Return how the sources call each member that is a method, by its bare name."""
+    listed = {name for words in MEMBERS.values() for name in words.split()}
+    found: dict[str, set[Call]] = {}
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                name = node.func.attr
+                if name in listed and not any(isinstance(a, ast.Starred) for a in node.args):
+                    named = frozenset(k.arg for k in node.keywords if k.arg)
+                    found.setdefault(name, set()).add((len(node.args), named))
+    return found
+
+
+def signatures(text: str, name: str) -> list[tuple[list[str], int]]:
+    """Return the arguments of each overload in a docstring of pybind11, and how many must be given."""
+    found = []
+    for listed in re.findall(rf"^(?:\d+\. )?{name}\((.*)\) -> ", text, re.MULTILINE):
+        parts = [p for p in re.split(r", (?=\w+: )", listed) if p and not p.startswith("self")]
+        given = [part.partition(":")[0] for part in parts]
+        found.append((given, sum(" = " not in part for part in parts)))
+    return found
+
+
+def wrong_calls(texts: dict[str, str]) -> list[str]:
+    """Return calls that no overload takes."""
+    wrong = []
+    for member, text in texts.items():
+        name = member.partition(".")[2]
+        known = signatures(text, name)
+        for places, named in calls().get(name, set()) if known else ():
+            fits = [
+                own
+                for own, least in known
+                if least <= places + len(named) <= len(own) and named <= set(own[places:])
+            ]
+            if not fits:
+                wrong.append(f"{member}({places} arguments, {sorted(named)}) of {known}")
+    return wrong
+
+
+def test_a_wrong_call_is_noticed() -> None:
+    text = (
+        "set_shape(self: x.Y, input: str, min: x.Dims, opt: x.Dims, max: x.Dims) -> None\n\nSets."
+    )
+    assert signatures(text, "set_shape") == [(["input", "min", "opt", "max"], 4)]
+    assert wrong_calls({"IOptimizationProfile.set_shape": text}) == []
+    short = text.replace(", max: x.Dims", "")
+    assert len(wrong_calls({"IOptimizationProfile.set_shape": short})) == 1
 
 
 def test_members_are_named_where_they_are_used() -> None:
@@ -115,11 +175,9 @@ def test_names_are_those_of_tensorrt_rtx(tensorrt: TensorRT) -> None:
 
 
 def test_names_are_those_of_the_full_tensorrt(tmp_path: Path) -> None:
-    where = os.environ.get("LONGLLAVA_TENSORRT_BINDINGS")
-    if not where:
+    if find_spec("tensorrt_bindings") is None:
         pytest.skip(
-            "names of the full TensorRT are unproven: set LONGLLAVA_TENSORRT_BINDINGS to a folder with the unpacked "
-            "wheel of tensorrt-cu13-bindings"
+            "names of the full TensorRT are unproven: tensorrt-cu13-bindings is not installed"
         )
     source = tmp_path / "stub.c"
     source.write_text("".join(f"void* {name}(void) {{ return 0; }}\n" for name in LINKED_TO))
@@ -129,11 +187,13 @@ def test_names_are_those_of_the_full_tensorrt(tmp_path: Path) -> None:
         subprocess.run(command, check=True, cwd=tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", PROBE, "tensorrt_bindings", json.dumps(sorted(names() - RTX_ALONE))],
-        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path), "PYTHONPATH": where},
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    version, missing = json.loads(done.stdout)
+    version, missing, texts = json.loads(done.stdout)
     assert missing == [], version
+    assert sum(bool(signatures(text, m.partition(".")[2])) for m, text in texts.items()) > 20
+    assert wrong_calls(texts) == [], version

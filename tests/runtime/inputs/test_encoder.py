@@ -190,7 +190,8 @@ def encoded(
 
     def vision(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
         sizes.append(len(pixels))
-        return pixels.mean(axis=(1, 2, 3))[:, None, None] + np.zeros((1, 4, 1), np.float32)
+        levels: NDArray[np.float32] = pixels.mean(axis=(1, 2, 3), dtype=np.float32)
+        return np.broadcast_to(levels[:, None, None], (len(levels), 4, 1))
 
     encoder = ImageEncoder(
         vision,
