@@ -6,21 +6,10 @@ import json
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pytest
 
 from longllava_trt.export.tokenizer import place_tokenizer
 from longllava_trt.models.chat_file import ChatFile
 from longllava_trt.models.llava.chat import read_chat
-
-GOLD = Path(__file__).parent / "models/llava/data"
-MODELS = ("llava-1", "llava-1.5", "llava-1.5-hd", "llava-1.6")
-
-needs_gold = pytest.mark.skipif(
-    not GOLD.is_dir(), reason=f"no {GOLD}: equality with the original LLaVA's prompts is unproven"
-)
 
 VICUNA_TEMPLATE = """{% for message in messages %}{% if message['role'] != 'system' %}\
 {{ message['role'].upper() + ': '}}{% endif %}{# images first #}\
@@ -58,28 +47,6 @@ def exported(checkpoint: Path, bundle: Path) -> Path:
     placed = place_tokenizer(checkpoint, bundle, prefers_model=chat.reads_sentencepiece)
     ChatFile(prompt_format=chat.name, piece_prefix=placed.piece_prefix).write(bundle)
     return bundle
-
-
-def gold(model: str) -> dict[str, Any]:
-    """Return what the original code made of a model's cases."""
-    with np.load(GOLD / model / "gold.npz") as found:
-        return {
-            name: found[name].item() if name.endswith(".prompt") else found[name].tolist()
-            for name in found.files
-            if name.endswith((".prompt", ".ids"))
-        }
-
-
-def gold_cases() -> list[tuple[str, str]]:
-    """Return every model and case."""
-    if not GOLD.is_dir():
-        return [("llava-1", "one")]
-    return [
-        (model, name.removesuffix(".prompt"))
-        for model in MODELS
-        for name in gold(model)
-        if name.endswith(".prompt")
-    ]
 
 
 def hugging_face_config(folder: Path, *, text: str = "llama") -> None:

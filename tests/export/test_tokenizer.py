@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,9 @@ from longllava_trt.export.tokenizer import place_tokenizer
 from longllava_trt.models.chat import ChatFormat
 from longllava_trt.models.llava_jamba.chat import CHAT
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
-from tests.llava_series import GOLD, mistral_model, needs_gold
+from tests.full_tokenizer import FULL_TOKENIZER
+from tests.llava_series import mistral_model
+from tests.models.llava.gold import DATA
 
 spm = pytest.importorskip("sentencepiece", reason="no sentencepiece: conversion is unproven")
 MISTRAL = mistral_model()
@@ -100,7 +101,6 @@ def test_repeated_characters_are_joined_from_the_left(
         assert ours.encode(text, add_special_tokens=False).ids == theirs.encode(text)
 
 
-@needs_gold
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(texts=st.lists(TEXTS, min_size=1, max_size=4))
 @pytest.mark.parametrize("legacy", [True, False, None])
@@ -129,7 +129,7 @@ def test_text_between_special_tokens_is_the_slow_tokenizer_s(
 def gold_model(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[bool | None, tuple[ChatTokenizer, Any]]:
-    model = GOLD / "llava-1.5" / "tokenizer.model"
+    model = DATA / "llava-1.5" / "tokenizer.model"
     made = {}
     for legacy in (True, False, None):
         config = {} if legacy is None else {"legacy": legacy}
@@ -141,7 +141,6 @@ def gold_model(
     return made
 
 
-@needs_gold
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(texts=st.lists(TEXTS, min_size=1, max_size=4))
 @pytest.mark.parametrize("kind", ["first", "legacy", "no-prefix"])
@@ -162,7 +161,7 @@ def fast_models(
     made = {}
     for kind, config in configs.items():
         folder = tmp_path_factory.mktemp(kind) / "model"
-        out = converted(GOLD / "llava-1.5" / "tokenizer.model", folder, **config)
+        out = converted(DATA / "llava-1.5" / "tokenizer.model", folder, **config)
         text = json.dumps({"tokenizer_class": "LlamaTokenizer", **config})
         (folder / "tokenizer_config.json").write_text(text)
         assert place_tokenizer(folder, out, prefers_model=False).piece_prefix == ""
@@ -171,17 +170,14 @@ def fast_models(
     return made
 
 
-JAMBA = Path(os.environ.get("LONGLLAVA_TOKENIZER") or GOLD.with_name("jamba-tokenizer"))
-
-
 @pytest.mark.skipif(
-    not (JAMBA / "tokenizer.model").is_file(),
-    reason=f"no full Jamba tokenizer in {JAMBA}: its conversion is unproven",
+    not (FULL_TOKENIZER / "tokenizer.model").is_file(),
+    reason=f"no full Jamba tokenizer in {FULL_TOKENIZER}: its conversion is unproven",
 )
 def test_jamba_s_model_has_the_ids_of_its_own_file(tmp_path: Path) -> None:
-    out = converted(JAMBA / "tokenizer.model", tmp_path / "model", **JAMBA_TOKENS)
+    out = converted(FULL_TOKENIZER / "tokenizer.model", tmp_path / "model", **JAMBA_TOKENS)
     place_tokenizer(tmp_path / "model", out, prefers_model=False)
-    ours, theirs = ChatTokenizer(out, CHAT), ChatTokenizer(JAMBA, CHAT)
+    ours, theirs = ChatTokenizer(out, CHAT), ChatTokenizer(FULL_TOKENIZER, CHAT)
 
     @settings(max_examples=300, deadline=None, derandomize=True)
     @given(text=TEXTS)
@@ -199,9 +195,8 @@ JAMBA_TOKENS = {
 }
 
 
-@needs_gold
 def test_tokens_of_the_other_files_are_kept(tmp_path: Path) -> None:
-    place_tokenizer(GOLD / "llava-1", tmp_path, prefers_model=True)
+    place_tokenizer(DATA / "llava-1", tmp_path, prefers_model=True)
     raw = json.loads((tmp_path / "tokenizer.json").read_text())
     assert [(t["id"], t["content"], t["special"]) for t in raw["added_tokens"]] == [
         (0, "<unk>", True),
@@ -213,11 +208,10 @@ def test_tokens_of_the_other_files_are_kept(tmp_path: Path) -> None:
     ]
 
 
-@needs_gold
 def test_tokens_without_flags_and_ids_are_added_in_order(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     folder.mkdir()
-    shutil.copyfile(GOLD / "llava-1.5" / "tokenizer.model", folder / "tokenizer.model")
+    shutil.copyfile(DATA / "llava-1.5" / "tokenizer.model", folder / "tokenizer.model")
     (folder / "added_tokens.json").write_text('{"<image>": 500}')
     special = {"pad_token": "<pad>", "additional_special_tokens": ["<image>", {"content": "<x>"}]}
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
@@ -230,20 +224,18 @@ def test_tokens_without_flags_and_ids_are_added_in_order(tmp_path: Path) -> None
     ]
 
 
-@needs_gold
 @pytest.mark.parametrize(("adds", "first"), [({}, [1]), ({"add_bos_token": False}, [])])
 def test_the_beginning_is_added_unless_the_checkpoint_says_not(
     tmp_path: Path, adds: dict[str, bool], first: list[int]
 ) -> None:
-    out = converted(GOLD / "llava-1.5" / "tokenizer.model", tmp_path / "model", **adds)
+    out = converted(DATA / "llava-1.5" / "tokenizer.model", tmp_path / "model", **adds)
     tokenizer = Tokenizer.from_file(str(out / "tokenizer.json"))
     bare = tokenizer.encode("a b", add_special_tokens=False).ids
     assert tokenizer.encode("a b").ids == first + bare
 
 
-@needs_gold
 def test_which_of_two_files_decides(tmp_path: Path) -> None:
-    checkpoint = GOLD / "llava-1.5"
+    checkpoint = DATA / "llava-1.5"
     shipped = (checkpoint / "tokenizer.json").read_bytes()
     place_tokenizer(checkpoint, tmp_path, prefers_model=False)
     assert (tmp_path / "tokenizer.json").read_bytes() == shipped
@@ -259,10 +251,9 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     )
 
 
-@needs_gold
 def test_a_beginning_that_the_vocabulary_lacks_is_refused(tmp_path: Path) -> None:
     model = (
-        (GOLD / "llava-1.5" / "tokenizer.model").read_bytes().replace(b"\n\x03<s>", b"\n\x03[s]")
+        (DATA / "llava-1.5" / "tokenizer.model").read_bytes().replace(b"\n\x03<s>", b"\n\x03[s]")
     )
     (tmp_path / "model").write_bytes(model)
     with pytest.raises(CheckpointError) as caught:
@@ -273,11 +264,10 @@ def test_a_beginning_that_the_vocabulary_lacks_is_refused(tmp_path: Path) -> Non
     )
 
 
-@needs_gold
 def test_a_file_without_the_beginning_that_the_original_adds_is_refused(tmp_path: Path) -> None:
-    raw = json.loads((GOLD / "llava-1.5" / "tokenizer.json").read_text())
+    raw = json.loads((DATA / "llava-1.5" / "tokenizer.json").read_text())
     shutil.copyfile(
-        GOLD / "llava-1.5" / "tokenizer_config.json", tmp_path / "tokenizer_config.json"
+        DATA / "llava-1.5" / "tokenizer_config.json", tmp_path / "tokenizer_config.json"
     )
     (tmp_path / "out").mkdir()
     for post_processor in (raw["post_processor"], None):
@@ -293,10 +283,9 @@ def test_a_file_without_the_beginning_that_the_original_adds_is_refused(tmp_path
     )
 
 
-@needs_gold
 @pytest.mark.parametrize("cut", [1, 100, 5000])
 def test_a_damaged_model_is_refused(tmp_path: Path, cut: int) -> None:
-    whole = (GOLD / "llava-1.5" / "tokenizer.model").read_bytes()
+    whole = (DATA / "llava-1.5" / "tokenizer.model").read_bytes()
     for content in (whole[:cut], b"version https://git-lfs.github.com/spec/v1\n", b""):
         (tmp_path / "tokenizer.model").write_bytes(content)
         with pytest.raises(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +19,9 @@ from longllava_trt.reference.prompt import (
     wrap_video,
 )
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
+from tests.full_tokenizer import FULL_TOKENIZER
 
 DATA = Path(__file__).parents[1] / "runtime" / "text" / "data"
-BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[3] / "shared" / "data" / "jamba-tokenizer"
-FULL = Path(os.environ.get("LONGLLAVA_TOKENIZER") or BESIDE_THE_CHECKOUT)
 GOLD: list[dict[str, Any]] = json.loads((DATA / "gold_prompts.json").read_text(encoding="utf-8"))
 STILLS = [vector for vector in GOLD if vector["question"] is not None]
 NUM_IMAGE_TOKENS = 144
@@ -33,11 +31,11 @@ NUM_IMAGE_TOKENS = 144
 def tokenizer(request: pytest.FixtureRequest) -> ChatTokenizer:
     if request.param == "reduced":
         return ChatTokenizer(DATA / "reduced-tokenizer")
-    if not (FULL / "tokenizer.json").is_file():
+    if not (FULL_TOKENIZER / "tokenizer.json").is_file():
         pytest.skip(
-            f"no full Jamba tokenizer in {FULL}: gold ids are proven on the reduced one only"
+            f"no full Jamba tokenizer in {FULL_TOKENIZER}: gold ids are proven on the reduced one only"
         )
-    return ChatTokenizer(FULL)
+    return ChatTokenizer(FULL_TOKENIZER)
 
 
 @pytest.mark.parametrize("vector", STILLS, ids=lambda vector: vector["name"])

@@ -25,13 +25,12 @@ from longllava_trt.runtime.model import LongLLaVA, RunOptions
 from longllava_trt.runtime.session import Session
 from longllava_trt.runtime.text.quoting import quote
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
-from tests.llava_series import GOLD, exported, needs_gold
+from tests.llava_series import exported
+from tests.models.llava.gold import DATA
 from tests.runtime.text.test_chat_ids import IMAGE, hugging_face, prompt_ids
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-pytestmark = needs_gold
 
 QUESTIONS = ("What is</s> this?", "  And, now: two\nlines 🙂 ", "Same?")
 
@@ -47,7 +46,7 @@ def model(
     if kind.startswith("hf"):
         chat = hugging_face(folder, "llama", legacy=kind == "hf-legacy").chat
     else:
-        exported(GOLD / ("llava-1" if kind == "v0-tags" else "llava-1.6"), folder)
+        exported(DATA / ("llava-1" if kind == "v0-tags" else "llava-1.6"), folder)
         chat = read_chat(folder, kind.split("-")[0])
     made = LongLLaVA.from_bundle(tiny_bundle, RunOptions(num_threads=1, chunk_size=100))
     made.runner.chat, made.runner.tokenizer = chat, ChatTokenizer(folder, chat)

@@ -1,4 +1,4 @@
-"""What the original LLaVA code makes of four tiny checkpoints; `data/README.md` says how it was made."""
+"""Results of the original LLaVA code on four tiny checkpoints; `data/README.md` says how it was made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-__all__ = ["CASES", "CHECKPOINTS", "GoldCase", "gold_case", "picture"]
+__all__ = ["CASES", "CHECKPOINTS", "DATA", "GoldCase", "gold_case", "gold_prompts", "picture"]
 
 DATA = Path(__file__).with_name("data")
 _OF_ALL = ("one", "two", "text", "turns", "small")
@@ -73,6 +73,17 @@ def picture(name: str) -> Image.Image:
         image.save(packed, "JPEG", quality=92)
         return Image.open(packed).convert("RGB")
     return image.crop(box)
+
+
+@cache
+def gold_prompts(checkpoint: str) -> dict[str, Any]:
+    """Return the prompts, as text, and the ids of all cases of a checkpoint, as lists."""
+    with np.load(DATA / checkpoint / "gold.npz") as stored:
+        return {
+            name: stored[name].item() if name.endswith(".prompt") else stored[name].tolist()
+            for name in stored.files
+            if name.endswith((".prompt", ".ids"))
+        }
 
 
 @cache

@@ -12,15 +12,8 @@ from longllava_trt.core.errors import ConfigError, InputError
 from longllava_trt.models.chat import ChatFormat
 from longllava_trt.models.chat_file import ChatFile
 from longllava_trt.models.llava.chat import FORMATS, read_chat
-from tests.llava_series import (
-    GOLD,
-    MODELS,
-    VICUNA_TEMPLATE,
-    exported,
-    gold,
-    hugging_face_config,
-    needs_gold,
-)
+from tests.llava_series import VICUNA_TEMPLATE, exported, hugging_face_config
+from tests.models.llava.gold import CHECKPOINTS, DATA, gold_prompts
 
 QUESTIONS = {
     "text": "Describe the roof. Ünï  two  spaces, 123\nnew line 🙂",
@@ -33,10 +26,9 @@ def image_of(chat: ChatFormat) -> str:
     return chat.image_open + chat.image_placeholder + chat.image_close
 
 
-@needs_gold
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", CHECKPOINTS)
 def test_prompts_are_the_original_s(model: str) -> None:
-    chat, want = read_chat(GOLD / model), gold(model)
+    chat, want = read_chat(DATA / model), gold_prompts(model)
     for case, question in QUESTIONS.items():
         num_images = 0 if case == "text" else 1
         assert chat.prompt(question, num_images=num_images) == want[f"{case}.prompt"]
@@ -47,11 +39,12 @@ def test_prompts_are_the_original_s(model: str) -> None:
     assert chat.prompt("And what is left of it?", turns=turns) == want["turns.prompt"]
 
 
-@needs_gold
 @pytest.mark.parametrize("name", ["mistral", "chatml", "llama_2"])
 def test_other_formats_are_the_original_s(name: str) -> None:
-    chat = read_chat(GOLD / "llava-1.6", name)
-    assert chat.prompt("What is shown?", num_images=1) == gold("llava-1.6")[f"{name}.prompt"]
+    chat = read_chat(DATA / "llava-1.6", name)
+    assert (
+        chat.prompt("What is shown?", num_images=1) == gold_prompts("llava-1.6")[f"{name}.prompt"]
+    )
     assert chat.name == name
 
 
@@ -99,10 +92,9 @@ def test_a_checkpoint_chooses_its_format(
     assert read_chat(checkpoint).name == name
 
 
-@needs_gold
 def test_a_bundle_keeps_the_format_under_another_name(tmp_path: Path) -> None:
-    bundle = exported(GOLD / "llava-1", tmp_path / "llava-v1.6-34b")
-    assert read_chat(bundle) == read_chat(GOLD / "llava-1")
+    bundle = exported(DATA / "llava-1", tmp_path / "llava-v1.6-34b")
+    assert read_chat(bundle) == read_chat(DATA / "llava-1")
     assert read_chat(bundle, "chatml").name == "chatml"
 
 

@@ -14,7 +14,8 @@ from PIL import Image
 
 from longllava_trt.export.bundle import export_bundle
 from longllava_trt.runtime.model import LongLLaVA, RunOptions
-from tests.llava_series import GOLD, MISTRAL_TEMPLATE, VICUNA_TEMPLATE
+from tests.llava_series import MISTRAL_TEMPLATE, VICUNA_TEMPLATE
+from tests.models.llava.gold import DATA
 from tests.reference.conftest import randomise
 
 torch = pytest.importorskip("torch")
@@ -59,7 +60,7 @@ def pictures() -> list[Image.Image]:
 
 def tokenizer_in(folder: Path) -> Any:
     folder.mkdir()
-    shutil.copyfile(GOLD / "llava-1.5" / "tokenizer.model", folder / "tokenizer.model")
+    shutil.copyfile(DATA / "llava-1.5" / "tokenizer.model", folder / "tokenizer.model")
     config = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": True}
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)

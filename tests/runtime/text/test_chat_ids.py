@@ -24,17 +24,13 @@ from longllava_trt.runtime.inputs.writer import MessageWriter
 from longllava_trt.runtime.text.quoting import quote, unquote
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
 from tests.llava_series import (
-    GOLD,
     MISTRAL_TEMPLATE,
-    MODELS,
     VICUNA_TEMPLATE,
     exported,
-    gold,
-    gold_cases,
     hugging_face_config,
     mistral_model,
-    needs_gold,
 )
+from tests.models.llava.gold import CASES, CHECKPOINTS, DATA, gold_prompts
 
 IMAGE = -200
 SPECIAL = ("<s>", "</s>", "<unk>", "<image>", "<im_start>", "<im_end>")
@@ -75,19 +71,17 @@ def prompt_ids(prompt: str, tokenizer: ChatTokenizer, place: str = "<image>") ->
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("gold")
-    return {model: exported(GOLD / model, folder / model) for model in MODELS}
+    return {model: exported(DATA / model, folder / model) for model in CHECKPOINTS}
 
 
-@needs_gold
-@pytest.mark.parametrize(("model", "case"), gold_cases())
+@pytest.mark.parametrize(("model", "case"), CASES)
 def test_ids_are_the_original_s(bundles: dict[str, Path], model: str, case: str) -> None:
     chat = read_chat(bundles[model], case if case in FORMATS else None)
-    found = gold(model)
+    found = gold_prompts(model)
     tokenizer = ChatTokenizer(bundles[model], chat)
     assert prompt_ids(found[f"{case}.prompt"], tokenizer) == found[f"{case}.ids"]
 
 
-@needs_gold
 def test_a_question_is_written_as_the_original_writes_it(bundles: dict[str, Path]) -> None:
     """From parts, as the runtime does, with a user's text marked."""
     for model, case, question in (
@@ -104,9 +98,9 @@ def test_a_question_is_written_as_the_original_writes_it(bundles: dict[str, Path
         for slot in slots:
             prompt += quote(slot.before) + slot.opening + "<image>" + slot.closing
         prompt += quote(rest) + chat.tail
-        assert unquote(prompt) == gold(model)[f"{case}.prompt"]
+        assert unquote(prompt) == gold_prompts(model)[f"{case}.prompt"]
         ids = prompt_ids(prompt, ChatTokenizer(bundles[model], chat))
-        assert ids == gold(model)[f"{case}.ids"]
+        assert ids == gold_prompts(model)[f"{case}.ids"]
 
 
 class HuggingFace(NamedTuple):
@@ -120,7 +114,7 @@ class HuggingFace(NamedTuple):
 
 def hugging_face(folder: Path, kind: str, *, legacy: bool, adds_bos: bool = True) -> HuggingFace:
     transformers = pytest.importorskip("transformers")
-    model = mistral_model() if kind == "mistral" else GOLD / "llava-1.5" / "tokenizer.model"
+    model = mistral_model() if kind == "mistral" else DATA / "llava-1.5" / "tokenizer.model"
     if model is None or not model.is_file():
         pytest.skip(f"no tokenizer for {kind}: equality with transformers' processor is unproven")
     source = folder / "source"
@@ -159,8 +153,6 @@ def hugging_face(folder: Path, kind: str, *, legacy: bool, adds_bos: bool = True
 def checkpoint(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> HuggingFace:
-    if not GOLD.is_dir():
-        pytest.skip(f"no {GOLD}: equality with transformers' processors is unproven")
     kind = request.param
     return hugging_face(
         tmp_path_factory.mktemp(kind) / "checkpoint",
@@ -252,7 +244,6 @@ def test_a_text_with_tokens_has_the_ids_of_one_that_never_knew_them(
     assert got == bos + want
 
 
-@needs_gold
 def test_only_the_user_s_own_token_is_text(bundles: dict[str, Path]) -> None:
     chat = read_chat(bundles["llava-1"])
     tokenizer = ChatTokenizer(bundles["llava-1"], chat)
@@ -263,14 +254,11 @@ def test_only_the_user_s_own_token_is_text(bundles: dict[str, Path]) -> None:
 
 def test_a_token_in_half_a_user_s_text_is_found_by_neither_side(tmp_path: Path) -> None:
     """`<` by a user and `/s>` by a format are no token."""
-    if not GOLD.is_dir():
-        pytest.skip("no gold tokenizer")
-    bundle = exported(GOLD / "llava-1.5", tmp_path / "bundle")
+    bundle = exported(DATA / "llava-1.5", tmp_path / "bundle")
     tokenizer = ChatTokenizer(bundle, read_chat(bundle))
     assert 2 not in tokenizer.encode(quote("a<") + "/s>b", after="token")
 
 
-@needs_gold
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     texts=st.lists(
@@ -317,7 +305,6 @@ def streamed(tokenizer: ChatTokenizer, ids: list[int]) -> str:
     return "".join([*(stream.push(token) for token in ids), stream.finish()])
 
 
-@needs_gold
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(ids=st.lists(st.integers(0, 499), max_size=20))
 def test_a_stream_keeps_the_spaces_between_words(
@@ -327,9 +314,8 @@ def test_a_stream_keeps_the_spaces_between_words(
         assert streamed(tokenizer, ids) == tokenizer.decode(ids)
 
 
-@needs_gold
 def test_a_tokenizer_without_the_image_token_is_refused(tmp_path: Path) -> None:
-    shutil.copyfile(GOLD / "llava-1.5" / "tokenizer.json", tmp_path / "tokenizer.json")
+    shutil.copyfile(DATA / "llava-1.5" / "tokenizer.json", tmp_path / "tokenizer.json")
     hugging_face_config(tmp_path)
     with pytest.raises(ManifestError) as caught:
         ChatTokenizer(tmp_path, read_chat(tmp_path))
@@ -339,9 +325,8 @@ def test_a_tokenizer_without_the_image_token_is_refused(tmp_path: Path) -> None:
     )
 
 
-@needs_gold
 def test_a_vocabulary_that_joins_text_to_a_special_token_is_reported(tmp_path: Path) -> None:
-    raw = json.loads((GOLD / "llava-1.5" / "tokenizer.json").read_text())
+    raw = json.loads((DATA / "llava-1.5" / "tokenizer.json").read_text())
     # what no published file has: pairs that make `</s>` out of plain text
     for number, piece in enumerate(("</", "s>"), start=len(raw["model"]["vocab"])):
         raw["model"]["vocab"][piece] = number
@@ -357,7 +342,6 @@ def test_a_vocabulary_that_joins_text_to_a_special_token_is_reported(tmp_path: P
     )
 
 
-@needs_gold
 def test_where_tokens_keep_their_meaning_nothing_is_a_mark(bundles: dict[str, Path]) -> None:
     text = quote("a</s>b")
     chat = replace(FORMATS["v1"], keeps_special_tokens=True, begins_with_bos=False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import subprocess
 import sys
@@ -19,12 +18,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from longllava_trt.core.errors import InputError, ManifestError
 from longllava_trt.models.llava_jamba.chat import CHAT
 from longllava_trt.runtime.text.tokenizer import ChatTokenizer
+from tests.full_tokenizer import FULL_TOKENIZER
 
 ROLE_TOKEN = "<|startoftext|>"
 DATA = Path(__file__).parent / "data"
 REDUCED = DATA / "reduced-tokenizer"
-BESIDE_THE_CHECKOUT = Path(__file__).resolve().parents[4] / "shared" / "data" / "jamba-tokenizer"
-FULL = Path(os.environ.get("LONGLLAVA_TOKENIZER") or BESIDE_THE_CHECKOUT)
 SPECIAL_TOKENS = ("<|startoftext|>", "<|endoftext|>", "<|pad|>", "<|unk|>")
 """Hypothesis tries words of our sources too, and these are not text to LongLLaVA's tokenizer."""
 KEPT_STRINGS: list[str] = runpy.run_path(str(DATA / "reduce_tokenizer.py"))["kept_strings"]()
@@ -33,8 +31,8 @@ REDUCED_VOCAB: dict[str, int] = json.loads(
 )["model"]["vocab"]
 
 needs_full = pytest.mark.skipif(
-    not (FULL / "tokenizer.json").is_file(),
-    reason=f"no full Jamba tokenizer in {FULL}: equality with it and with transformers is unproven",
+    not (FULL_TOKENIZER / "tokenizer.json").is_file(),
+    reason=f"no full Jamba tokenizer in {FULL_TOKENIZER}: equality with it and with transformers is unproven",
 )
 
 
@@ -45,7 +43,7 @@ def reduced() -> ChatTokenizer:
 
 @pytest.fixture(scope="module")
 def full() -> ChatTokenizer:
-    return ChatTokenizer(FULL, CHAT)
+    return ChatTokenizer(FULL_TOKENIZER, CHAT)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +78,7 @@ def test_reduced_tokenizer_equals_the_full_one_on_every_part_of_its_strings(
 def test_committed_reduction_is_what_the_script_makes(tmp_path: Path) -> None:
     out = tmp_path / "tokenizer.json"
     script = DATA / "reduce_tokenizer.py"
-    command = [sys.executable, str(script), str(FULL / "tokenizer.json"), str(out)]
+    command = [sys.executable, str(script), str(FULL_TOKENIZER / "tokenizer.json"), str(out)]
     subprocess.run(command, check=True)
     assert out.read_bytes() == (REDUCED / "tokenizer.json").read_bytes()
     assert out.stat().st_size < 100_000
@@ -89,7 +87,9 @@ def test_committed_reduction_is_what_the_script_makes(tmp_path: Path) -> None:
 @needs_full
 def test_ids_and_text_equal_those_of_transformers(full: ChatTokenizer) -> None:
     transformers = pytest.importorskip("transformers")
-    oracle = transformers.PreTrainedTokenizerFast(tokenizer_file=str(FULL / "tokenizer.json"))
+    oracle = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(FULL_TOKENIZER / "tokenizer.json")
+    )
     texts = [
         *KEPT_STRINGS,
         "  two spaces",
