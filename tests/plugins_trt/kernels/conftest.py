@@ -52,9 +52,9 @@ def _bfloat16_is_rounded() -> Iterator[None]:
 
 @pytest.fixture
 def bfloat16_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Multiply bfloat16 as a GPU does.
+    """Multiply bfloat16, and make it from integers, as a GPU does.
 
-    Triton 3.9's interpreter does it with the bit patterns; remove this once it does not.
+    Triton 3.9's interpreter does either with the bit patterns; remove this once it does not.
     """
     if not (HAS_TRITON and INTERPRETED):
         return
@@ -62,6 +62,11 @@ def bfloat16_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
     cast = InterpreterBuilder.cast_impl
+
+    def cast_in_steps(self: Any, source: Any, target: Any) -> Any:
+        if source.dtype.scalar.is_int() and target.scalar == tl.bfloat16:
+            source = cast(self, source, tl.float32)
+        return cast(self, source, target)
 
     def widened(self: Any, factor: Any) -> np.ndarray:
         is_bfloat16 = factor.dtype.scalar == tl.bfloat16
@@ -72,6 +77,7 @@ def bfloat16_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
         product = np.matmul(widened(self, a), widened(self, b), dtype=np.float32)
         return TensorHandle(product + total.data, total.dtype.scalar)
 
+    monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast_in_steps)
     monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
 
 

@@ -34,38 +34,9 @@ SMALL_TILES = {
 }
 """Several tiles along every axis of a small problem."""
 
+pytestmark = pytest.mark.usefixtures("bfloat16_is_multiplied")
+
 Tensors = dict[str, Any]
-
-
-@pytest.fixture(autouse=True)
-def _bfloat16_is_multiplied(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Multiply bfloat16, and make it from integers, as a GPU does.
-
-    Triton 3.9's interpreter does either with the bit patterns; remove this once it does not.
-    """
-    if not INTERPRETED:
-        return
-    import triton.language as tl
-    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
-
-    cast = InterpreterBuilder.cast_impl
-
-    def cast_in_steps(self: Any, source: Any, target: Any) -> Any:
-        if source.dtype.scalar.is_int() and target.scalar == tl.bfloat16:
-            source = cast(self, source, tl.float32)
-        return cast(self, source, target)
-
-    def widened(self: Any, factor: Any) -> np.ndarray:
-        is_bfloat16 = factor.dtype.scalar == tl.bfloat16
-        data: np.ndarray = (cast(self, factor, tl.float32) if is_bfloat16 else factor).data
-        return data
-
-    def dot(self: Any, a: Any, b: Any, total: Any, *options: Any) -> Any:
-        product = np.matmul(widened(self, a), widened(self, b), dtype=np.float32)
-        return TensorHandle(product + total.data, total.dtype.scalar)
-
-    monkeypatch.setattr(InterpreterBuilder, "cast_impl", cast_in_steps)
-    monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
 
 
 def make(
