@@ -112,8 +112,6 @@ class ImageSpec:
     merge: Literal["flat", "spatial", "spatial_unpad"] = "flat"
     """`flat`: rows of the overview, then of each tile. `spatial`: tiles as one map, row by row.
     `spatial_unpad`: the same without the canvas's border, and with a newline after each row."""
-    has_newline: bool = False
-    """Whether the checkpoint has the embedding `image_newline` [hidden_size]."""
     use_start_end: bool = False
     """Whether an image stands between the tokens `<im_start>` and `<im_end>`."""
     token_id: int | None = None
@@ -127,5 +125,8 @@ class ImageSpec:
             )
         if any(side < 1 for pinpoint in self.pinpoints for side in pinpoint):
             raise ConfigError(f"images: pinpoints must be positive, got {self.pinpoints}")
-        if self.merge == "spatial_unpad" and not self.has_newline:
-            raise ConfigError("images: rows that are unpadded end with a newline, got none")
+
+    @property
+    def has_newline(self) -> bool:
+        """Whether the checkpoint has the embedding `image_newline` [hidden_size]."""
+        return self.merge == "spatial_unpad"

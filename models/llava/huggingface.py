@@ -72,7 +72,6 @@ def read_huggingface(
             aspect_ratio="anyres" if is_next else "square",
             pinpoints=tuple((width, height) for height, width in pinpoints),
             merge="spatial_unpad" if is_next else "flat",
-            has_newline=is_next,
             token_id=token,
         )
         keys = LlavaKeys(

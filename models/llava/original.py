@@ -40,7 +40,7 @@ _PROJECTORS = "'linear' or 'mlpNx_gelu'"
 
 
 class Tower(NamedTuple):
-    """What the file says about the tower."""
+    """Facts about the tower in the file."""
 
     name: str
     """Its folder in the checkpoint or elsewhere, or its name on the hub."""
@@ -94,7 +94,6 @@ def read_original(
             aspect_ratio=aspect,
             pinpoints=pinpoints if aspect == "anyres" else (),
             merge=merge,
-            has_newline=merge == "spatial_unpad",
             use_start_end=start_end,
         )
         keys = LlavaKeys(

@@ -55,9 +55,7 @@ _AT_MOST_SIX = tuple(
 
 
 def _anyres(pinpoints: tuple[tuple[int, int], ...]) -> ImageSpec:
-    return ImageSpec(
-        aspect_ratio="anyres", pinpoints=pinpoints, merge="spatial_unpad", has_newline=True
-    )
+    return ImageSpec(aspect_ratio="anyres", pinpoints=pinpoints, merge="spatial_unpad")
 
 
 def compose(

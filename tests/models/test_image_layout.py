@@ -26,7 +26,7 @@ TRANSFORMERS = tuple((width, height) for height, width in RELEASED)
 
 
 def anyres(pinpoints: tuple[tuple[int, int], ...], merge: Any = "spatial_unpad") -> ImageSpec:
-    return ImageSpec(aspect_ratio="anyres", pinpoints=pinpoints, merge=merge, has_newline=True)
+    return ImageSpec(aspect_ratio="anyres", pinpoints=pinpoints, merge=merge)
 
 
 def table(pinpoints: Any, grid: PatchGrid, text: str) -> list[Any]:
@@ -126,9 +126,9 @@ def test_merges_in_the_order_of_the_tiles_or_of_one_map() -> None:
 
 
 def test_one_view_ends_with_a_newline_where_rows_do() -> None:
-    plain = image_layout(ImageSpec(aspect_ratio="pad", has_newline=True), (9, 9), GRID)
+    plain = image_layout(ImageSpec(aspect_ratio="pad"), (9, 9), GRID)
     assert (plain.num_views, plain.num_positions, plain.order) == (1, 576, None)
-    spec = ImageSpec(aspect_ratio="pad", merge="spatial_unpad", has_newline=True)
+    spec = ImageSpec(aspect_ratio="pad", merge="spatial_unpad")
     lined = image_layout(spec, (9, 9), GRID)
     assert lined.order is not None
     assert lined.order.tolist() == list(range(577))

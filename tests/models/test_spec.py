@@ -51,7 +51,6 @@ TEXT = ModelSpec(
         (ExpertsSpec, {"num_experts": 2, "top_k": 3, "intermediate_size": 8}, "3 of them cannot"),
         (ImageSpec, {"aspect_ratio": "anyres"}, "come together, got 'anyres' and 0 pinpoints"),
         (ImageSpec, {"pinpoints": ((2, 2),)}, "come together, got 'square' and 1 pinpoints"),
-        (ImageSpec, {"merge": "spatial_unpad"}, "rows that are unpadded end with a newline"),
         (ModelSpec, {"model_type": "x", "decoder": TEXT.decoder, "vision": VisionSpec()}, "or not"),
     ],
 )

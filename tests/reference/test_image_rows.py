@@ -20,7 +20,7 @@ PINPOINTS = ((8, 16), (16, 8), (16, 16), (24, 8))
 
 
 def anyres(merge: Any) -> ImageSpec:
-    return ImageSpec(aspect_ratio="anyres", pinpoints=PINPOINTS, merge=merge, has_newline=True)
+    return ImageSpec(aspect_ratio="anyres", pinpoints=PINPOINTS, merge=merge)
 
 
 def merged(merge: str, size: tuple[int, int]) -> tuple[Any, Any, Any]:
@@ -84,7 +84,7 @@ def test_one_view_gets_a_newline_only_where_lines_do(merge: str) -> None:
     views, newline = torch.ones(1, SIDE**2, WIDTH), torch.zeros(WIDTH)
     ending = newline if merge == "spatial_unpad" else None
     rows = merge_views(views, (0, 0), (9, 9), ending, is_map=True)
-    spec = ImageSpec(aspect_ratio="pad", merge=merge, has_newline=True)  # type: ignore[arg-type]
+    spec = ImageSpec(aspect_ratio="pad", merge=merge)  # type: ignore[arg-type]
     layout = image_layout(spec, (9, 9), GRID)
     np.testing.assert_array_equal(layout.arrange(views.numpy(), newline.numpy()), rows.numpy())
     assert len(rows) == SIDE**2 + (merge == "spatial_unpad")

@@ -175,7 +175,6 @@ TILED = ViewCutter(
         aspect_ratio="anyres",
         pinpoints=((8, 16), (16, 8), (16, 16)),
         merge="spatial_unpad",
-        has_newline=True,
     ),
     PatchGrid(image_size=8, side=2),
     None,

@@ -222,7 +222,6 @@ def test_positions_are_those_of_the_size_that_a_header_says() -> None:
         aspect_ratio="anyres",
         pinpoints=((336, 672), (672, 336)),
         merge="spatial_unpad",
-        has_newline=True,
     )
     cutter = ViewCutter(spec, PatchGrid(image_size=336, side=24), None)
     form = MessageFormat(CHAT, cutter)

@@ -100,9 +100,7 @@ def layout_of(kind: str, size: tuple[int, int]) -> ImageLayout:
     if kind in {"crop", "pad"}:
         return image_layout(ImageSpec(), size, PatchGrid(image_size=336, side=24))
     pinpoints = tuple((w, h) for h, w in (HD if kind == "hd" else RELEASED))
-    spec = ImageSpec(
-        aspect_ratio="anyres", pinpoints=pinpoints, merge="spatial_unpad", has_newline=True
-    )
+    spec = ImageSpec(aspect_ratio="anyres", pinpoints=pinpoints, merge="spatial_unpad")
     side = 224 if kind == "hd" else 336
     return image_layout(spec, size, PatchGrid(image_size=side, side=side // 14))
 
