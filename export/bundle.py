@@ -244,7 +244,7 @@ def _copy_side_files(
         defaults[PREPROCESSOR_FILE] = find_preprocessor(
             checkpoint,
             config.vision,
-            tower=str(config.source.get("mm_vision_tower", VISION_CONFIG_FOLDER)),
+            tower=config.tower or "",
             override=vision_tower,
         )
     for name in ("config.json", "tokenizer_config.json", *defaults):
