@@ -84,7 +84,7 @@ def _check_beginning(fast: Path, files: _TokenizerFiles) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _TokenizerFiles:
-    """What the files beside tokenizer.model say."""
+    """Content of the files beside tokenizer.model."""
 
     config: Mapping[str, Any]
     names: Mapping[str, str]

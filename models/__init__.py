@@ -9,8 +9,11 @@ clip.py         vision towers: their config.json, found or written; towers.py: p
 config_reader.py  strict reader of config.json
 llama_layers.py   Llama's and Mistral's keys in it; jamba_layers.py: Jamba's
 rotary.py       angles of rotary positions
-chat.py         chat format: roles, separators, media markers
-image_policy.py how a still is cut into tiles, and the text around them
+chat.py         chat format: roles, separators, media markers; chat_file.py: a bundle's choice of it
+chat_template.py  a chat format from a checkpoint's template; jinja_template.py: what runs one
+image_layout.py an image's size to its views and the order of their rows
+image_policy.py how a still in high resolution is cut into tiles, and the text around them
+preset_names.py names of presets, for the command line's help
 contracts.py    names, shapes and dtypes of every stage
 checkpoint.py   position of every tensor of a checkpoint
 llava_jamba/    LongLLaVA: CLIP, 2x2 pooling, MLP projector, Jamba

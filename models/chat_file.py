@@ -1,4 +1,4 @@
-"""What an export keeps of a checkpoint's prompts: a bundle has another name and maybe another tokenizer.json."""
+"""Record of a checkpoint's prompts in its bundle, which has another name and maybe another tokenizer.json."""
 
 from __future__ import annotations
 

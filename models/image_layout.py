@@ -26,7 +26,7 @@ Size: TypeAlias = tuple[int, int]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PatchGrid:
-    """What the tower and the connector make of one view."""
+    """Rows that the tower and the connector make of one view."""
 
     image_size: int
     """Side of the square that the tower sees, in pixels."""
@@ -52,7 +52,7 @@ class PatchGrid:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Canvas:
-    """Where an image lies before it is cut into tiles of the tower's size."""
+    """Area on which an image lies before it is cut into tiles of the tower's size."""
 
     size: Size
     """A multiple of the tower's size in both directions."""
@@ -76,7 +76,7 @@ class ImageLayout:
     canvas: Canvas | None = None
     """None: the whole image is the only view."""
     order: NDArray[np.int32] | None = None
-    """Which row stands at each position, counted over all views; one past the last is the newline.
+    """Index of the row at each position, counted over all views; one past the last is the newline.
     [num_positions], int32; not to be written. None: all rows of all views, one after another."""
 
     def arrange(

@@ -36,7 +36,7 @@ WHOSE_CONFIG = "the folder of a checkpoint holds config.json beside its weights"
 
 
 _UNSAID_CONTEXT = 4096
-"""Where config.json gives no number."""
+"""Positions of a model whose config.json gives no number."""
 
 
 class _Entry(NamedTuple):

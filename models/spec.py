@@ -58,7 +58,7 @@ class ModelSpec:
     images: ImageSpec = field(default_factory=ImageSpec)
     """How a picture becomes rows; without meaning for a text model."""
     title: str = ""
-    """Which model it is, for people, such as `LLaVA-1.5`; empty if the family has but one."""
+    """Name of the model for people, such as `LLaVA-1.5`; empty if the family has but one."""
     torch_dtype: str = "bfloat16"
     """Dtype in config.json; the tensors' own dtypes are in their headers."""
     bos_token_id: int | None = None

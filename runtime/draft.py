@@ -80,7 +80,7 @@ class SequenceDraft:
 
     @property
     def _place(self) -> Place:
-        """What is before the pending text."""
+        """Kind of what is before the pending text."""
         return place_after(self.images, self.fed_text)
 
     def content(self) -> SequenceContent:

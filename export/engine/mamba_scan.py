@@ -1,4 +1,4 @@
-"""What lies between x_proj and out_proj of a Mamba layer becomes one operator of ours.
+"""Nodes between x_proj and out_proj of a Mamba layer become one operator of ours.
 
 TensorRT would run each of three norms, dt's projection and our scan as kernels of their own, which read and write some
 hundred values of a token each. The bundle's graph keeps the standard nodes, which any runtime knows.

@@ -38,7 +38,7 @@ __all__ = ["VERBS", "build_parser", "main"]
 VERBS = (synth, plan, export, build, run, chat, validate, bench, inspect, verify, doctor)
 
 _DESCRIPTION = (
-    "Export LongLLaVA checkpoints to ONNX bundles, check them, and ask them about images."
+    "Export checkpoints of the LLaVA series to ONNX bundles, check them, and ask them about images."
 )
 _EPILOG = """\
 from nothing to an answer:

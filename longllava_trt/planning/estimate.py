@@ -103,7 +103,7 @@ class DeviceMemory:
     states: int
     """Conv and recurrent states, double-buffered."""
     activations: int
-    """What every stage works in, a chunk or a batch in its widest layer; for existing engines, TensorRT's numbers."""
+    """Memory that every stage works in, a chunk or a batch in its widest layer; for existing engines, TensorRT's numbers."""
     reserve: int = _DEVICE_RESERVE
 
     @property

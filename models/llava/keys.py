@@ -1,4 +1,4 @@
-"""What a LLaVA's config.json says, in either format, and the model that follows from it."""
+"""Content of a LLaVA's config.json, in either format, and the model that follows from it."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ Fit: TypeAlias = Literal["pad", "crop", "stretch"]
 side and cropped in the middle; or resized in both directions by themselves."""
 
 RESCALE_FACTOR = 0.00392156862745098
-"""What a byte is multiplied by."""
+"""Factor of a byte's value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

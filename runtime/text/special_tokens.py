@@ -136,7 +136,7 @@ class _Encoded(NamedTuple):
         return cls(list(encoding.ids), list(encoding.offsets))
 
     def without_first(self, length: int) -> _Encoded:
-        """Return it without its first token, which stands for so many characters."""
+        """Return it without its first token, which stands for ``length`` characters."""
         moved = [(begin - length, end - length) for begin, end in self.offsets[1:]]
         return _Encoded(self.ids[1:], moved)
 

@@ -22,7 +22,7 @@ from longllava_trt.runtime.text.special_tokens import SpecialTokens
 __all__ = ["ChatTokenizer", "Place", "TokenStream"]
 
 Place = Literal["start", "image", "token"]
-"""What is before a text: nothing, an image, or a place at which a text was cut (`stable_length`)."""
+"""Kind of what is before a text: nothing, an image, or a place at which a text was cut (`stable_length`)."""
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"

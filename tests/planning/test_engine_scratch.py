@@ -1,4 +1,4 @@
-"""What engines are expected to work in, against what TensorRT said when it built them."""
+"""Memory that engines are expected to work in, against what TensorRT said when it built them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEEN = {
     ("53b", 4096, 16): (226_885_632, 47_988_736, 623_600_128),
     ("53b", 1024, 8): (113_442_816, 29_114_368, 157_424_128),
 }
-"""What TensorRT-RTX 1.7.1.116 said for sm80 in bfloat16, from a checkpoint without weights."""
+"""Numbers of TensorRT-RTX 1.7.1.116 for sm80 in bfloat16, from a checkpoint without weights."""
 
 
 @pytest.mark.parametrize("case", SEEN, ids=str)

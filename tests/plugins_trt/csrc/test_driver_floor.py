@@ -1,4 +1,4 @@
-"""What is embedded in the library can be taken by the oldest drivers that docs/plugins.md names."""
+"""Code embedded in the library can be taken by the oldest drivers that docs/plugins.md names."""
 
 from __future__ import annotations
 

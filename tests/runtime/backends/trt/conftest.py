@@ -73,7 +73,7 @@ class FakeRuntime:
         self.fails_to_capture = False
         self.gpu = "NVIDIA RTX 1 Ada"
         self.capturable: bool | None = True
-        """What contexts say; None if they have no such question, as in the full TensorRT."""
+        """Answer of contexts; None if they have no such question, as in the full TensorRT."""
         self.shapes: list[dict[str, tuple[int, ...]]] = []
         """Of every launch."""
         self.contexts = 0
