@@ -43,7 +43,7 @@ void const* secondHalf(void const* xz, int64_t dInner, ElementType type) noexcep
         reinterpret_cast<uintptr_t>(xz) + static_cast<uintptr_t>(dInner * itemSize(type)));
 }
 
-class MambaScan final : public Operator
+class MambaScan final : public ScanOperator
 {
 public:
     explicit MambaScan(float eps)
@@ -81,36 +81,6 @@ public:
         return workspace.used() + scanWorkspaceBytes(largest);
     }
 
-    Plan plan(Call const& call) const noexcept override
-    {
-        Plan plan;
-        if (call.sizes[Symbol::kSeqLen] <= kStepTokens)
-        {
-            planStep(call, plan);
-        }
-        else
-        {
-            planChunks(call, plan);
-        }
-        return plan;
-    }
-
-    std::vector<Sizes> everyPath(Sizes const& sizes) const override
-    {
-        Sizes step = sizes;
-        step[Symbol::kBatch] = 1;
-        step[Symbol::kSeqLen] = 1;
-        Sizes chunks = step;
-        chunks[Symbol::kSeqLen] = 2 * kScanMinChunk;
-        return {step, chunks};
-    }
-
-    bool mayAlias(Sizes const& sizes, int32_t input, int32_t output) const noexcept override
-    {
-        // only the step reads all of a channel's state before it writes any
-        return input == kState && output == 1 && sizes[Symbol::kSeqLen] <= kStepTokens;
-    }
-
 private:
     enum Input
     {
@@ -127,7 +97,7 @@ private:
         kState,
     };
 
-    void planStep(Call const& call, Plan& plan) const noexcept
+    void planStep(Call const& call, Plan& plan) const noexcept override
     {
         int64_t const dInner = call.sizes[Symbol::kDInner];
         int64_t const dtRank = call.sizes[Symbol::kDtRank];
@@ -142,7 +112,7 @@ private:
         arguments.int32(call.sizes[Symbol::kSeqLen]).int32(dInner).int32(dtRank).int32(mEpsBits);
     }
 
-    void planChunks(Call const& call, Plan& plan) const noexcept
+    void planChunks(Call const& call, Plan& plan) const noexcept override
     {
         void const* const* const in = call.inputs;
         int64_t const dInner = call.sizes[Symbol::kDInner];

@@ -10,7 +10,7 @@ namespace longllava
 namespace
 {
 
-//! How time is cut: so many chunks, each so long; the last may be shorter.
+//! The number of chunks that time is cut into, and their length; the last may be shorter.
 struct Chunks
 {
     int64_t count;
@@ -45,6 +45,37 @@ Between carve(Workspace& workspace, int64_t batch, int64_t slots, int64_t dInner
 }
 
 } // namespace
+
+Plan ScanOperator::plan(Call const& call) const noexcept
+{
+    Plan plan;
+    if (call.sizes[Symbol::kSeqLen] <= kStepTokens)
+    {
+        planStep(call, plan);
+    }
+    else
+    {
+        planChunks(call, plan);
+    }
+    return plan;
+}
+
+std::vector<Sizes> ScanOperator::everyPath(Sizes const& sizes) const
+{
+    Sizes step = sizes;
+    step[Symbol::kBatch] = 1;
+    step[Symbol::kSeqLen] = 1;
+    Sizes chunks = step;
+    chunks[Symbol::kSeqLen] = 2 * kScanMinChunk;
+    return {step, chunks};
+}
+
+bool ScanOperator::mayAlias(Sizes const& sizes, int32_t input, int32_t output) const noexcept
+{
+    // only the step reads all of a channel's state before it writes any
+    return input == form().numInputs - 1 && output == 1
+        && sizes[Symbol::kSeqLen] <= kStepTokens;
+}
 
 Status checkDState(char const* opType, Sizes const& sizes)
 {

@@ -1,11 +1,29 @@
-// Launches of a scan over many tokens, which SelectiveScan and MambaScan share. Mirrors
-// plan_scan_chunks in plugins_trt/launch_plans/mixers.py. Must not know TensorRT.
+// What SelectiveScan and MambaScan share: one kernel for few tokens, else launches of a scan over many,
+// which mirror plan_scan_chunks in plugins_trt/launch_plans/mixers.py. Must not know TensorRT.
 #pragma once
 
 #include "operator.h"
 
 namespace longllava
 {
+
+//! An operator that carries a recurrent state, its last input, to its second output.
+class ScanOperator : public Operator
+{
+public:
+    Plan plan(Call const& call) const noexcept final;
+
+    std::vector<Sizes> everyPath(Sizes const& sizes) const override;
+
+    bool mayAlias(Sizes const& sizes, int32_t input, int32_t output) const noexcept final;
+
+private:
+    //! Append the launches for up to kStepTokens tokens.
+    virtual void planStep(Call const& call, Plan& plan) const noexcept = 0;
+
+    //! Append the launches for more.
+    virtual void planChunks(Call const& call, Plan& plan) const noexcept = 0;
+};
 
 //! What the kernels read and write. Named as their arguments.
 struct ScanTensors

@@ -8,7 +8,7 @@ namespace longllava
 namespace
 {
 
-class SelectiveScan final : public Operator
+class SelectiveScan final : public ScanOperator
 {
 public:
     Form const& form() const noexcept override
@@ -27,35 +27,12 @@ public:
         return scanWorkspaceBytes(largest);
     }
 
-    Plan plan(Call const& call) const noexcept override
-    {
-        Plan plan;
-        if (call.sizes[Symbol::kSeqLen] <= kStepTokens)
-        {
-            planStep(call, plan);
-        }
-        else
-        {
-            planChunks(call, plan);
-        }
-        return plan;
-    }
-
     std::vector<Sizes> everyPath(Sizes const& sizes) const override
     {
-        Sizes step = sizes;
-        step[Symbol::kBatch] = 1;
-        step[Symbol::kDInner] = 1;
-        step[Symbol::kSeqLen] = 1;
-        Sizes chunks = step;
-        chunks[Symbol::kSeqLen] = 2 * kScanMinChunk;
-        return {step, chunks};
-    }
-
-    bool mayAlias(Sizes const& sizes, int32_t input, int32_t output) const noexcept override
-    {
-        // only the step reads all of a channel's state before it writes any
-        return input == kState && output == 1 && sizes[Symbol::kSeqLen] <= kStepTokens;
+        // the same kernels for every number of channels, which may not be known yet
+        Sizes known = sizes;
+        known[Symbol::kDInner] = 1;
+        return ScanOperator::everyPath(known);
     }
 
 private:
@@ -72,7 +49,7 @@ private:
         kState,
     };
 
-    static void planStep(Call const& call, Plan& plan) noexcept
+    void planStep(Call const& call, Plan& plan) const noexcept override
     {
         int64_t const dInner = call.sizes[Symbol::kDInner];
         Arguments& arguments = plan.add(kernelName("scan_step_%s", typeName(call.type)),
@@ -85,7 +62,7 @@ private:
         arguments.int32(call.sizes[Symbol::kSeqLen]).int32(dInner).int32(dInner);
     }
 
-    static void planChunks(Call const& call, Plan& plan) noexcept
+    void planChunks(Call const& call, Plan& plan) const noexcept override
     {
         void const* const* const in = call.inputs;
         ScanTensors const tensors{in[kU], in[kDt], in[kALog], in[kB], in[kC], in[kD], in[kZ],
