@@ -25,6 +25,7 @@ __all__ = [
     "Renaming",
     "StoredTensor",
     "rename",
+    "stacked_names",
 ]
 
 Renaming = tuple[tuple[re.Pattern[str], str], ...]
@@ -142,3 +143,18 @@ def rename(name: str, renaming: Renaming) -> str:
     for pattern, replacement in renaming:
         name = pattern.sub(replacement, name)
     return name
+
+
+def stacked_names(prefix: str, kinds: str, num_experts: int) -> tuple[str, ...]:
+    """Return the names of the matrices that one tensor of all experts holds, in storage order.
+
+    Args:
+        prefix: Beginning of the names, before an expert's number.
+        kinds: `gate_up`, whose experts have gate's rows before up's, or `down`.
+        num_experts: Length of the tensor's first axis.
+    """
+    return tuple(
+        f"{prefix}{expert}.{kind}_proj.weight"
+        for expert in range(num_experts)
+        for kind in kinds.split("_")
+    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from longllava_trt.models.family import Renaming, StoredTensor, rename
+from longllava_trt.models.family import Renaming, StoredTensor, rename, stacked_names
 from longllava_trt.models.parameters import expert_path, experts_path, parameter_shapes
 from longllava_trt.models.spec import ModelSpec
 
@@ -54,12 +54,7 @@ def stored_parts(key: str, num_experts: int) -> tuple[str, ...]:
     stacked = _STACKED.fullmatch(key)
     if not stacked:
         return (canonical_name(key),)
-    kinds = stacked[2].split("_")
-    return tuple(
-        f"{stacked[1]}{expert}.{kind}_proj.weight"
-        for expert in range(num_experts)
-        for kind in kinds
-    )
+    return stacked_names(stacked[1], stacked[2], num_experts)
 
 
 def stacked_tensors(spec: ModelSpec) -> dict[str, StoredTensor]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 
-from longllava_trt.models.family import Renaming, rename
+from longllava_trt.models.family import Renaming, rename, stacked_names
 
 __all__ = ["VISION_PREFIX", "canonical_name", "is_tolerated", "stored_parts", "tensor_name"]
 
@@ -79,12 +79,7 @@ def stored_parts(key: str, num_experts: int) -> tuple[str, ...]:
     packed = _PACKED.fullmatch(key)
     if not packed:
         return (canonical_name(key),)
-    layer, kinds = packed[1], packed[2].split("_")
-    return tuple(
-        f"{layer}.moe.experts.{expert}.{kind}_proj.weight"
-        for expert in range(num_experts)
-        for kind in kinds
-    )
+    return stacked_names(f"{packed[1]}.moe.experts.", packed[2], num_experts)
 
 
 def is_tolerated(key: str) -> bool:
